@@ -1,0 +1,210 @@
+"""An exported file and the manifest beside it.
+
+An artifact is the raw file exactly as its runtime wants it, so every other tool opens it too; `<file>.json` beside it is the
+manifest. Loading compares the file with the manifest's checksum before anything else reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from alexnet_edge.errors import ArtifactError
+from alexnet_edge.files import sha256_file, sync_and_replace, write_json, writing
+from alexnet_edge.preprocess import Preprocessing
+
+SCHEMA = 1
+
+Format = Literal["torchscript", "pt2", "onnx", "trt"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+SUFFIXES: dict[str, str] = {"torchscript": ".ts", "pt2": ".pt2", "onnx": ".onnx", "trt": ".engine"}
+"""File name ending of each format."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """Name, element type and shape of an input or output; the first extent is the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    """Without the batch: `(3, 227, 227)` or `(1000,)`."""
+    min_batch: int = 1
+    max_batch: int | None = None
+    """None where the runtime sets no bound."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TensorSpec:
+        """Read a JSON object; raises KeyError, TypeError or ValueError when a field is missing or of the wrong kind."""
+        bound = value["max_batch"]
+        return cls(
+            name=str(value["name"]),
+            dtype=str(value["dtype"]),
+            shape=tuple(int(extent) for extent in value["shape"]),
+            min_batch=int(value["min_batch"]),
+            max_batch=None if bound is None else int(bound),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerPrecision:
+    """Requested against built precision of one layer."""
+
+    name: str
+    requested: str
+    built: str
+    """`unknown` where the runtime gives no way to see it."""
+    evidence: str
+    """Where `built` was read from."""
+
+    @property
+    def holds(self) -> bool:
+        return self.requested == self.built
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What an artifact says of itself; the file `<artifact>.json`."""
+
+    format: Format
+    runtime: str
+    """The runtime it is meant for: `torch`, `onnxruntime`, `tensorrt-rtx`, ..."""
+    precision: Precision
+    """The precision asked for."""
+    architecture: str
+    classes: tuple[str, ...]
+    head: Literal["logits", "probabilities"]
+    preprocessing: Preprocessing
+    input: TensorSpec
+    output: TensorSpec
+    checkpoint: str
+    """Path of the source checkpoint when it was exported."""
+    checkpoint_sha256: str
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of every intermediate file the artifact was built from, by name."""
+    layers: tuple[LayerPrecision, ...] = ()
+    calibration: Mapping[str, Any] | None = None
+    """Method, number of images, hash of the ordered list, hash of the table; None without INT8."""
+    build: Mapping[str, Any] = field(default_factory=dict)
+    """Options the runtime was given, and what it answered."""
+    build_seconds: float = 0.0
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    """The parity verdict and its figures, or the reason why it could not be run here."""
+    sha256: str = ""
+    """Of the artifact's bytes; filled in by `commit`."""
+    bytes: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        value = asdict(self)
+        value["preprocessing"] = self.preprocessing.to_json()
+        return {"schema": SCHEMA, **value}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: when a field is missing or of the wrong kind.
+        """
+        if value["schema"] != SCHEMA:
+            raise ValueError(f"schema {value['schema']} is not {SCHEMA}")
+        if value["format"] not in SUFFIXES:
+            raise ValueError(f"unknown format {value['format']}")
+        names = {entry.name for entry in cls.__dataclass_fields__.values()}
+        fields = {name: value[name] for name in names}
+        fields["classes"] = tuple(str(name) for name in value["classes"])
+        fields["preprocessing"] = Preprocessing.from_json(value["preprocessing"])
+        fields["input"] = TensorSpec.from_json(value["input"])
+        fields["output"] = TensorSpec.from_json(value["output"])
+        fields["layers"] = tuple(LayerPrecision(**layer) for layer in value["layers"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """An exported file whose bytes match its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def label(self) -> str:
+        """A short name for tables: `onnx fp16`."""
+        return f"{self.manifest.format} {self.manifest.precision}"
+
+
+def manifest_path(path: Path) -> Path:
+    """Where the manifest of the artifact `path` is."""
+    return path.with_name(path.name + ".json")
+
+
+def commit(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
+    """Move a finished file to `path` with its manifest.
+
+    The manifest is first written as `<path>.json.next`; whoever is killed between the two renames leaves a file that
+    `load_artifact` recognises by its checksum, so a reader finds either the old pair or the new one.
+
+    Raises:
+        OutputError: when the files cannot be written.
+    """
+    with writing(path):
+        manifest = replace(manifest, sha256=sha256_file(temporary), bytes=temporary.stat().st_size)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        waiting = _next_manifest(path)
+        write_json(waiting, manifest.to_json())
+        sync_and_replace(temporary, path)
+        waiting.replace(manifest_path(path))
+    return Artifact(path=path, manifest=manifest)
+
+
+def load_artifact(path: Path) -> Artifact:
+    """Read the manifest of `path` and check the file against it.
+
+    Raises:
+        ArtifactError: when the file or its manifest is missing or damaged, or they do not belong together.
+    """
+    if not path.is_file():
+        raise ArtifactError(
+            "no such artifact", value=path, fix="write it with `alexnet-edge export`, or check the path"
+        )
+    sidecar, waiting = manifest_path(path), _next_manifest(path)
+    if not sidecar.is_file() and not waiting.is_file():
+        raise ArtifactError(
+            f"the artifact has no manifest ({sidecar.name})",
+            value=path,
+            fix="copy the manifest along with the file, or export again",
+        )
+    digest = sha256_file(path)
+    if waiting.is_file() and (manifest := _read_manifest(waiting)).sha256 == digest:
+        with suppress(OSError):  # a read-only folder: the next writer finishes the rename
+            waiting.replace(sidecar)
+        return Artifact(path=path, manifest=manifest)
+    manifest = _read_manifest(sidecar)
+    if manifest.sha256 != digest:
+        raise ArtifactError(
+            f"the file does not match its manifest (sha256 {digest[:12]}, not {manifest.sha256[:12]})",
+            value=path,
+            fix="it was changed or cut short: copy or export it again",
+        )
+    return Artifact(path=path, manifest=manifest)
+
+
+def _read_manifest(sidecar: Path) -> Manifest:
+    try:
+        return Manifest.from_json(json.loads(sidecar.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ArtifactError("the artifact has no manifest", value=sidecar, fix="export it again") from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"the manifest is damaged ({type(error).__name__}: {error})", value=sidecar, fix="export the artifact again"
+        ) from error
+
+
+def _next_manifest(path: Path) -> Path:
+    return path.with_name(path.name + ".json.next")

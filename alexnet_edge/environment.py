@@ -1,0 +1,121 @@
+"""What this machine is: processor, memory, GPU, operating system, library versions.
+
+Nothing here is guessed: what cannot be read is `None`, and is shown as "unavailable".
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    "alexnet-edge",
+    "numpy",
+    "pillow",
+    "torch",
+    "torchvision",
+    "safetensors",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+)
+"""Distributions whose version is recorded in checkpoints, manifests and results."""
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of each installed library of `LIBRARIES`."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def usable_cpus() -> int:
+    """Processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_model() -> str | None:
+    """The processor's name, as the kernel gives it."""
+    text = _read(Path("/proc/cpuinfo"))
+    if text:
+        for key in ("model name", "Model", "Hardware"):
+            if match := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE):
+                return match.group(1).strip()
+    return _read(Path("/proc/device-tree/model")) or platform.processor() or None
+
+
+def cpu_features() -> list[str]:
+    """The vector instruction sets that decide which kernels run, of those the processor has."""
+    text = _read(Path("/proc/cpuinfo")) or ""
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = set(match.group(1).split()) if match else set()
+    known = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
+    return [name for name in known if name in flags]
+
+
+def memory_bytes() -> int | None:
+    """Physical memory, in bytes."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def last_level_cache_bytes() -> int | None:
+    """Size of the largest cache of processor 0, in bytes."""
+    sizes = []
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        text = _read(index / "size")
+        if text and (match := re.fullmatch(r"(\d+)([KMG]?)", text)):
+            sizes.append(int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2)])
+    return max(sizes, default=None)
+
+
+def cpu_governor() -> str | None:
+    """The frequency governor of processor 0; None in most virtual machines."""
+    return _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
+
+
+def l4t_release() -> str | None:
+    """The Jetson Linux release, such as `36.4.3`; None on other machines."""
+    text = _read(Path("/etc/nv_tegra_release"))
+    if text and (match := re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", text)):
+        return f"{match.group(1)}.{match.group(2)}"
+    return None
+
+
+def describe() -> dict[str, Any]:
+    """The machine as recorded in manifests and results; values that cannot be read are None."""
+    return {
+        "os": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "cpu": cpu_model(),
+        "cpus": usable_cpus(),
+        "cpu_features": cpu_features(),
+        "cpu_governor": cpu_governor(),
+        "last_level_cache_bytes": last_level_cache_bytes(),
+        "memory_bytes": memory_bytes(),
+        "l4t": l4t_release(),
+        "implementation": sys.implementation.name,
+        "versions": versions(),
+    }
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\x00\n ") or None
+    except OSError:
+        return None

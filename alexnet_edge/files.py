@@ -1,0 +1,118 @@
+"""Files written whole or not at all, and their checksums."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from alexnet_edge.errors import OutputError
+
+_WHY = {
+    errno.ENOSPC: ("no space left on the disk", "free some space or choose another output folder"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space or choose another output folder"),
+    errno.EROFS: ("the file system is read-only", "choose another output folder"),
+    errno.EACCES: ("no permission to write there", "choose another output folder"),
+    errno.EPERM: ("no permission to write there", "choose another output folder"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another output folder"),
+    errno.EISDIR: ("the path is a folder, not a file", "choose another output name"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter output name"),
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an operating system error while writing `path` into one line.
+
+    Raises:
+        OutputError: with the reason (disk full, read-only, no permission, ...) and the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _WHY:
+            reason, fix = _WHY[error.errno]
+        else:
+            reason, fix = error.strerror or str(error), "choose another output folder"
+        raise OutputError(f"cannot write, {reason}", value=path, fix=fix) from error
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on leaving, flush it to disk and rename it to `path`.
+
+    When the block raises, or the process is killed inside it, `path` keeps its old content.
+
+    Raises:
+        OutputError: when the folder cannot be made or written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            sync_and_replace(temporary, path)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+def sync_and_replace(temporary: Path, path: Path) -> None:
+    """fsync `temporary`, rename it to `path` and fsync the folder, so that a power cut keeps one of the two whole."""
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` (UTF-8) to `path`, whole or not at all.
+
+    Raises:
+        OutputError: when it cannot be written.
+    """
+    with staged(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON to `path`, whole or not at all; NaN and infinity are refused.
+
+    Raises:
+        OutputError: when it cannot be written.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """The SHA-256 of a JSON value in canonical form (sorted keys, no white space): a content key for caches."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,201 @@
+"""From an image file to the network's input, without torch.
+
+This is the single definition: evaluation, calibration, parity, bench, prediction and devices all call it, and the training
+transforms use its constants. The geometry is that of `torchvision.transforms` on PIL images (`Resize`, `CenterCrop`,
+`ToTensor`, `Normalize`), and the result is equal to theirs bit for bit.
+
+Letters: N batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from alexnet_edge.errors import ImageError, UserError
+
+FloatArray = npt.NDArray[np.float32]
+
+MAX_PIXELS = 178_956_970
+"""Images with more pixels than this are refused before decoding: PIL's own limit against decompression bombs."""
+
+MAX_RESIZED_PIXELS = 16_777_216
+"""A long thin image is refused when resizing its shorter side would make more pixels than this."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """How an image becomes the input: resize the shorter side, crop the centre, scale to 0-1, subtract, divide."""
+
+    resize: int = 256
+    """Length of the shorter side after the bilinear, antialiased resize, in pixels."""
+    crop: int = 227
+    """Height and width of the central crop, in pixels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted from R, G, B on the 0-1 scale."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Divides R, G, B after the subtraction; 1/255 keeps the 0-255 scale of the paper and of Caffe."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: when a field is missing or of the wrong kind.
+        """
+        mean = tuple(float(entry) for entry in value["mean"])
+        std = tuple(float(entry) for entry in value["std"])
+        if len(mean) != 3 or len(std) != 3 or not all(std):
+            raise ValueError("mean and std must hold three numbers, std none of them 0")
+        resize, crop = int(value["resize"]), int(value["crop"])
+        if not 0 < crop <= resize <= 4096:
+            raise ValueError("crop must be positive and not above resize, resize not above 4096")
+        return cls(resize=resize, crop=crop, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
+
+
+_CAFFE_MEAN = (123 / 255, 117 / 255, 104 / 255)
+_UNIT = 1 / 255
+
+PRESETS: dict[str, Preprocessing] = {
+    "imagenet-227": Preprocessing(),
+    "imagenet-224": Preprocessing(crop=224),
+    "notebook-227": Preprocessing(std=(1.0, 1.0, 1.0)),
+    "paper-227": Preprocessing(std=(_UNIT, _UNIT, _UNIT)),
+    "caffe-227": Preprocessing(mean=_CAFFE_MEAN, std=(_UNIT, _UNIT, _UNIT)),
+}
+"""Named preprocessings. `imagenet` is torchvision's; `notebook` subtracts the mean only; `paper` the same on the 0-255
+scale; `caffe` subtracts 123, 117, 104 from R, G, B on the 0-255 scale."""
+
+
+def load_rgb(path: Path, *, content: bytes | None = None) -> Image.Image:
+    """Decode an image file (or its `content`) to upright 8-bit RGB.
+
+    Grayscale and palette images become RGB, transparent pixels show white, 16-bit grayscale keeps its 8 high bits, CMYK is
+    converted by PIL, the EXIF orientation is applied, of an animation the first frame is taken.
+
+    Raises:
+        ImageError: with the path and the reason, when it is missing, not an image, truncated, damaged, too large, or of a
+            kind with no defined 8-bit form (32-bit integer or floating point).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # MAX_PIXELS below is the same limit, as an error
+            warnings.filterwarnings(
+                "ignore", category=UserWarning, module="PIL"
+            )  # odd metadata does not change the pixels
+            source = BytesIO(content) if content is not None else path
+            with Image.open(source) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise ImageError(
+                        f"image has {width}x{height} pixels, more than {MAX_PIXELS}", value=path, fix="scale it down"
+                    )
+                assert not ImageFile.LOAD_TRUNCATED_IMAGES, "truncated images must be refused, not padded with gray"
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image), path, image.format)
+    except FileNotFoundError as error:
+        raise ImageError("no such image", value=path, fix="check the path") from error
+    except IsADirectoryError as error:
+        raise ImageError("this is a folder, not an image", value=path, fix="name a file in it") from error
+    except UnidentifiedImageError as error:
+        raise ImageError("not an image that PIL can read", value=path, fix="convert it to JPEG or PNG") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"image has more than {MAX_PIXELS} pixels", value=path, fix="scale it down") from error
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"image cannot be decoded ({reason})", value=path, fix="replace the file") from error
+
+
+def _to_rgb(image: Image.Image, path: Path, file_format: str | None) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in {"I", "F"}:
+        raise ImageError(
+            f"image has 32-bit pixels (mode {image.mode}) with no defined range", value=path, fix="convert it to 8-bit"
+        )
+    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def resized_shape(width: int, height: int, shorter: int) -> tuple[int, int]:
+    """Width and height after scaling the shorter side to `shorter`, rounded as torchvision's `Resize` does."""
+    if width <= height:
+        return shorter, max(1, int(shorter * height / width))
+    return max(1, int(shorter * width / height)), shorter
+
+
+def resize_and_crop(image: Image.Image, spec: Preprocessing, *, path: Path | None = None) -> Image.Image:
+    """The shorter side scaled to `spec.resize`, then the central `spec.crop` square.
+
+    Raises:
+        ImageError: when the image is so long and thin that the resized one would not be sensible.
+    """
+    width, height = resized_shape(*image.size, spec.resize)
+    if width * height > MAX_RESIZED_PIXELS:
+        raise ImageError(
+            f"image is {image.size[0]}x{image.size[1]}, too long and thin to resize", value=path, fix="crop it first"
+        )
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - spec.crop) / 2.0), round((height - spec.crop) / 2.0)
+    return image.crop((left, top, left + spec.crop, top + spec.crop))
+
+
+def normalise(pixels_NHWC: npt.NDArray[np.uint8], spec: Preprocessing) -> FloatArray:
+    """8-bit RGB `(..., H, W, 3)` to float32 `(..., 3, H, W)`: divide by 255, subtract the mean, divide by the deviation."""
+    x = np.moveaxis(pixels_NHWC, -1, -3).astype(np.float32)
+    x /= np.float32(255)
+    x -= np.asarray(spec.mean, np.float32)[:, None, None]
+    x /= np.asarray(spec.std, np.float32)[:, None, None]
+    return np.ascontiguousarray(x)
+
+
+def preprocess_image(image: Image.Image, spec: Preprocessing, *, path: Path | None = None) -> FloatArray:
+    """A decoded RGB image to the input `(3, spec.crop, spec.crop)`, float32.
+
+    Raises:
+        ImageError: when the image cannot be resized sensibly.
+    """
+    return normalise(np.asarray(resize_and_crop(image, spec, path=path)), spec)
+
+
+def preprocess_file(path: Path, spec: Preprocessing) -> FloatArray:
+    """An image file to the input `(3, spec.crop, spec.crop)`, float32.
+
+    Raises:
+        ImageError: when the file cannot be used; the message has the path and the reason.
+    """
+    return preprocess_image(load_rgb(path), spec, path=path)
+
+
+def preset(name: str) -> Preprocessing:
+    """The preprocessing called `name`.
+
+    Raises:
+        UserError: when there is none.
+    """
+    if name not in PRESETS:
+        raise UserError("no such preprocessing", value=name, fix=f"choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

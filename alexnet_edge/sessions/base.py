@@ -1,0 +1,214 @@
+"""What every runtime's session does, and the choice of one.
+
+Letters: N batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from alexnet_edge.artifact import Artifact, TensorSpec, load_artifact
+from alexnet_edge.environment import usable_cpus
+from alexnet_edge.errors import ArtifactError, UserError
+from alexnet_edge.preprocess import FloatArray, Preprocessing
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Device = Literal["cpu", "cuda"]
+
+
+class Session(ABC):
+    """A network loaded in a runtime, ready to answer.
+
+    Use it as a context manager: nothing is loaded before `__enter__`, everything is released by `__exit__`.
+    `run(x_NCHW) -> y_NK` answers one batch. For timing, the same work in steps: `prepare(x)` places the input,
+    `enqueue()` starts the inference, `synchronize()` waits for it, `fetch()` returns the output.
+
+    A runtime implements `_load`, `_prepare`, `_enqueue`, `_fetch` and, where they differ from doing nothing,
+    `_synchronize`, `_close` and `details`.
+    """
+
+    runtime: str
+    """Name of the runtime, as in the tables."""
+
+    def __init__(
+        self,
+        *,
+        input: TensorSpec,
+        output: TensorSpec,
+        device: Device,
+        threads: int | None,
+        classes: tuple[str, ...] = (),
+        head: Literal["logits", "probabilities"] = "logits",
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise UserError("threads must be 1 or more", value=threads, fix="leave it out to use every processor")
+        self.input = input
+        self.output = output
+        self.device = device
+        self.threads = threads or usable_cpus()
+        self.classes = classes
+        self.head = head
+        self.preprocessing = preprocessing
+        self.load_ns = 0
+        """Time that loading took, in nanoseconds; set by `__enter__`."""
+        self._state: Literal["closed", "open", "prepared", "enqueued"] = "closed"
+
+    # --- public ---------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if self._state != "closed":
+            raise UserError("the session is already open", fix="open a second one")
+        start = time.perf_counter_ns()
+        self._load()
+        self.load_ns = time.perf_counter_ns() - start
+        self._state = "open"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._state = "closed"
+        self._close()
+
+    def run(self, x_NCHW: FloatArray) -> FloatArray:
+        """Answer one batch: `(N, 3, S, S)` float32 to `(N, K)` float32.
+
+        Raises:
+            UserError: when the session is closed, or the input has another type, shape or batch than it takes.
+        """
+        self.prepare(x_NCHW)
+        self.enqueue()
+        self.synchronize()
+        return self.fetch()
+
+    def prepare(self, x_NCHW: FloatArray) -> None:
+        """Check the input and place it where the runtime reads it.
+
+        Raises:
+            UserError: when the session is closed, or the input has another type, shape or batch than it takes.
+        """
+        self._need("prepare", "open", "prepared", "enqueued")
+        self._check(x_NCHW)
+        self._prepare(x_NCHW)
+        self._state = "prepared"
+
+    def enqueue(self) -> None:
+        """Start the inference on the prepared input; may be called again without preparing again."""
+        self._need("enqueue", "prepared", "enqueued")
+        self._enqueue()
+        self._state = "enqueued"
+
+    def synchronize(self) -> None:
+        """Wait until every enqueued inference has finished."""
+        self._need("synchronize", "enqueued")
+        self._synchronize()
+
+    def fetch(self) -> FloatArray:
+        """The output `(N, K)`, float32, of the last inference."""
+        self._need("fetch", "enqueued")
+        return self._fetch()
+
+    def details(self) -> dict[str, Any]:
+        """What really runs: provider, library version, threads."""
+        return {"runtime": self.runtime, "device": self.device, "threads": self.threads}
+
+    # --- for a runtime to implement -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _load(self) -> None: ...
+
+    @abstractmethod
+    def _prepare(self, x_NCHW: FloatArray) -> None: ...
+
+    @abstractmethod
+    def _enqueue(self) -> None: ...
+
+    @abstractmethod
+    def _fetch(self) -> FloatArray: ...
+
+    def _synchronize(self) -> None:
+        """Runtimes whose `_enqueue` returns only when the work is done have nothing to wait for."""
+
+    def _close(self) -> None:
+        """Runtimes that hold nothing outside Python's memory have nothing to release."""
+
+    # --- checks ---------------------------------------------------------------------------------------------------------
+
+    def _need(self, call: str, *states: str) -> None:
+        if self._state not in states:
+            raise UserError(
+                f"{call}() called on a session that is {self._state}",
+                fix="use `with open_session(...)`, then prepare()",
+            )
+
+    def _check(self, x_NCHW: FloatArray) -> None:
+        spec = self.input
+        if not isinstance(x_NCHW, np.ndarray) or x_NCHW.dtype != np.dtype(spec.dtype):
+            kind = getattr(x_NCHW, "dtype", type(x_NCHW).__name__)
+            raise UserError(f"input {spec.name} must be a {spec.dtype} array", value=kind, fix="convert it")
+        if x_NCHW.ndim != len(spec.shape) + 1 or x_NCHW.shape[1:] != spec.shape:
+            wanted = ", ".join(["N", *map(str, spec.shape)])
+            raise UserError(f"input {spec.name} must have shape ({wanted})", value=x_NCHW.shape, fix="preprocess it")
+        batch = x_NCHW.shape[0]
+        if batch < spec.min_batch or (spec.max_batch is not None and batch > spec.max_batch):
+            bound = "any" if spec.max_batch is None else str(spec.max_batch)
+            raise UserError(
+                f"batch must be from {spec.min_batch} to {bound}", value=batch, fix="split the batch or export again"
+            )
+
+
+def open_session(source: Path | Artifact, *, device: Device = "cpu", threads: int | None = None) -> Session:
+    """The session that runs `source`: an artifact, its path, or a checkpoint (`.safetensors`, `.pt`, `.pth`).
+
+    Args:
+        source: what to run.
+        device: where to run it; the session refuses to open when it would run elsewhere.
+        threads: processor threads; by default every processor this process may use.
+
+    Raises:
+        ArtifactError, CheckpointError: when the file is missing or damaged.
+        MissingComponentError: when its runtime or the device is not here.
+        UserError: when `threads` is not positive.
+    """
+    if device not in ("cpu", "cuda"):
+        raise UserError("no such device", value=device, fix="choose cpu or cuda")
+    if isinstance(source, Path):
+        if source.suffix in {".safetensors", ".pt", ".pth"}:
+            from alexnet_edge.sessions.torch import CheckpointSession
+
+            return CheckpointSession(source, device=device, threads=threads)
+        source = load_artifact(source)
+    manifest = source.manifest
+    if manifest.format == "onnx":
+        from alexnet_edge.sessions.onnxruntime import OnnxRuntimeSession
+
+        return OnnxRuntimeSession(source, device=device, threads=threads)
+    if manifest.format == "torchscript":
+        from alexnet_edge.sessions.torchscript import TorchScriptSession
+
+        return TorchScriptSession(source, device=device, threads=threads)
+    if manifest.format == "pt2":
+        from alexnet_edge.sessions.torch import ExportedProgramSession
+
+        return ExportedProgramSession(source, device=device, threads=threads)
+    raise ArtifactError(
+        runnable(source) or "no session runs this format",
+        value=source.path,
+        fix="run it on a machine that has what it was built for",
+    )
+
+
+def runnable(artifact: Artifact) -> str | None:
+    """Why `artifact` cannot be run by this package on any machine like this one, or None when it can."""
+    if artifact.manifest.format == "trt":
+        return f"a {artifact.manifest.runtime} engine needs the NVIDIA GPU it was built for"
+    return None

@@ -1,0 +1,31 @@
+"""A session on a frozen TorchScript file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from alexnet_edge.errors import ArtifactError, needs
+from alexnet_edge.sessions.torch import ArtifactTorchSession
+
+with needs("train"):
+    import torch
+
+
+class TorchScriptSession(ArtifactTorchSession):
+    """A `.ts` file written by `torch.jit.save`."""
+
+    runtime = "torchscript"
+
+    def _module(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+                module: torch.jit.ScriptModule = torch.jit.load(str(self.artifact.path), map_location=self.device)  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ArtifactError(
+                f"TorchScript cannot load the file ({reason})", value=self.artifact.path, fix="export it again"
+            ) from error
+        call: Callable[[torch.Tensor], torch.Tensor] = module.eval()
+        return call
