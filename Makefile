@@ -1,0 +1,46 @@
+# `make demo` and `make test` are all a new user needs; both install into .venv first when it is missing or out of date.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check lint types unit bench clean
+
+help:  ## show this list
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):[^#]*## /  \1\t/p' Makefile | expand -t 12
+
+demo: .venv/.installed  ## train, export, prove and measure on the built-in images; writes a report (3 minutes)
+	$(BIN)/alexnet-edge demo
+
+test: lint types bench unit  ## everything continuous integration runs
+
+check: lint types unit  ## what to run before a commit
+
+lint: .venv/.installed  ## ruff: lint and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed  ## mypy --strict
+	$(BIN)/mypy
+
+unit: .venv/.installed  ## the tests
+	$(BIN)/python -m pytest
+
+bench: .venv/.installed  ## the benchmarks, as pytest-benchmark tables
+	$(BIN)/python -m pytest bench --benchmark-only
+
+clean:  ## remove the environment, builds and caches; keeps runs/, artifacts/ and reports/
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find alexnet_edge export bench tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is made last, so that an installation cut short is taken up again.
+.venv/.installed: pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) was not found; install Python 3.10 or newer, or: make PYTHON=/path/to/python3 ..." >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, %s is %s; try: make PYTHON=python3.11 ..." % (sys.executable, sys.version.split()[0]))'
+	@echo "Installing into .venv: about 3 GB to download and 6 GB on disk, mostly PyTorch; 2 to 3 minutes on a fast line. Only once."
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt -e '.[all]' --group dev
+	@touch $@
