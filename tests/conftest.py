@@ -1,0 +1,113 @@
+"""What every test may use: the real images, a checkpoint, a folder of images, the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_edge.checkpoint import CheckpointInfo, parameter_shapes, save_checkpoint
+from alexnet_edge.layers import architecture
+from alexnet_edge.preprocess import preset
+
+CLASSES = ("blue", "green", "red", "yellow")
+"""The classes of `tiny_checkpoint` and of `image_folder`."""
+
+COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 40), "yellow": (220, 210, 40)}
+
+MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real images that ALEXNET_EDGE_DATA names: `flowers/`, `imagenet-samples/`, a filters file."""
+    value = os.environ.get("ALEXNET_EDGE_DATA")
+    if not value:
+        pytest.skip("ALEXNET_EDGE_DATA is not set: no real images here")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """`tiny_checkpoint(arch)` is a checkpoint of that architecture with 4 classes, written once per session.
+
+    Its weights are random, so its answers are of no use for accuracy or parity figures. Do not change the file.
+    """
+    written: dict[str, Path] = {}
+
+    def make(arch: str = "two-tower") -> Path:
+        if arch not in written:
+            network = architecture(arch, len(CLASSES))
+            rng = np.random.default_rng(0)
+            weights = {}
+            for name, shape in parameter_shapes(network).items():
+                fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
+                scale = np.float32(np.sqrt(2 / fan_in) if len(shape) > 1 else 0.01)
+                weights[name] = rng.standard_normal(shape, np.float32) * scale
+            path = tmp_path_factory.mktemp(f"checkpoint-{arch}") / "model.safetensors"
+            info = CheckpointInfo(architecture=arch, classes=CLASSES, preprocessing=preset(network.preprocessing))
+            save_checkpoint(path, weights, info)
+            written[arch] = path
+        return written[arch]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train/` (6) and `val/` (3) small JPEG images in each of four class folders; do not change it."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(1)
+    for split, count in (("train", 6), ("val", 3)):
+        for name in CLASSES:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                width, height = (48, 40) if index % 2 else (40, 56)
+                pixels = rng.normal(COLOURS[name], 25, (height, width, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.jpg", quality=90)
+    return root
+
+
+class Cli:
+    """Runs `alexnet-edge` as its users do: in a process of its own, without a terminal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        """Where the command runs unless `cwd` is given: an empty folder of this test."""
+
+    def __call__(
+        self, *args: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "alexnet_edge", *map(str, args)],
+            cwd=cwd or self.folder,
+            env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def refuses(self, *args: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+        """The one line on standard error of a command that must end with exit code 2."""
+        result = self(*args, cwd=cwd, env=env)
+        lines = result.stderr.strip().splitlines()
+        assert result.returncode == 2, f"exit code {result.returncode}: {result.stdout}{result.stderr}"
+        assert len(lines) == 1, result.stderr
+        return lines[0]
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> Cli:
+    """`run_cli("inspect", "--arch", "two-tower")` runs the command; `run_cli.refuses(...)` expects one line and exit 2."""
+    folder = tmp_path / "cli"
+    folder.mkdir()
+    return Cli(folder)
