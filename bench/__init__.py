@@ -1,0 +1,1 @@
+"""Prove that an artifact gives the checkpoint's answers, and measure how fast it gives them."""

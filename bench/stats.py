@@ -1,0 +1,180 @@
+"""Statistics of latency samples and of agreement counts, with numpy and the standard library only.
+
+A device that runs an engine has no scipy; the tests compare every figure here with scipy's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.95
+"""Of every interval in results and reports."""
+
+RESAMPLES = 1000
+"""Bootstrap resamples of every interval of a median."""
+
+
+@cache
+def required_samples(percentile: float) -> int:
+    """The least number of samples that supports `percentile` (0 < percentile < 100).
+
+    It is the least n for which, with 99 % confidence, the second largest of n samples lies above the percentile: the
+    chance that at most one of n samples exceeds it is at most 1 %. 64, 130, 662 and 6,636 for p90, p95, p99 and p99.9,
+    as in MLPerf's early stopping rule
+    (https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc, "early stopping").
+    """
+    assert 0 < percentile < 100, percentile
+    below = percentile / 100
+    low, high = 1, 2
+    while _chance_of_at_most_one_above(high, below) > 0.01:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _chance_of_at_most_one_above(middle, below) > 0.01:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _chance_of_at_most_one_above(count: int, below: float) -> float:
+    return float(below**count + count * (1 - below) * below ** (count - 1))
+
+
+def percentile_of(samples: npt.ArrayLike, percentile: float) -> float | None:
+    """Nearest-rank percentile: the smallest sample that at least `percentile` % of the samples do not exceed.
+
+    It is always a value that was measured. None when there are fewer samples than `required_samples(percentile)`.
+    """
+    values = np.sort(np.asarray(samples, np.float64))
+    if len(values) < required_samples(percentile):
+        return None
+    rank = math.ceil(round(percentile * len(values) / 100, 9))  # rounded: 99.9 * 1000 / 100 is 999.0000000000001
+    return float(values[max(rank, 1) - 1])
+
+
+def coefficient_of_variation(samples: npt.ArrayLike) -> float | None:
+    """Standard deviation over mean, 0.05 meaning 5 %; None with fewer than two samples."""
+    values = np.asarray(samples, np.float64)
+    if len(values) < 2:
+        return None
+    return float(values.std(ddof=1) / values.mean())
+
+
+def wilson_interval(hits: int, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval of a proportion: it stays informative at 0 and at all hits, where p +- z*s collapses.
+
+    Source: E. B. Wilson, "Probable inference", JASA 22 (1927).
+    """
+    assert 0 <= hits <= count, (hits, count)
+    assert count > 0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = hits / count
+    scale = 1 + z * z / count
+    centre = (share + z * z / (2 * count)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    low = 0.0 if hits == 0 else max(0.0, centre - half)
+    high = 1.0 if hits == count else min(1.0, centre + half)
+    return low, high
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value that two classifiers are equally often right.
+
+    `only_first` images are right by the first alone, `only_second` by the second alone; under the hypothesis each of
+    them is a fair coin. Source: Q. McNemar, Psychometrika 12 (1947); the exact binomial form.
+    """
+    count = only_first + only_second
+    fewer = min(only_first, only_second)
+    tail = sum(math.comb(count, hits) for hits in range(fewer + 1))
+    return min(1.0, float(2 * tail / 2**count)) if count else 1.0
+
+
+def bootstrap_medians(
+    rounds: Sequence[npt.ArrayLike], *, resamples: int = RESAMPLES, rng: np.random.Generator | None = None
+) -> Array:
+    """`resamples` medians of samples redrawn from `rounds`, for intervals of the median and of ratios of medians.
+
+    Latency samples are neither independent (a busy moment slows neighbours) nor from one distribution (each round is a
+    new process with its own memory layout). So rounds are redrawn first, then blocks of about n^(1/3) neighbouring
+    samples inside each (Künsch's block bootstrap, wrapped around at the end).
+    """
+    rng = rng or np.random.default_rng(0)
+    arrays = [np.asarray(samples, np.float64) for samples in rounds if np.size(samples)]
+    assert arrays, "a median needs samples"
+    medians = np.empty(resamples)
+    for index in range(resamples):
+        drawn = [arrays[pick] for pick in rng.integers(len(arrays), size=len(arrays))]
+        medians[index] = np.median(np.concatenate([_redraw_blocks(samples, rng) for samples in drawn]))
+    return medians
+
+
+def _redraw_blocks(samples: Array, rng: np.random.Generator) -> Array:
+    count = len(samples)
+    block = max(1, round(count ** (1 / 3)))
+    starts = rng.integers(count, size=math.ceil(count / block))
+    positions = (starts[:, None] + np.arange(block)).ravel()[:count] % count
+    redrawn: Array = samples[positions]
+    return redrawn
+
+
+def interval_of(values: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The central `confidence` share of bootstrap values."""
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def drift(samples: npt.ArrayLike) -> float | None:
+    """Relative change of the median from the first third of the samples to the last; None with fewer than 12."""
+    values = np.asarray(samples, np.float64)
+    if len(values) < 12:
+        return None
+    third = len(values) // 3
+    return float(np.median(values[-third:]) / np.median(values[:third]) - 1)
+
+
+def two_modes(samples: npt.ArrayLike) -> tuple[float, float] | None:
+    """The positions of two separate modes, or None when the samples look like one.
+
+    The density is estimated with a Gaussian kernel between the 0.5 and 99.5 percentiles. Two peaks count as modes when
+    they are at least 5 % apart, the density between them falls below half of the lower one, and at least a tenth of the
+    samples lies on either side of the lowest point. Long right tails, usual for latencies, have no second peak.
+    """
+    values = np.asarray(samples, np.float64)
+    if len(values) < 64:
+        return None
+    low, high = np.quantile(values, [0.005, 0.995])
+    kept = values[(values >= low) & (values <= high)]
+    quartiles = np.quantile(kept, [0.25, 0.75])
+    spread = min(float(kept.std()), float(quartiles[1] - quartiles[0]) / 1.34)
+    spread = spread or float(kept.std())  # more than half of the samples are the same number
+    if spread == 0:
+        return None
+    bandwidth = max(0.9 * spread * len(kept) ** -0.2, 0.005 * float(np.median(kept)))
+    grid = np.linspace(low - 3 * bandwidth, high + 3 * bandwidth, 512)
+    counts, edges = np.histogram(kept, bins=512, range=(grid[0], grid[-1]))
+    centres = (edges[:-1] + edges[1:]) / 2
+    density = np.exp(-0.5 * ((grid[:, None] - centres) / bandwidth) ** 2) @ counts
+    peaks = [i for i in range(1, 511) if density[i - 1] < density[i] >= density[i + 1]]
+    best: tuple[float, float, float] | None = None
+    for first_index, first in enumerate(peaks):
+        for second in peaks[first_index + 1 :]:
+            valley = first + int(np.argmin(density[first : second + 1]))
+            lower_peak = min(density[first], density[second])
+            share_below = float((kept < grid[valley]).mean())
+            if (
+                density[valley] < lower_peak / 2
+                and 0.1 <= share_below <= 0.9
+                and grid[second] >= 1.05 * grid[first]
+                and (best is None or lower_peak > best[0])
+            ):
+                best = (float(lower_peak), float(grid[first]), float(grid[second]))
+    return None if best is None else (best[1], best[2])
