@@ -11,16 +11,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from alexnet_edge.errors import ArtifactError
-from alexnet_edge.files import sha256_file, sync_and_replace, write_json, writing
+from alexnet_edge.files import MALFORMED, sha256_file, sync_and_replace, write_json, writing
 from alexnet_edge.preprocess import Preprocessing
 
 SCHEMA = 1
 
 Format = Literal["torchscript", "pt2", "onnx", "trt"]
 Precision = Literal["fp32", "fp16", "int8"]
+
+INPUT = "input"
+"""Name of the input tensor in every format that has names."""
 
 SUFFIXES: dict[str, str] = {"torchscript": ".ts", "pt2": ".pt2", "onnx": ".onnx", "trt": ".engine"}
 """File name ending of each format."""
@@ -42,9 +45,11 @@ class TensorSpec:
     def from_json(cls, value: Mapping[str, Any]) -> TensorSpec:
         """Read a JSON object; raises KeyError, TypeError or ValueError when a field is missing or of the wrong kind."""
         bound = value["max_batch"]
+        if value["dtype"] != "float32":
+            raise ValueError(f"dtype {value['dtype']} is not float32")
         return cls(
             name=str(value["name"]),
-            dtype=str(value["dtype"]),
+            dtype="float32",
             shape=tuple(int(extent) for extent in value["shape"]),
             min_batch=int(value["min_batch"]),
             max_batch=None if bound is None else int(bound),
@@ -116,8 +121,15 @@ class Manifest:
             raise ValueError(f"schema {value['schema']} is not {SCHEMA}")
         if value["format"] not in SUFFIXES:
             raise ValueError(f"unknown format {value['format']}")
-        names = {entry.name for entry in cls.__dataclass_fields__.values()}
-        fields = {name: value[name] for name in names}
+        if value["precision"] not in get_args(Precision) or value["head"] not in ("logits", "probabilities"):
+            raise ValueError(f"unknown precision {value['precision']} or head {value['head']}")
+        fields = {name: value[name] for name in cls.__dataclass_fields__}
+        for name in ("runtime", "architecture", "checkpoint", "checkpoint_sha256", "sha256"):
+            if not isinstance(fields[name], str):
+                raise TypeError(f"{name} is not a text")
+        for name in ("sources", "build", "environment", "parity"):
+            if not isinstance(fields[name], Mapping):
+                raise TypeError(f"{name} is not an object")
         fields["classes"] = tuple(str(name) for name in value["classes"])
         fields["preprocessing"] = Preprocessing.from_json(value["preprocessing"])
         fields["input"] = TensorSpec.from_json(value["input"])
@@ -200,7 +212,7 @@ def _read_manifest(sidecar: Path) -> Manifest:
         return Manifest.from_json(json.loads(sidecar.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise ArtifactError("the artifact has no manifest", value=sidecar, fix="export it again") from error
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise ArtifactError(
             f"the manifest is damaged ({type(error).__name__}: {error})", value=sidecar, fix="export the artifact again"
         ) from error

@@ -9,10 +9,12 @@ Source: the safetensors format, https://huggingface.co/docs/safetensors.
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import struct
-import zipfile
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,8 +23,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from alexnet_edge.errors import CheckpointError, needs
-from alexnet_edge.files import sha256_file, staged
-from alexnet_edge.layers import LAYER_NAMES, Architecture, architecture
+from alexnet_edge.files import MALFORMED, sha256_file, staged
+from alexnet_edge.layers import ARCHITECTURES, LAYER_NAMES, Architecture, architecture
 from alexnet_edge.preprocess import FloatArray, Preprocessing, preset
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ class CheckpointInfo:
         classes = tuple(value["classes"])
         if not classes or not all(isinstance(name, str) for name in classes):
             raise ValueError("classes must be a list of names")
+        if value["architecture"] not in ARCHITECTURES:
+            raise ValueError(f"unknown architecture {value['architecture']}")
         return cls(
             architecture=str(value["architecture"]),
             classes=classes,
@@ -129,12 +133,12 @@ def save_checkpoint(path: Path, weights: Mapping[str, FloatArray], info: Checkpo
         OutputError: when the file cannot be written.
     """
     with needs("export"):
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
     check_weights(weights, info.arch, path)
     header = {_HEADER_KEY: json.dumps(info.to_json(), ensure_ascii=False, allow_nan=False)}
     tensors = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}
     with staged(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        temporary.write_bytes(save(tensors, metadata=header))  # save_file would hide the reason of a failed write
 
 
 def read_info(path: Path) -> CheckpointInfo:
@@ -144,7 +148,8 @@ def read_info(path: Path) -> CheckpointInfo:
         CheckpointError: when the file is missing, damaged or was not written by this package.
     """
     header = _read_header(path)
-    text = header.get("__metadata__", {}).get(_HEADER_KEY)
+    metadata = header.get("__metadata__")
+    text = metadata.get(_HEADER_KEY) if isinstance(metadata, dict) else None
     if text is None:
         raise CheckpointError(
             "this safetensors file has no alexnet-edge header",
@@ -153,7 +158,7 @@ def read_info(path: Path) -> CheckpointInfo:
         )
     try:
         return CheckpointInfo.from_json(json.loads(text))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise CheckpointError(
             f"the checkpoint's header is damaged ({error})", value=path, fix="use another checkpoint"
         ) from error
@@ -206,6 +211,10 @@ def check_weights(weights: Mapping[str, FloatArray], arch: Architecture, path: P
             value=path,
             fix="choose the architecture it was trained with",
         )
+    _check_finite(weights, path)
+
+
+def _check_finite(weights: Mapping[str, FloatArray], path: Path) -> None:
     broken = [name for name, value in weights.items() if not np.isfinite(value).all()]
     if broken:
         raise CheckpointError(
@@ -227,8 +236,7 @@ def parameter_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
 
 _TORCHVISION = dict(
     zip(
-        ("features.0", "features.3", "features.6", "features.8", "features.10")
-        + ("classifier.1", "classifier.4", "classifier.6"),
+        [f"features.{index}" for index in (0, 3, 6, 8, 10)] + [f"classifier.{index}" for index in (1, 4, 6)],
         LAYER_NAMES,
         strict=True,
     )
@@ -277,15 +285,15 @@ def recognise(weights: Mapping[str, FloatArray], path: Path) -> Architecture:
     Raises:
         CheckpointError: when none has.
     """
-    num_classes = int(weights["fc8.weight"].shape[0])
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in ("one-tower", "two-tower", "torchvision", "notebook"):
+    num_classes = next(iter(shapes["fc8.weight"]), 0)
+    for name in ARCHITECTURES if num_classes > 0 else ():
         arch = architecture(name, num_classes)
         if parameter_shapes(arch) == shapes:
             return arch
     raise CheckpointError(
         f"AlexNet layers of unknown sizes (conv1 {list(shapes['conv1.weight'])}, conv2 {list(shapes['conv2.weight'])}, "
-        f"fc6 {list(shapes['fc6.weight'])})",
+        f"fc6 {list(shapes['fc6.weight'])}, fc8 {list(shapes['fc8.weight'])})",
         value=path,
         fix="see `alexnet-edge inspect --arch one-tower` for the sizes of each architecture",
     )
@@ -298,15 +306,16 @@ def read_caffe_filters(path: Path, arch: Architecture) -> Weights:
     `caffe-227` preprocessing, which subtracts Caffe's mean on the 0-255 scale.
 
     Raises:
-        CheckpointError: when the file is missing, damaged, or its filters have other shapes than `arch`.
+        CheckpointError: when the file is missing, damaged, or its filters have other shapes than `arch` or are not finite.
     """
     if not path.is_file():
         raise CheckpointError("no such filters file", value=path, fix="check the path")
     try:
         with np.load(path, allow_pickle=False) as archive:
             filters = {name: np.asarray(archive[name], np.float32) for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"not a readable .npz file ({error})", value=path, fix="replace the file") from error
+    except Exception as error:  # zip, zlib, tokenizer, ...: numpy raises anything on a damaged archive
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"not a readable .npz file ({reason})", value=path, fix="replace the file") from error
     weights: Weights = {}
     for spec in arch.layers:
         if spec.kind != "conv":
@@ -322,6 +331,7 @@ def read_caffe_filters(path: Path, arch: Architecture) -> Weights:
         weights[f"{spec.name}.weight"] = np.ascontiguousarray(weight[:, ::-1] if spec.name == "conv1" else weight)
         if spec.bias:
             weights[f"{spec.name}.bias"] = np.zeros(spec.out_channels, np.float32)
+    _check_finite(weights, path)
     return weights
 
 
@@ -329,7 +339,15 @@ def _read_torch_file(path: Path) -> Weights:
     with needs("train"):
         import torch
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of old and odd files, which are read or refused all the same
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            "the PyTorch file is damaged, or holds Python objects, which could run code when they are loaded",
+            value=path,
+            fix="save `model.state_dict()`, not the model",
+        ) from error
     except Exception as error:  # torch.load raises anything on a damaged pickle
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"not a readable PyTorch file ({reason})", value=path, fix="replace the file") from error
@@ -340,7 +358,14 @@ def _read_torch_file(path: Path) -> Weights:
         raise CheckpointError(
             "the PyTorch file holds no state dict", value=path, fix="save `model.state_dict()`, not the model"
         )
-    tensors = cast("Mapping[str, torch.Tensor]", content)
+    tensors = cast("Mapping[Any, torch.Tensor]", content)
+    for name, value in tensors.items():
+        if not isinstance(name, str) or not value.is_floating_point() or value.layout != torch.strided:
+            raise CheckpointError(
+                f"entry {name} is not a plain array of floating point numbers ({value.dtype}, {value.layout})",
+                value=path,
+                fix="save the state dict of a floating point model",
+            )
     return {name: value.detach().to(torch.float32).numpy() for name, value in tensors.items()}
 
 
@@ -348,8 +373,14 @@ def _read_safetensors(path: Path) -> Weights:
     with needs("export"):
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
+    with suppress(ModuleNotFoundError):
+        import ml_dtypes  # noqa: F401 - teaches numpy bfloat16; onnx brings it
     try:
         tensors = load_file(path)
+    except (TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"its numbers are of a kind that numpy has not ({error})", value=path, fix="convert them to float32"
+        ) from error
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint is truncated or damaged ({error})", value=path, fix="use another checkpoint"
@@ -368,7 +399,7 @@ def _read_header(path: Path) -> dict[str, Any]:
             header = json.loads(stream.read(length))
         if not isinstance(header, dict):
             raise ValueError("not a safetensors file")
-    except (struct.error, ValueError) as error:
+    except (OSError, struct.error, *MALFORMED) as error:
         raise CheckpointError(
             "not a readable safetensors file", value=path, fix="give a checkpoint written by `alexnet-edge train`"
         ) from error

@@ -20,10 +20,15 @@ _WHY = {
     errno.EROFS: ("the file system is read-only", "choose another output folder"),
     errno.EACCES: ("no permission to write there", "choose another output folder"),
     errno.EPERM: ("no permission to write there", "choose another output folder"),
+    errno.EEXIST: ("a part of the path is a file, not a folder", "choose another output folder"),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another output folder"),
     errno.EISDIR: ("the path is a folder, not a file", "choose another output name"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter output name"),
 }
+
+
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""What reading a JSON text, or taking fields from its value, raises when it is damaged or not what was expected."""
 
 
 @contextmanager
