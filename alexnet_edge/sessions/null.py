@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from alexnet_edge.artifact import TensorSpec
+from alexnet_edge.artifact import INPUT, TensorSpec
 from alexnet_edge.preprocess import FloatArray
 from alexnet_edge.sessions.base import Session
 
@@ -16,7 +16,7 @@ class NullSession(Session):
 
     def __init__(self, *, input_size: int = 227, num_classes: int = 1000) -> None:
         super().__init__(
-            input=TensorSpec(name="input", dtype="float32", shape=(3, input_size, input_size)),
+            input=TensorSpec(name=INPUT, dtype="float32", shape=(3, input_size, input_size)),
             output=TensorSpec(name="logits", dtype="float32", shape=(num_classes,)),
             device="cpu",
             threads=1,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_edge.artifact import Artifact, TensorSpec
+from alexnet_edge.artifact import INPUT, Artifact, TensorSpec
 from alexnet_edge.checkpoint import Checkpoint, load_checkpoint
 from alexnet_edge.errors import ArtifactError, MissingComponentError, needs
 from alexnet_edge.preprocess import FloatArray
@@ -24,7 +24,7 @@ def specs_of(checkpoint: Checkpoint) -> tuple[TensorSpec, TensorSpec]:
     arch = checkpoint.info.arch
     size = checkpoint.info.preprocessing.crop
     return (
-        TensorSpec(name="input", dtype="float32", shape=(3, size, size)),
+        TensorSpec(name=INPUT, dtype="float32", shape=(3, size, size)),
         TensorSpec(name=arch.head, dtype="float32", shape=(arch.num_classes,)),
     )
 

@@ -1,0 +1,309 @@
+"""Calibration: how large the values at the input of each layer get on real images.
+
+One pass over the images collects a histogram of magnitudes per layer; a method then chooses from it the largest magnitude
+that INT8 shall represent (`amax`; the scale is `amax / 127`, larger values saturate). Histograms are cached by content:
+weights, preprocessing and images; so a change of any of them cannot meet a stale table, and comparing methods costs nothing.
+
+Letters: N batch, C channels, H height, W width, B histogram bins.
+
+Sources: S. Migacz, "8-bit Inference with TensorRT" (GTC 2017) for `entropy`; the histogram whose range doubles when a value
+falls outside is the one of TensorRT's and PyTorch's observers.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from alexnet_edge.artifact import INPUT
+from alexnet_edge.checkpoint import Checkpoint
+from alexnet_edge.data import ImageSet, OnBadImage, batches
+from alexnet_edge.errors import DataError, ImageError, UserError, needs
+from alexnet_edge.files import sha256_json, staged
+from alexnet_edge.layers import LAYER_NAMES
+from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.progress import Reporter
+
+if TYPE_CHECKING:
+    import onnx
+
+Method = Literal["entropy", "minmax", "percentile"]
+METHODS: tuple[Method, ...] = ("entropy", "minmax", "percentile")
+
+BINS = 2048
+"""Histogram bins, as in TensorRT's entropy calibration."""
+LEVELS = 128
+"""Magnitudes that symmetric INT8 can tell apart, zero included."""
+PERCENTILE = 99.99
+"""Share of the values, in percent, that `percentile` represents without saturation."""
+BATCH = 16
+"""Images per inference of the collecting pass; it does not change the result."""
+_VERSION = 1  # raise when the collected histograms would differ for the same inputs
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts of the magnitudes of one tensor, in `BINS` equal bins from 0 to `top`."""
+
+    top: float = 0.0
+    largest: float = 0.0
+    counts: Counts = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    def add(self, values: FloatArray) -> None:
+        """Count the magnitudes of `values` (any shape); the range doubles until it holds the largest.
+
+        Raises:
+            UserError: when a value is not finite.
+        """
+        magnitudes = np.abs(values).ravel()
+        largest = float(magnitudes.max(initial=0.0))
+        if not np.isfinite(largest):
+            raise UserError(
+                "the network gives values that are not finite on a calibration image", fix="check the model"
+            )
+        if largest == 0.0:
+            self.counts[0] += magnitudes.size
+            return
+        self.largest = max(self.largest, largest)
+        if self.top == 0.0:
+            self.top = largest
+        while largest > self.top:
+            self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, np.int64)])
+            self.top *= 2
+        index = np.minimum((magnitudes * np.float32(BINS / self.top)).astype(np.int32), BINS - 1)
+        self.counts += np.bincount(index, minlength=BINS)
+
+    def saturated(self, amax: float) -> float:
+        """Share of the counted values above `amax`, from 0 to 1, to the resolution of a bin."""
+        total = int(self.counts.sum())
+        if total == 0 or self.top == 0.0:
+            return 0.0
+        first = min(BINS, int(np.ceil(amax / self.top * BINS)))
+        return float(self.counts[first:].sum()) / total
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """The chosen magnitudes and where they come from."""
+
+    amax: Mapping[str, float]
+    """Largest represented magnitude at the input of each layer, by layer name."""
+    saturated: Mapping[str, float]
+    """Share of the calibration values above it, from 0 to 1."""
+    method: Method
+    num_images: int
+    images_sha256: str
+    """Of the ordered list of images and their contents."""
+    source: Mapping[str, Any]
+    """Where the images came from, as `ImageSet.source`."""
+    skipped: tuple[str, ...] = ()
+    """Images that could not be read, with the reason."""
+    cached: bool = False
+    """Whether the histograms came from the cache."""
+
+    @property
+    def table_sha256(self) -> str:
+        """Of the magnitudes: two artifacts with the same table were quantised alike."""
+        return sha256_json(dict(self.amax))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "num_images": self.num_images,
+            "images_sha256": self.images_sha256,
+            "source": dict(self.source),
+            "skipped": list(self.skipped),
+            "amax": dict(self.amax),
+            "saturated": dict(self.saturated),
+            "table_sha256": self.table_sha256,
+        }
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    *,
+    method: Method = "entropy",
+    cache: Path | None = None,
+    threads: int | None = None,
+    on_bad_image: OnBadImage = "fail",
+    reporter: Reporter | None = None,
+) -> Calibration:
+    """Choose the magnitudes that INT8 represents, from real images through the checkpoint's preprocessing.
+
+    Args:
+        checkpoint: the network.
+        images: calibration images.
+        method: `entropy` (least KL divergence), `minmax` (nothing saturates) or `percentile` (99.99 %).
+        cache: folder for the histograms; None keeps none.
+        threads: processor threads of the collecting pass.
+        on_bad_image: what to do with an image that cannot be read.
+        reporter: where progress goes.
+
+    Raises:
+        UserError: when there is no such method.
+        DataError: when no image could be used.
+        ImageError: when an image cannot be read and `on_bad_image` is `fail`.
+        MissingComponentError: when onnx or ONNX Runtime is not installed.
+    """
+    if method not in METHODS:
+        raise UserError("no such calibration method", value=method, fix=f"choose one of {', '.join(METHODS)}")
+    images_sha256 = images.content_hash()
+    key = sha256_json(
+        {
+            "version": _VERSION,
+            "bins": BINS,
+            "checkpoint": checkpoint.sha256,
+            "preprocessing": checkpoint.info.preprocessing.to_json(),
+            "images": images_sha256,
+        }
+    )
+    path = cache / f"{key}.npz" if cache is not None else None
+    found = _read_cache(path) if path is not None else None
+    skipped: list[ImageError] = []
+    if found is None:
+        histograms, used = _collect(checkpoint, images, threads, on_bad_image, skipped, reporter)
+        if path is not None and not skipped:
+            _write_cache(path, histograms, used)
+    else:
+        histograms, used = found
+    if used == 0:
+        raise DataError("no calibration image could be used", value=images.source, fix="give a folder of images")
+    amax = {name: choose_amax(histogram, method) for name, histogram in histograms.items()}
+    return Calibration(
+        amax=amax,
+        saturated={name: histograms[name].saturated(value) for name, value in amax.items()},
+        method=method,
+        num_images=used,
+        images_sha256=images_sha256,
+        source=images.source,
+        skipped=tuple(str(error) for error in skipped),
+        cached=found is not None,
+    )
+
+
+def choose_amax(histogram: Histogram, method: Method) -> float:
+    """The magnitude that INT8 shall represent; 1.0 for a tensor that is always zero."""
+    if histogram.largest == 0.0:
+        return 1.0
+    if method == "minmax":
+        return histogram.largest
+    width = histogram.top / BINS
+    if method == "percentile":
+        share = np.cumsum(histogram.counts) / histogram.counts.sum()
+        bins = int(np.searchsorted(share, PERCENTILE / 100)) + 1
+    else:
+        bins = _least_divergence(histogram.counts)
+    return min(histogram.largest, bins * width)
+
+
+def _least_divergence(counts: Counts) -> int:
+    """How many bins to keep so that 128 levels lose least information, after Migacz.
+
+    For each candidate the kept part, with everything beyond it added to its last bin, is compared with itself after
+    merging to 128 levels and spreading each level's mass over the bins that were not empty.
+    """
+    counts = counts.copy()
+    counts[0] = counts[1]  # exact zeros (ReLU) need no range and would hide the rest
+    last = int(np.max(np.nonzero(counts)[0], initial=0)) + 1
+    best, best_bins = np.inf, last
+    for bins in range(LEVELS, last + 1):
+        kept = counts[:bins].astype(np.float64)
+        reference = kept.copy()
+        reference[-1] += counts[bins:].sum()
+        level = np.minimum((np.arange(bins) * (LEVELS / bins)).astype(np.int64), LEVELS - 1)
+        filled = kept > 0
+        mass = np.bincount(level, weights=kept, minlength=LEVELS)
+        share = np.bincount(level, weights=filled, minlength=LEVELS)
+        merged = np.where(filled, mass[level] / np.maximum(share[level], 1), 0.0)
+        divergence = _divergence(reference, merged)
+        if divergence < best:
+            best, best_bins = divergence, bins
+    return best_bins
+
+
+def _divergence(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
+    """KL divergence of the two histograms, in nats; where q is empty and p is not, q counts as one in a million."""
+    p, q = p / p.sum(), q / q.sum()
+    used = p > 0
+    return float(np.sum(p[used] * np.log(p[used] / np.maximum(q[used], 1e-6))))
+
+
+def _collect(
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    threads: int | None,
+    on_bad_image: OnBadImage,
+    skipped: list[ImageError],
+    reporter: Reporter | None,
+) -> tuple[dict[str, Histogram], int]:
+    from alexnet_edge.environment import usable_cpus
+    from alexnet_edge.export.onnx import layer_inputs, onnx_from_checkpoint
+
+    with needs("onnx"):
+        import onnxruntime
+    taps = layer_inputs(checkpoint.info.arch)
+    model = _with_outputs(onnx_from_checkpoint(checkpoint), [name for name in taps.values() if name != INPUT])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cpus()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    histograms = {name: Histogram() for name in LAYER_NAMES}
+    used = 0
+    if reporter is not None:
+        reporter.start("calibrating", len(images))
+    for batch in batches(images, checkpoint.info.preprocessing, batch=BATCH, on_bad_image=on_bad_image, bad=skipped):
+        values = dict(zip(outputs, session.run(outputs, {INPUT: batch.x_NCHW}), strict=True))
+        values[INPUT] = batch.x_NCHW
+        for layer, tensor in taps.items():
+            histograms[layer].add(values[tensor])
+        used += len(batch.x_NCHW)
+        if reporter is not None:
+            reporter.update(used)
+    if reporter is not None:
+        reporter.finish(f"{used} images")
+    return histograms, used
+
+
+def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    known = {value.name: value for value in model.graph.value_info}
+    model.graph.output.extend(known[name] for name in names)
+    return model
+
+
+def _read_cache(path: Path) -> tuple[dict[str, Histogram], int] | None:
+    """The cached histograms, or None when there are none or they are damaged (they are then collected again)."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            used = int(archive["num_images"])
+            tops, largest, counts = archive["top"], archive["largest"], archive["counts"]
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    layers = len(LAYER_NAMES)
+    if counts.shape != (layers, BINS) or tops.shape != (layers,) or largest.shape != (layers,):
+        return None
+    return {
+        name: Histogram(top=float(tops[index]), largest=float(largest[index]), counts=counts[index].astype(np.int64))
+        for index, name in enumerate(LAYER_NAMES)
+    }, used
+
+
+def _write_cache(path: Path, histograms: Mapping[str, Histogram], used: int) -> None:
+    ordered = [histograms[name] for name in LAYER_NAMES]
+    with staged(path) as temporary, temporary.open("wb") as stream:
+        np.savez(
+            stream,
+            num_images=np.int64(used),
+            top=np.array([entry.top for entry in ordered]),
+            largest=np.array([entry.largest for entry in ordered]),
+            counts=np.stack([entry.counts for entry in ordered]),
+        )
