@@ -119,6 +119,8 @@ class ParityFigures:
     flip_rate_interval: tuple[float, float] | None = None
     reference_accuracy: float | None = None
     """Top-1 against the labels, 0 to 1; None without labels."""
+    majority_share: float | None = None
+    """Share of the most frequent label: the accuracy of answering that class always."""
     candidate_accuracy: float | None = None
     accuracy_change: float | None = None
     """Candidate minus reference: negative is a drop."""
@@ -183,14 +185,17 @@ def compare_outputs(
     labelled = labels >= 0
     num_labelled = int(labelled.sum())
     right_reference = (top_reference == labels)[labelled]
-    reference_accuracy = float(right_reference.mean()) if num_labelled else None
+    if num_labelled:
+        about_reference["reference_accuracy"] = float(right_reference.mean())
+        about_reference["majority_share"] = float(
+            np.unique(labels[labelled], return_counts=True)[1].max() / num_labelled
+        )
     num_not_finite = int((~np.isfinite(candidate)).sum())
     if num_not_finite:
         return ParityFigures(
             **about_reference,
             num_not_finite=num_not_finite,
             num_labelled=num_labelled,
-            reference_accuracy=reference_accuracy,
         )
     error = candidate - reference
     flips = int((candidate.argmax(axis=1) != top_reference).sum())
@@ -216,7 +221,6 @@ def compare_outputs(
         flip_rate=flips / num_images,
         flip_rate_interval=wilson_interval(flips, num_images),
         num_labelled=num_labelled,
-        reference_accuracy=reference_accuracy,
         candidate_accuracy=float(right_candidate.mean()) if num_labelled else None,
         accuracy_change=(won - lost) / num_labelled if num_labelled else None,
         lost=lost if num_labelled else None,
@@ -442,6 +446,13 @@ def weaknesses(figures: ParityFigures, tolerance: Tolerance) -> list[str]:
             found.append(f"the checkpoint gives {figures.reference_top_share:.0%} of the images one class: {little}")
         if figures.num_images >= 10 and figures.reference_variation < 0.1:
             found.append(f"the checkpoint's outputs hardly depend on the image: {little}")
+        if figures.reference_accuracy is not None and figures.majority_share is not None and figures.num_labelled >= 10:
+            hits = round(figures.reference_accuracy * figures.num_labelled)
+            if wilson_interval(hits, figures.num_labelled)[0] <= figures.majority_share:
+                found.append(
+                    f"the checkpoint itself is right about {figures.reference_accuracy:.0%} of the labelled images, "
+                    f"where always answering one class gives {figures.majority_share:.0%}: {little}"
+                )
         if figures.reference_entropy > 0.98:
             found.append(f"the checkpoint is undecided between its classes (untrained?): {little}")
     return found

@@ -196,6 +196,14 @@ def test_a_network_without_opinions_is_said_to_prove_little() -> None:
     assert "undecided" in found
 
 
+def test_a_network_that_guesses_is_said_to_prove_little() -> None:
+    reference, labels = trained_like(400)
+    guessed = np.random.default_rng(2).permutation(labels)
+    (warning,) = weaknesses(compare_outputs(reference, reference, labels_N=guessed), FP32)
+    assert warning.startswith("the checkpoint itself is right about")
+    assert weaknesses(compare_outputs(reference, reference, labels_N=labels), FP32) == []
+
+
 def test_unlabelled_images_cannot_judge_accuracy() -> None:
     reference, labels = trained_like(400)
     figures = compare_outputs(reference, reference, labels_N=np.full_like(labels, -1))
