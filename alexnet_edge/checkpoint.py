@@ -311,7 +311,7 @@ def read_caffe_filters(path: Path, arch: Architecture) -> Weights:
     if not path.is_file():
         raise CheckpointError("no such filters file", value=path, fix="check the path")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             filters = {name: np.asarray(archive[name], np.float32) for name in archive.files}
     except Exception as error:  # zip, zlib, tokenizer, ...: numpy raises anything on a damaged archive
         reason = str(error) or type(error).__name__
