@@ -1,6 +1,7 @@
 """What this machine is: processor, memory, GPU, operating system, library versions.
 
-Nothing here is guessed: what cannot be read is `None`, and is shown as "unavailable".
+Nothing here is guessed: what cannot be read is `None`, and is shown as "unavailable". `root` is the folder in which
+`/proc`, `/sys` and `/etc` are looked for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+ROOT = Path("/")
 
 LIBRARIES = (
     "alexnet-edge",
@@ -47,19 +50,19 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def cpu_model() -> str | None:
+def cpu_model(root: Path = ROOT) -> str | None:
     """The processor's name, as the kernel gives it."""
-    text = _read(Path("/proc/cpuinfo"))
+    text = _read(root / "proc/cpuinfo")
     if text:
         for key in ("model name", "Model", "Hardware"):
             if match := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE):
                 return match.group(1).strip()
-    return _read(Path("/proc/device-tree/model")) or platform.processor() or None
+    return _read(root / "proc/device-tree/model") or platform.processor() or None
 
 
-def cpu_features() -> list[str]:
+def cpu_features(root: Path = ROOT) -> list[str]:
     """The vector instruction sets that decide which kernels run, of those the processor has."""
-    text = _read(Path("/proc/cpuinfo")) or ""
+    text = _read(root / "proc/cpuinfo") or ""
     match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     flags = set(match.group(1).split()) if match else set()
     known = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
@@ -74,24 +77,24 @@ def memory_bytes() -> int | None:
         return None
 
 
-def last_level_cache_bytes() -> int | None:
+def last_level_cache_bytes(root: Path = ROOT) -> int | None:
     """Size of the largest cache of processor 0, in bytes."""
     sizes = []
-    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+    for index in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*"):
         text = _read(index / "size")
         if text and (match := re.fullmatch(r"(\d+)([KMG]?)", text)):
             sizes.append(int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2)])
     return max(sizes, default=None)
 
 
-def cpu_governor() -> str | None:
+def cpu_governor(root: Path = ROOT) -> str | None:
     """The frequency governor of processor 0; None in most virtual machines."""
-    return _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
+    return _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
-def l4t_release() -> str | None:
+def l4t_release(root: Path = ROOT) -> str | None:
     """The Jetson Linux release, such as `36.4.3`; None on other machines."""
-    text = _read(Path("/etc/nv_tegra_release"))
+    text = _read(root / "etc/nv_tegra_release")
     if text and (match := re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", text)):
         return f"{match.group(1)}.{match.group(2)}"
     return None

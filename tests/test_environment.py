@@ -1,0 +1,151 @@
+"""What this machine is, read from files as three kinds of machine have them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from alexnet_edge import environment
+
+X86 = """\
+processor\t: 0
+vendor_id\t: GenuineIntel
+cpu family\t: 6
+model\t\t: 143
+model name\t: Intel(R) Xeon(R) Platinum 8488C
+flags\t\t: fpu vme avx avx2 avx512f avx512_vnni amx_tile amx_int8 amx_bf16 avx512_bf16
+bogomips\t: 4800.00
+
+processor\t: 1
+model name\t: another
+flags\t\t: fpu avx2
+"""
+
+JETSON = """\
+processor\t: 0
+model name\t: ARMv8 Processor rev 1 (v8l)
+BogoMIPS\t: 62.50
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp uscat
+CPU implementer\t: 0x41
+CPU part\t: 0xd42
+"""
+
+ARM_WITHOUT_A_NAME = """\
+processor\t: 0
+BogoMIPS\t: 108.00
+Features\t: fp asimd aes crc32 asimddp i8mm bf16 sve
+CPU implementer\t: 0x41
+"""
+
+TEGRA = (
+    "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025\n"
+    "# KERNEL_VARIANT: oot\n"
+)
+
+
+def machine(root: Path, **files: str) -> Path:
+    """A folder with files, `__` in a keyword standing for `/`."""
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return root
+
+
+def test_x86(tmp_path: Path) -> None:
+    root = machine(tmp_path, proc__cpuinfo=X86)
+    assert environment.cpu_model(root) == "Intel(R) Xeon(R) Platinum 8488C"
+    assert environment.cpu_features(root) == ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8"]
+    assert environment.l4t_release(root) is None
+
+
+def test_jetson(tmp_path: Path) -> None:
+    root = machine(tmp_path, proc__cpuinfo=JETSON, etc__nv_tegra_release=TEGRA)
+    assert environment.cpu_model(root) == "ARMv8 Processor rev 1 (v8l)"
+    assert environment.cpu_features(root) == ["asimddp"]
+    assert environment.l4t_release(root) == "36.4.3"
+
+
+@pytest.mark.parametrize(
+    ("text", "release"),
+    [
+        (
+            "# R32 (release), REVISION: 7.1, GCID: 29818004, BOARD: t210ref, EABI: aarch64, DATE: Sat Feb 19 2022\n",
+            "32.7.1",
+        ),
+        (
+            "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64, DATE: Tue Aug 1 2023",
+            "35.4.1",
+        ),
+        (
+            "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64, DATE: Fri Aug 22 2025",
+            "38.2.0",
+        ),
+        ("nothing of the kind", None),
+        ("", None),
+    ],
+)
+def test_l4t_releases(tmp_path: Path, text: str, release: str | None) -> None:
+    assert environment.l4t_release(machine(tmp_path, etc__nv_tegra_release=text)) == release
+
+
+def test_board_names_the_processor_when_the_kernel_does_not(tmp_path: Path) -> None:
+    root = machine(tmp_path, proc__cpuinfo=ARM_WITHOUT_A_NAME)
+    device_tree = root / "proc" / "device-tree"
+    device_tree.mkdir()
+    (device_tree / "model").write_bytes(b"NVIDIA Jetson Orin NX Engineering Reference Developer Kit\0")
+    assert environment.cpu_model(root) == "NVIDIA Jetson Orin NX Engineering Reference Developer Kit"
+    assert environment.cpu_features(root) == ["asimddp", "i8mm", "bf16", "sve"]
+
+
+def test_caches(tmp_path: Path) -> None:
+    folder = "sys__devices__system__cpu__cpu0__cache__"
+    files = {
+        f"{folder}index{index}__size": size for index, size in enumerate(("48K\n", "32K\n", "2048K\n", "105M\n", "odd"))
+    }
+    assert environment.last_level_cache_bytes(machine(tmp_path, **files)) == 105 * 1024 * 1024
+
+
+def test_governor(tmp_path: Path) -> None:
+    root = machine(tmp_path, sys__devices__system__cpu__cpu0__cpufreq__scaling_governor="schedutil\n")
+    assert environment.cpu_governor(root) == "schedutil"
+
+
+def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
+    assert environment.cpu_features(tmp_path) == []
+    assert environment.last_level_cache_bytes(tmp_path) is None
+    assert environment.cpu_governor(tmp_path) is None
+    assert environment.l4t_release(tmp_path) is None
+    assert environment.cpu_model(tmp_path) == (platform.processor() or None)
+
+
+def test_this_machine() -> None:
+    found = environment.describe()
+    json.dumps(found, allow_nan=False)
+    assert found["cpus"] == len(os.sched_getaffinity(0))
+    total = Path("/proc/meminfo").read_text().split()[1]
+    assert abs(found["memory_bytes"] / 1024 - int(total)) < 0.1 * int(total)
+    assert found["versions"]["python"] == platform.python_version()
+
+
+def test_affinity_is_respected() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert environment.usable_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_versions_are_those_imported() -> None:
+    import numpy
+    import PIL
+
+    found = environment.versions()
+    assert found["numpy"] == numpy.__version__
+    assert found["pillow"] == PIL.__version__
+    assert set(found) <= {"python", *environment.LIBRARIES}
