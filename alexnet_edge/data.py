@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ from alexnet_edge.synthetic import SYNTHETIC_CLASSES, draw
 Split = Literal["train", "val"]
 OnBadImage = Literal["skip", "fail"]
 IntArray = npt.NDArray[np.int64]
+Result = TypeVar("Result")
 
 SYNTHETIC = "synthetic"
 """The name of the built-in set, accepted wherever a folder is."""
@@ -85,9 +86,9 @@ class FileItem:
         try:
             return self.path.read_bytes()
         except OSError as error:
-            raise ImageError(
-                f"image cannot be read ({error.strerror})", value=self.path, fix="check the file"
-            ) from error
+            return (
+                f"unreadable: {error.errno}".encode()
+            )  # whoever opens the image says so; the set has a hash all the same
 
 
 class ImageSet:
@@ -127,11 +128,7 @@ class ImageSet:
         return self.items[index].name
 
     def content_hash(self) -> str:
-        """SHA-256 over the ordered names, labels and contents: file bytes, or pixels for the synthetic set.
-
-        Raises:
-            ImageError: when a file cannot be read.
-        """
+        """SHA-256 over the ordered names, labels and contents: file bytes, or pixels for the synthetic set."""
         if not self._hash:
             digest = hashlib.sha256()
             for item, label in zip(self.items, self.labels_N.tolist(), strict=True):
@@ -241,15 +238,15 @@ def batches(
 
 
 def read_ahead(
-    call: Callable[[int], FloatArray | ImageError], indices: Sequence[int], *, workers: int, ahead: int
-) -> Iterator[tuple[int, FloatArray | ImageError]]:
+    call: Callable[[int], Result], indices: Sequence[int], *, workers: int, ahead: int
+) -> Iterator[tuple[int, Result]]:
     """`(index, call(index))` in order, computed by `workers` threads, at most `ahead` beyond what was taken."""
     if workers < 1:
         for index in indices:
             yield index, call(index)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[tuple[int, Future[FloatArray | ImageError]]] = deque()
+    waiting: deque[tuple[int, Future[Result]]] = deque()
     try:
         for index in indices:
             waiting.append((index, pool.submit(call, index)))

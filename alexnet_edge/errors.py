@@ -10,9 +10,11 @@
     │   ├── ArtifactError         an exported file is missing, damaged or does not match its manifest
     │   ├── OutputError           a result cannot be written (read-only, disk full)
     │   └── MissingComponentError an optional library or device is not here
-    └── GateError                 exit 1: the work was done and the result is not good enough
-        ├── ParityError           the artifact's answers differ from the checkpoint's
-        └── PrecisionError        a layer was not built in the precision asked for
+    ├── GateError                 exit 1: the work was done and the result is not good enough
+    │   ├── ParityError           the artifact's answers differ from the checkpoint's
+    │   ├── PrecisionError        a layer was not built in the precision asked for
+    │   └── DivergedError         training ran into a loss that is not finite
+    └── InterruptedRunError       exit 130: stopped by Ctrl-C; the message says how to go on
 
 A message is one line with the problem, the value received and the fix.
 """
@@ -79,6 +81,16 @@ class ParityError(GateError):
 
 class PrecisionError(GateError):
     """A layer was not built in the precision asked for."""
+
+
+class DivergedError(GateError):
+    """Training ran into a loss that is not finite."""
+
+
+class InterruptedRunError(AlexNetEdgeError):
+    """Long work was stopped by Ctrl-C; the message says how to go on."""
+
+    exit_code = 130
 
 
 def install_command(extra: str) -> str:

@@ -59,8 +59,8 @@ class Preprocessing:
         """
         mean = tuple(float(entry) for entry in value["mean"])
         std = tuple(float(entry) for entry in value["std"])
-        if len(mean) != 3 or len(std) != 3 or not all(std):
-            raise ValueError("mean and std must hold three numbers, std none of them 0")
+        if len(mean) != 3 or len(std) != 3 or not all(std) or not np.isfinite([*mean, *std]).all():
+            raise ValueError("mean and std must hold three finite numbers, std none of them 0")
         resize, crop = int(value["resize"]), int(value["crop"])
         if not 0 < crop <= resize <= 4096:
             raise ValueError("crop must be positive and not above resize, resize not above 4096")
@@ -146,8 +146,8 @@ def resized_shape(width: int, height: int, shorter: int) -> tuple[int, int]:
     return max(1, int(shorter * width / height)), shorter
 
 
-def resize_and_crop(image: Image.Image, spec: Preprocessing, *, path: Path | None = None) -> Image.Image:
-    """The shorter side scaled to `spec.resize`, then the central `spec.crop` square.
+def resize_shorter(image: Image.Image, spec: Preprocessing, *, path: Path | None = None) -> Image.Image:
+    """The image with its shorter side scaled to `spec.resize`.
 
     Raises:
         ImageError: when the image is so long and thin that the resized one would not be sensible.
@@ -157,9 +157,22 @@ def resize_and_crop(image: Image.Image, spec: Preprocessing, *, path: Path | Non
         raise ImageError(
             f"image is {image.size[0]}x{image.size[1]}, too long and thin to resize", value=path, fix="crop it first"
         )
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - spec.crop) / 2.0), round((height - spec.crop) / 2.0)
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def centre_offset(width: int, height: int, crop: int) -> tuple[int, int]:
+    """Left and top of the central square of `crop` pixels, rounded as torchvision's `CenterCrop` does."""
+    return round((width - crop) / 2.0), round((height - crop) / 2.0)
+
+
+def resize_and_crop(image: Image.Image, spec: Preprocessing, *, path: Path | None = None) -> Image.Image:
+    """The shorter side scaled to `spec.resize`, then the central `spec.crop` square.
+
+    Raises:
+        ImageError: when the image is so long and thin that the resized one would not be sensible.
+    """
+    image = resize_shorter(image, spec, path=path)
+    left, top = centre_offset(*image.size, spec.crop)
     return image.crop((left, top, left + spec.crop, top + spec.crop))
 
 
