@@ -171,7 +171,8 @@ def commit(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
         waiting = _next_manifest(path)
         write_json(waiting, manifest.to_json())
         sync_and_replace(temporary, path)
-        waiting.replace(manifest_path(path))
+        with suppress(FileNotFoundError):  # a reader that came between the two renames has done the second
+            waiting.replace(manifest_path(path))
     return Artifact(path=path, manifest=manifest)
 
 
@@ -186,19 +187,25 @@ def load_artifact(path: Path) -> Artifact:
             "no such artifact", value=path, fix="write it with `alexnet-edge export`, or check the path"
         )
     sidecar, waiting = manifest_path(path), _next_manifest(path)
-    if not sidecar.is_file() and not waiting.is_file():
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot be read ({error.strerror})", value=path, fix="check its permissions") from error
+    manifest = _read_manifest(waiting)
+    if manifest is not None and manifest.sha256 == digest:
+        with suppress(OSError):  # a read-only folder: the next writer finishes the rename
+            waiting.replace(sidecar)
+        return Artifact(path=path, manifest=manifest)
+    manifest = _read_manifest(sidecar)
+    if manifest is None:
         raise ArtifactError(
             f"the artifact has no manifest ({sidecar.name})",
             value=path,
             fix="copy the manifest along with the file, or export again",
         )
-    digest = sha256_file(path)
-    if waiting.is_file() and (manifest := _read_manifest(waiting)).sha256 == digest:
-        with suppress(OSError):  # a read-only folder: the next writer finishes the rename
-            waiting.replace(sidecar)
-        return Artifact(path=path, manifest=manifest)
-    manifest = _read_manifest(sidecar)
     if manifest.sha256 != digest:
+        if sha256_file(path) != digest:  # replaced while it was read: the new pair is there now, or soon
+            return load_artifact(path)
         raise ArtifactError(
             f"the file does not match its manifest (sha256 {digest[:12]}, not {manifest.sha256[:12]})",
             value=path,
@@ -207,11 +214,12 @@ def load_artifact(path: Path) -> Artifact:
     return Artifact(path=path, manifest=manifest)
 
 
-def _read_manifest(sidecar: Path) -> Manifest:
+def _read_manifest(sidecar: Path) -> Manifest | None:
+    """The manifest in a file, None when there is no such file."""
     try:
         return Manifest.from_json(json.loads(sidecar.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise ArtifactError("the artifact has no manifest", value=sidecar, fix="export it again") from error
+    except FileNotFoundError:
+        return None
     except (OSError, *MALFORMED) as error:
         raise ArtifactError(
             f"the manifest is damaged ({type(error).__name__}: {error})", value=sidecar, fix="export the artifact again"

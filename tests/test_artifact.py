@@ -1,0 +1,275 @@
+"""An artifact and its manifest: loaded as a whole pair or refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexnet_edge.artifact import LayerPrecision, Manifest, TensorSpec, commit, load_artifact, manifest_path
+from alexnet_edge.errors import ArtifactError, OutputError
+from alexnet_edge.files import sha256_file, write_json
+from alexnet_edge.preprocess import preset
+
+MANIFEST = Manifest(
+    format="onnx",
+    runtime="onnxruntime",
+    precision="int8",
+    architecture="two-tower",
+    classes=("daisy", "Löwenzahn"),
+    head="logits",
+    preprocessing=preset("caffe-227"),
+    input=TensorSpec(name="input", dtype="float32", shape=(3, 227, 227), min_batch=1, max_batch=16),
+    output=TensorSpec(name="logits", dtype="float32", shape=(2,)),
+    checkpoint="runs/a/model.safetensors",
+    checkpoint_sha256="ab" * 32,
+    sources={"fp32.onnx": "cd" * 32},
+    layers=(LayerPrecision(name="conv1", requested="int8", built="int8", evidence="QuantizeLinear"),),
+    calibration={"method": "entropy", "images": 500},
+    build={"options": ["a"]},
+    build_seconds=1.5,
+    environment={"cpu": None},
+    parity={"passed": True},
+)
+
+
+def exported(
+    folder: Path, content: bytes = b"the network", name: str = "a.onnx", manifest: Manifest = MANIFEST
+) -> Path:
+    temporary = folder / f".{name}.tmp"
+    temporary.write_bytes(content)
+    return commit(temporary, folder / name, manifest).path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ArtifactError) as error:
+        load_artifact(path)
+    text = str(error.value)
+    assert "\n" not in text
+    assert str(path) in text
+    assert "; " in text
+    assert error.value.exit_code == 2
+    return text
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    temporary = tmp_path / "elsewhere.tmp"
+    temporary.write_bytes(b"the network")
+    path = tmp_path / "a.onnx"
+    written = commit(temporary, path, MANIFEST)
+    loaded = load_artifact(path)
+    assert loaded == written
+    assert loaded.manifest == replace(MANIFEST, sha256=sha256_file(path), bytes=len(b"the network"))
+    assert loaded.label == "onnx int8"
+    assert path.read_bytes() == b"the network"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.onnx", "a.onnx.json"]
+
+
+def test_manifest_is_plain_json(tmp_path: Path) -> None:
+    value = json.loads(manifest_path(exported(tmp_path)).read_text(encoding="utf-8"))
+    assert value["schema"] == 1
+    assert value["classes"] == ["daisy", "Löwenzahn"]
+    assert value["input"]["shape"] == [3, 227, 227]
+    assert Manifest.from_json(value).to_json() == Manifest.from_json(json.loads(json.dumps(value))).to_json()
+
+
+def test_layer_precision_holds() -> None:
+    layer = MANIFEST.layers[0]
+    assert layer.holds
+    assert not replace(layer, built="fp32").holds
+    assert not replace(layer, built="unknown").holds
+
+
+@pytest.mark.parametrize("place", [0, 5, 10])
+def test_flipped_byte(tmp_path: Path, place: int) -> None:
+    path = exported(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert "does not match its manifest" in refused(path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 10])
+def test_truncated(tmp_path: Path, length: int) -> None:
+    path = exported(tmp_path)
+    os.truncate(path, length)
+    assert "does not match its manifest" in refused(path)
+
+
+def test_missing(tmp_path: Path) -> None:
+    assert "no such artifact" in refused(tmp_path / "none.onnx")
+    assert "no such artifact" in refused(tmp_path)
+    path = exported(tmp_path)
+    manifest_path(path).unlink()
+    assert "has no manifest (a.onnx.json)" in refused(path)
+
+
+def test_manifest_of_another_file(tmp_path: Path) -> None:
+    path = exported(tmp_path)
+    other = exported(tmp_path, b"another network", "b.onnx")
+    manifest_path(other).replace(manifest_path(path))
+    assert "does not match its manifest" in refused(path)
+
+
+def test_killed_between_the_two_renames(tmp_path: Path) -> None:
+    """The new file is there, its manifest still under the waiting name: the pair is recognised and completed."""
+    path = exported(tmp_path, b"old")
+    newer = exported(tmp_path, b"new", "newer.onnx")
+    newer.replace(path)
+    manifest_path(newer).rename(tmp_path / "a.onnx.json.next")
+    assert load_artifact(path).manifest.bytes == 3
+    assert json.loads(manifest_path(path).read_text(encoding="utf-8"))["sha256"] == sha256_file(path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.onnx", "a.onnx.json"]
+    assert load_artifact(path).path.read_bytes() == b"new"
+
+
+def test_killed_before_the_first_rename(tmp_path: Path) -> None:
+    """The old file with the next one's manifest beside it: the old pair stands."""
+    path = exported(tmp_path, b"old")
+    newer = exported(tmp_path, b"newer", "newer.onnx")
+    manifest_path(newer).rename(tmp_path / "a.onnx.json.next")
+    assert load_artifact(path).manifest.bytes == 3
+    newest = exported(tmp_path, b"newest")
+    assert load_artifact(newest).manifest.bytes == 6
+    assert not (tmp_path / "a.onnx.json.next").exists()
+
+
+def test_a_first_export_killed_between_the_renames(tmp_path: Path) -> None:
+    path = exported(tmp_path)
+    manifest_path(path).rename(tmp_path / "a.onnx.json.next")
+    assert load_artifact(path).manifest.classes == MANIFEST.classes
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from alexnet_edge.artifact import Manifest, commit, load_artifact
+
+folder, start = Path(sys.argv[1]), int(sys.argv[2])
+manifest = load_artifact(folder / "a.onnx").manifest
+print("started", flush=True)
+for value in range(start, start + 1_000_000):
+    temporary = folder / ".writer.tmp"
+    temporary.write_bytes(f"{value:08d}".encode() * 100_000)
+    commit(temporary, folder / "a.onnx", manifest)
+"""
+
+
+def test_killed_writer_leaves_a_pair(tmp_path: Path) -> None:
+    """Killed at any moment, and read while it is written: always one whole pair."""
+    path = exported(tmp_path)
+    pauses = random.Random(1)
+    seen = set()
+    for attempt in range(8):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, tmp_path, str(attempt * 1_000_000)], stdout=subprocess.PIPE
+        ) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"started\n"
+            until = time.monotonic() + pauses.uniform(0.05, 0.2)
+            while time.monotonic() < until:
+                seen.add(load_artifact(path).manifest.sha256)
+            writer.send_signal(signal.SIGKILL)
+        artifact = load_artifact(path)
+        assert artifact.manifest.sha256 == sha256_file(path)
+        content = path.read_bytes()
+        assert content == content[:8] * 100_000
+    assert len(seen) > 2, "the reader never met a change: nothing was shown"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "5",
+        '"text"',
+        "{}",
+        "{",
+        '{"schema": 1}',
+        "[" * 100_000,
+        '{"schema": 1e999}',
+    ],
+)
+def test_hostile_manifest_text(tmp_path: Path, text: str) -> None:
+    path = exported(tmp_path)
+    manifest_path(path).write_text(text)
+    assert "the manifest is damaged" in refused(path)
+
+
+def test_manifest_of_other_bytes(tmp_path: Path) -> None:
+    path = exported(tmp_path)
+    for content in (b"\xff\xfe\x00", b"\0" * 100):
+        manifest_path(path).write_bytes(content)
+        assert "the manifest is damaged" in refused(path)
+    manifest_path(path).unlink()
+    manifest_path(path).mkdir()
+    assert "the manifest is damaged" in refused(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": 2},
+        {"format": "exe"},
+        {"format": ["onnx"]},
+        {"precision": "int3"},
+        {"precision": []},
+        {"head": "tail"},
+        {"classes": None},
+        {"classes": 5},
+        {"sha256": 5},
+        {"sha256": None},
+        {"runtime": 5},
+        {"architecture": {}},
+        {"preprocessing": {}},
+        {"preprocessing": {"resize": 1e999, "crop": 227, "mean": [0, 0, 0], "std": [1, 1, 1]}},
+        {"preprocessing": {"resize": 256, "crop": 227, "mean": "abc", "std": [1, 1, 1]}},
+        {"input": None},
+        {"input": {"name": "input", "dtype": "object", "shape": [3, 227, 227], "min_batch": 1, "max_batch": None}},
+        {"input": {"name": "input", "dtype": "float32", "shape": 5, "min_batch": 1, "max_batch": None}},
+        {"input": {"name": "input", "dtype": "float32", "shape": [3, "x"], "min_batch": 1, "max_batch": None}},
+        {"output": {"name": "logits", "dtype": "float32", "shape": [2], "min_batch": None, "max_batch": None}},
+        {"layers": 5},
+        {"layers": [{"name": "conv1"}]},
+        {"layers": [{"nonsense": 1}]},
+        {"layers": [5]},
+        {"build": 5},
+        {"environment": []},
+        {"parity": None},
+    ],
+)
+def test_hostile_manifest_field(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = exported(tmp_path)
+    value = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+    manifest_path(path).write_text(json.dumps({**value, **change}))
+    assert "the manifest is damaged" in refused(path)
+
+
+@pytest.mark.parametrize("name", sorted(Manifest.__dataclass_fields__))
+def test_every_field_is_needed(tmp_path: Path, name: str) -> None:
+    path = exported(tmp_path)
+    value = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+    del value[name]
+    write_json(manifest_path(path), value)
+    assert f"'{name}'" in refused(path)
+
+
+def test_unwritable_output(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    temporary = tmp_path / "finished.tmp"
+    temporary.write_bytes(b"network")
+    with pytest.raises(OutputError, match="a part of the path is a file"):
+        commit(temporary, tmp_path / "file" / "a.onnx", MANIFEST)
+    with pytest.raises(OutputError, match="cannot write"):
+        commit(tmp_path / "not there", tmp_path / "a.onnx", MANIFEST)
