@@ -244,7 +244,7 @@ class LatencySummary:
     queries_per_s: float
     valid: bool
     reasons: tuple[str, ...]
-    """Why it is not valid."""
+    """Why it is not valid; the bounds are in the settings."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "verdict": "VALID" if self.valid else "INVALID"}
@@ -269,21 +269,21 @@ def summarise(rounds: Sequence[LatencySamples], settings: MeasureSettings) -> La
     needed = settings.samples_needed(batch)
     wanted = settings.percentile if batch == settings.batches[0] else settings.other_percentile
     reasons = []
+    if other_cpus is not None and other_cpus > settings.max_other_cpus:
+        reasons.append(f"other processes kept {other_cpus:.1f} processors busy")
     if len(pooled) < needed:
         reasons.append(f"too few samples: {len(pooled)}, p{wanted:g} needs {needed}")
     unsettled = sum(not taken.warmup_stable for taken in rounds)
     if unsettled:
         reasons.append(f"not stable after warm-up in {unsettled} of {len(rounds)} rounds")
     if cv is not None and cv > settings.max_cv:
-        reasons.append(f"noisy: coefficient of variation {cv:.0%} is above {settings.max_cv:.0%}")
+        reasons.append(f"coefficient of variation {cv:.0%}")
     if (half := (high - low) / 2 / median) > settings.max_median_error:
-        reasons.append(f"the median is known to {half:.0%} only, more than {settings.max_median_error:.0%}")
+        reasons.append(f"median known to ±{half:.0%} only")
     if worst_drift is not None and abs(worst_drift) > settings.max_drift:
-        reasons.append(f"drift: the median moved by {worst_drift:+.0%} within a round")
+        reasons.append(f"drift of {worst_drift:+.0%} within a round")
     if modes is not None:
-        reasons.append(f"two modes: {modes[0] / 1e6:.3g} and {modes[1] / 1e6:.3g} ms")
-    if other_cpus is not None and other_cpus > settings.max_other_cpus:
-        reasons.append(f"other processes kept {other_cpus:.1f} processors busy")
+        reasons.append(f"two modes, {modes[0] / 1e6:.3g} and {modes[1] / 1e6:.3g} ms")
     return LatencySummary(
         batch=batch,
         count=len(pooled),

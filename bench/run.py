@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from alexnet_edge import environment
-from alexnet_edge.artifact import LayerPrecision, load_artifact
+from alexnet_edge.artifact import Artifact, LayerPrecision, load_artifact
 from alexnet_edge.bench.measure import LatencySamples, MeasureSettings, machine_state, summarise
-from alexnet_edge.bench.stats import CONFIDENCE, bootstrap_medians, interval_of
+from alexnet_edge.bench.stats import CONFIDENCE, bootstrap_ratios
 from alexnet_edge.bench.worker import Opened, Worker
 from alexnet_edge.checkpoint import CheckpointInfo, load_checkpoint, read_info
 from alexnet_edge.data import ImageSet, batches, reopen, synthetic
@@ -70,6 +70,29 @@ class Subject:
     skipped: str = ""
     """Why it cannot be run here."""
 
+    def to_json(self) -> dict[str, Any]:
+        """What results say of a subject before it is measured."""
+        return {
+            "label": self.label,
+            "file": str(self.path),
+            "format": self.format,
+            "precision": self.precision,
+            "runtime": self.runtime,
+            "architecture": self.architecture,
+            "sha256": self.sha256,
+            "bytes": self.bytes,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "parity": dict(self.parity),
+            "layers": [asdict(layer) for layer in self.layers],
+            "calibration": None if self.calibration is None else dict(self.calibration),
+            "metrics": dict(self.metrics),
+            "skipped": self.skipped,
+            "error": "",
+            "details": {},
+            "rounds": [],
+            "batches": [],
+        }
+
 
 def open_subject(path: Path) -> Subject:
     """Read what `path` says of itself; its bytes are compared with its manifest.
@@ -94,10 +117,14 @@ def open_subject(path: Path) -> Subject:
             data=info.data,
             metrics=info.metrics,
         )
-    artifact = load_artifact(path)
+    return subject_of(load_artifact(path))
+
+
+def subject_of(artifact: Artifact) -> Subject:
+    """What a loaded artifact's manifest says, in the form that results keep."""
     manifest = artifact.manifest
     return Subject(
-        path=path,
+        path=artifact.path,
         label=artifact.label,
         format=manifest.format,
         precision=manifest.precision,
@@ -190,23 +217,9 @@ class BenchResult:
         }
 
     def _subject_json(self, one: _Measured) -> dict[str, Any]:
-        subject = one.subject
         opened = [taken.opened for taken in one.rounds if taken.opened is not None]
         return {
-            "label": subject.label,
-            "file": str(subject.path),
-            "format": subject.format,
-            "precision": subject.precision,
-            "runtime": subject.runtime,
-            "architecture": subject.architecture,
-            "sha256": subject.sha256,
-            "bytes": subject.bytes,
-            "checkpoint_sha256": subject.checkpoint_sha256,
-            "parity": dict(subject.parity),
-            "layers": [asdict(layer) for layer in subject.layers],
-            "calibration": None if subject.calibration is None else dict(subject.calibration),
-            "metrics": dict(subject.metrics),
-            "skipped": subject.skipped,
+            **one.subject.to_json(),
             "error": one.error,
             "details": dict(opened[0].details) if opened else {},
             "rounds": [taken.to_json() for taken in one.rounds],
@@ -235,10 +248,16 @@ class BenchResult:
         )
         if reference is None or reference is one:
             return None
-        own, against = ([taken.samples_ns for taken in each.samples(batch)] for each in (one, reference))
-        ratio = float(np.median(np.concatenate(against)) / np.median(np.concatenate(own)))
-        rng = np.random.default_rng(0)
-        low, high = interval_of(bootstrap_medians(against, rng=rng) / bootstrap_medians(own, rng=rng))
+        pairs = [
+            (against.batches[batch].samples_ns, own.batches[batch].samples_ns)
+            for against, own in zip(
+                reference.rounds, one.rounds, strict=False
+            )  # an error ends a subject's rounds early
+            if batch in against.batches and batch in own.batches
+        ]
+        if not pairs:
+            return None
+        ratio, (low, high) = bootstrap_ratios(pairs)
         return {"against": reference.subject.label, "ratio": ratio, "interval": [low, high]}
 
 

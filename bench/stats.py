@@ -98,16 +98,14 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return min(1.0, float(2 * tail / 2**count)) if count else 1.0
 
 
-def bootstrap_medians(
-    rounds: Sequence[npt.ArrayLike], *, resamples: int = RESAMPLES, rng: np.random.Generator | None = None
-) -> Array:
-    """`resamples` medians of samples redrawn from `rounds`, for intervals of the median and of ratios of medians.
+def bootstrap_medians(rounds: Sequence[npt.ArrayLike], *, resamples: int = RESAMPLES) -> Array:
+    """`resamples` medians of samples redrawn from `rounds`, for the interval of the median.
 
     Latency samples are neither independent (a busy moment slows neighbours) nor from one distribution (each round is a
     new process with its own memory layout). So rounds are redrawn first, then blocks of about n^(1/3) neighbouring
     samples inside each (Künsch's block bootstrap, wrapped around at the end).
     """
-    rng = rng or np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # the same samples always give the same interval
     arrays = [np.asarray(samples, np.float64) for samples in rounds if np.size(samples)]
     assert arrays, "a median needs samples"
     medians = np.empty(resamples)
@@ -115,6 +113,30 @@ def bootstrap_medians(
         drawn = [arrays[pick] for pick in rng.integers(len(arrays), size=len(arrays))]
         medians[index] = np.median(np.concatenate([_redraw_blocks(samples, rng) for samples in drawn]))
     return medians
+
+
+def bootstrap_ratios(
+    pairs: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]], *, resamples: int = RESAMPLES
+) -> tuple[float, tuple[float, float]]:
+    """How many times larger the first samples' median is than the second's, and the interval of that.
+
+    Each pair is one round, in which both were measured one after the other on the same machine in the same state; the
+    ratio is the geometric mean of the rounds' ratios, so that a machine that slows down in one round slows both. Pairs are
+    redrawn together, then blocks of samples inside each.
+    """
+    assert pairs, "a ratio needs a round"
+    rng = np.random.default_rng(0)
+    arrays = [(np.asarray(first, np.float64), np.asarray(second, np.float64)) for first, second in pairs]
+    ratio = math.exp(np.mean([math.log(np.median(first) / np.median(second)) for first, second in arrays]))
+    drawn = np.empty(resamples)
+    for index in range(resamples):
+        chosen = [arrays[pick] for pick in rng.integers(len(arrays), size=len(arrays))]
+        logs = [
+            math.log(np.median(_redraw_blocks(first, rng)) / np.median(_redraw_blocks(second, rng)))
+            for first, second in chosen
+        ]
+        drawn[index] = math.exp(np.mean(logs))
+    return ratio, interval_of(drawn)
 
 
 def _redraw_blocks(samples: Array, rng: np.random.Generator) -> Array:

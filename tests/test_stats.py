@@ -60,7 +60,7 @@ def test_interval_of_the_median_covers_as_often_as_it_says() -> None:
     true_median = scipy_stats.gamma(4).median()
     hits = 0
     for _ in range(200):
-        low, high = stats.interval_of(stats.bootstrap_medians([rng.gamma(4, size=120)], resamples=300, rng=rng))
+        low, high = stats.interval_of(stats.bootstrap_medians([rng.gamma(4, size=120)], resamples=300))
         hits += low <= true_median <= high
     assert 180 <= hits <= 199
 
@@ -86,6 +86,15 @@ def test_interval_widens_when_rounds_differ_or_neighbours_are_alike() -> None:
     assert width(shifted) > 5 * width(independent)
     alike = np.repeat(rng.normal(100, 1, 100), 6)
     assert width([alike]) > 1.5 * width([rng.permutation(alike)])
+
+
+def test_ratio_pairs_the_rounds() -> None:
+    """Both are slowed alike in the second round: the ratio and its interval do not notice."""
+    rng = np.random.default_rng(10)
+    rounds = [(rng.normal(200 * slow, 2, 200), rng.normal(100 * slow, 1, 200)) for slow in (1, 5, 1)]
+    ratio, (low, high) = stats.bootstrap_ratios(rounds, resamples=300)
+    assert ratio == pytest.approx(2, rel=0.01)
+    assert 1.97 < low < ratio < high < 2.03
 
 
 def test_interval_is_repeatable() -> None:
