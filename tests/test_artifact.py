@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -173,12 +172,14 @@ def test_killed_writer_leaves_a_pair(tmp_path: Path) -> None:
         with subprocess.Popen(
             [sys.executable, "-c", WRITER, tmp_path, str(attempt * 1_000_000)], stdout=subprocess.PIPE
         ) as writer:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == b"started\n"
-            until = time.monotonic() + pauses.uniform(0.05, 0.2)
-            while time.monotonic() < until:
-                seen.add(load_artifact(path).manifest.sha256)
-            writer.send_signal(signal.SIGKILL)
+            try:
+                assert writer.stdout is not None
+                assert writer.stdout.readline() == b"started\n"
+                until = time.monotonic() + pauses.uniform(0.05, 0.2)
+                while time.monotonic() < until:
+                    seen.add(load_artifact(path).manifest.sha256)
+            finally:
+                writer.kill()
         artifact = load_artifact(path)
         assert artifact.manifest.sha256 == sha256_file(path)
         content = path.read_bytes()
