@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from alexnet_edge.model import AlexNet
 
 SCHEMA = 1
+HISTORY_FILE = "history.json"
+"""Every epoch of a training run, beside its checkpoint."""
 _HEADER_KEY = "alexnet-edge"
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
@@ -418,3 +420,12 @@ def newest_checkpoint(runs: Path) -> Path:
             "no checkpoint in", value=f"{runs}/", fix="run `alexnet-edge train` first, or name one with --checkpoint"
         )
     return found[-1]
+
+
+def read_history(checkpoint: Path) -> list[dict[str, Any]] | None:
+    """The epochs that training wrote beside a checkpoint, or None when there is no readable history."""
+    try:
+        epochs = json.loads((checkpoint.parent / HISTORY_FILE).read_text(encoding="utf-8"))["epochs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return list(epochs)

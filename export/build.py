@@ -20,12 +20,20 @@ from alexnet_edge import artifact as artifacts
 from alexnet_edge.artifact import INPUT, SUFFIXES, Artifact, Format, LayerPrecision, Manifest, Precision, TensorSpec
 from alexnet_edge.bench.parity import ParityReport, check_parity, parity_not_run
 from alexnet_edge.checkpoint import Checkpoint
-from alexnet_edge.data import ImageSet, OnBadImage, reopen
+from alexnet_edge.data import ImageSet, OnBadImage, open_images, reopen
 from alexnet_edge.environment import describe
-from alexnet_edge.errors import AlexNetEdgeError, GateError, MissingComponentError, ParityError, UserError, needs
+from alexnet_edge.errors import (
+    AlexNetEdgeError,
+    GateError,
+    MissingComponentError,
+    OutputError,
+    ParityError,
+    UserError,
+    needs,
+)
 from alexnet_edge.evaluate import outputs_NK
 from alexnet_edge.export.precision import onnx_precisions, require_precision
-from alexnet_edge.export.tensorrt import EngineOptions, rtx_version
+from alexnet_edge.export.tensorrt import WEIGHT_BYTES, EngineOptions, rtx_version
 from alexnet_edge.files import sha256_file, writing
 from alexnet_edge.preprocess import FloatArray
 from alexnet_edge.progress import QuietReporter, Reporter
@@ -153,7 +161,11 @@ class Exporter:
                 fix="choose --format onnx or trt for other precisions",
             )
         target = self.path(format, precision)
+        missing = unavailable(format)
+        if missing is not None:
+            raise missing
         with _staging(self.out) as staging:
+            self._need_space(format, precision)
             start = time.perf_counter()
             built = self._build(format, precision, staging)
             seconds = time.perf_counter() - start
@@ -181,6 +193,19 @@ class Exporter:
                 yield Outcome(format=format, precision=precision, artifact=self.export(format, precision))
             except (GateError, MissingComponentError) as error:
                 yield Outcome(format=format, precision=precision, error=error)
+
+    def _need_space(self, format: Format, precision: Precision) -> None:
+        """Refuse a full disk before the work; the libraries that write the files name no reason when it fills up."""
+        weights = sum(spec.weights for spec in self.checkpoint.info.arch.layers)
+        files = 2 if format == "trt" else 1  # an engine's graph is staged too
+        needed = int(1.1 * files * weights * WEIGHT_BYTES[precision])
+        free = shutil.disk_usage(self.out).free
+        if free < needed:
+            raise OutputError(
+                f"cannot write, {format} {precision} takes {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free",
+                value=self.out,
+                fix="free some space or choose another output folder",
+            )
 
     # --- building -------------------------------------------------------------------------------------------------------
 
@@ -256,7 +281,7 @@ class Exporter:
         if self._calibration is None:
             from alexnet_edge.export.calibrate import calibrate
 
-            images = self._calibration_images or training_images(self.checkpoint).spread(CALIBRATION_IMAGES)
+            images = self._calibration_images or calibration_images(self.checkpoint, None, None)
             self._calibration = calibrate(
                 self.checkpoint,
                 images,
@@ -345,6 +370,35 @@ class Exporter:
         )
 
 
+def every_artifact() -> list[tuple[Format, Precision]]:
+    """Every format in every precision it is written in."""
+    return [(format, precision) for format in FORMATS for precision in WRITABLE[format]]
+
+
+def selection(format: str, precision: Precision | None) -> list[tuple[Format, Precision]]:
+    """What `--format` and a precision ask for: `all` without a precision is every artifact, one format without is FP32."""
+    if format != "all":
+        return [(format, precision or "fp32")]  # type: ignore[list-item]  # one of FORMATS
+    return [entry for entry in every_artifact() if precision is None or entry[1] == precision]
+
+
+def require_outcomes(outcomes: Sequence[Outcome], *, everything: bool) -> None:
+    """Raise what kept an artifact from being written.
+
+    What this machine lacks is no error where `everything` it can write was asked for, unless nothing was written.
+
+    Raises:
+        GateError: when an artifact failed its proof.
+        MissingComponentError: when this machine lacks what was asked for.
+    """
+    for outcome in outcomes:
+        if isinstance(outcome.error, GateError):
+            raise outcome.error
+    for outcome in outcomes:
+        if outcome.error is not None and not (everything and any(other.artifact for other in outcomes)):
+            raise outcome.error
+
+
 def unavailable(format: Format) -> MissingComponentError | None:
     """Why this machine cannot write `format`, or None when it can."""
     from importlib.util import find_spec
@@ -369,6 +423,32 @@ def unavailable(format: Format) -> MissingComponentError | None:
     return None
 
 
+def calibration_images(
+    checkpoint: Checkpoint, named: str | None, count: int | None, class_list: Path | None = None
+) -> ImageSet:
+    """The images to calibrate on.
+
+    Args:
+        checkpoint: by default its training data is taken.
+        named: a folder of images, `synthetic`, or `random` for random pixels: real activations look different, so
+            these are only used when asked for by name.
+        count: how many, evenly spread; by default `CALIBRATION_IMAGES`.
+        class_list: CSV file that gives the folders' classes.
+
+    Raises:
+        UserError: when the checkpoint records no data and none is named, or `count` is not positive.
+        DataError: when there are no such images.
+    """
+    count = CALIBRATION_IMAGES if count is None else count
+    if named == "random":
+        if count < 1:
+            raise UserError("the number of images must be 1 or more", value=count, fix="give a positive number")
+        return random_images(count)
+    if named is not None:
+        return open_images(named, limit=count, class_list=class_list)
+    return training_images(checkpoint).spread(count)
+
+
 def training_images(checkpoint: Checkpoint) -> ImageSet:
     """The training images that the checkpoint records.
 
@@ -390,7 +470,8 @@ def validation_images(checkpoint: Checkpoint) -> ImageSet:
 
 
 def _recorded(checkpoint: Checkpoint, split: str, purpose: str, option: str) -> ImageSet:
-    source = checkpoint.info.data.get(split)
+    data = checkpoint.info.data
+    source = (data if split == "train" else data.get(split, {})).get("source")
     if not source:
         raise UserError(
             f"the checkpoint records no {split} data to take {purpose} from",

@@ -1,0 +1,581 @@
+"""The command line: parse, call, print.
+
+Results go to standard output, progress and errors to standard error. Exit code 0: done; 1: a gate failed (parity, precision,
+training); 2: a mistake in what was asked for, or something missing, said in one line; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from alexnet_edge import __version__
+from alexnet_edge.errors import AlexNetEdgeError, GateError, UserError
+
+app = typer.Typer(
+    name="alexnet-edge",
+    help="Train, export, prove and measure AlexNet for edge devices.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_CLICK_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+"""typer's own errors; older releases take the class from click, newer ones bring it."""
+
+# --- options that several commands share ----------------------------------------------------------------------------------
+
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="Checkpoint, or a state dict of torchvision or the notebook [newest in runs/]"),
+]
+ImagesOption = Annotated[str | None, typer.Option("--images", help="Folder of images, or `synthetic`")]
+ClassListOption = Annotated[
+    Path | None, typer.Option("--class-list", help="CSV file with wnid,index,name [classes.csv beside the images]")
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="Use so many images, evenly spread over the classes")]
+BadImageOption = Annotated[str, typer.Option("--on-bad-image", help="skip or fail")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Processor threads [all]")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of the training runs")]
+ArtifactsFolder = Annotated[Path, typer.Option("--artifacts", help="Folder of the artifacts")]
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command("train")
+def train_command(
+    data: Annotated[str, typer.Option("--data", help="Folder of class folders, or `synthetic`")] = "synthetic",
+    arch: Annotated[str, typer.Option("--arch", help="one-tower, two-tower, torchvision or notebook")] = "one-tower",
+    init: Annotated[
+        str, typer.Option("--init", help="kaiming, paper, or a file: filters (.npz), checkpoint, state dict")
+    ] = "kaiming",
+    freeze: Annotated[
+        str, typer.Option("--freeze", help="none, or features: keep conv1 to conv5 as they are")
+    ] = "none",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="notebook, synthetic or frozen [by --freeze and --data]")
+    ] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option("--preprocessing", help="Name of a preprocessing [the architecture's]")
+    ] = None,
+    class_list: ClassListOption = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="[the recipe's]")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Images per step [the recipe's]")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate [the recipe's]")] = None,
+    momentum: Annotated[float | None, typer.Option("--momentum", help="[the recipe's]")] = None,
+    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="[the recipe's]")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of weights, order, crops and dropout")] = 0,
+    max_minutes: Annotated[float | None, typer.Option("--max-minutes", help="Stop after so long; resume later")] = None,
+    runs: RunsOption = Path("runs"),
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run's folder")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+    on_bad_image: BadImageOption = "fail",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a network; its best weights go to runs/NAME/model.safetensors."""
+    from alexnet_edge import console
+    from alexnet_edge.train import TrainSettings
+    from alexnet_edge.train import resume as resume_run
+    from alexnet_edge.train import train as train_run
+
+    with console.reporter(quiet) as reporter:
+        if resume is not None:
+            result = resume_run(resume, max_minutes=max_minutes, reporter=reporter)
+        else:
+            settings = TrainSettings(
+                data=data,
+                class_list=str(class_list) if class_list else None,
+                arch=arch,
+                init=init,
+                freeze=_choice("--freeze", freeze, ("none", "features")),
+                preprocessing=preprocessing,
+                recipe=recipe,
+                epochs=epochs,
+                batch=batch,
+                lr=lr,
+                momentum=momentum,
+                weight_decay=weight_decay,
+                seed=seed,
+                runs=str(runs),
+                name=name,
+                on_bad_image=_choice("--on-bad-image", on_bad_image, ("skip", "fail")),
+                max_minutes=max_minutes,
+                device=_choice("--device", device, ("auto", "cpu", "cuda")),
+                threads=threads,
+            )
+            result = train_run(settings, reporter=reporter)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        console.show_training(result)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[Path | None, typer.Argument(help="Artifact or checkpoint [newest checkpoint in runs/]")] = None,
+    images: ImagesOption = None,
+    class_list: ClassListOption = None,
+    limit: LimitOption = None,
+    on_bad_image: BadImageOption = "fail",
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Accuracy of a checkpoint or of any artifact that runs here, over all and per class."""
+    from alexnet_edge import console
+    from alexnet_edge.checkpoint import newest_checkpoint
+    from alexnet_edge.data import open_for_evaluation, reopen
+    from alexnet_edge.evaluate import evaluate
+    from alexnet_edge.sessions import open_session
+
+    source = model or newest_checkpoint(runs)
+    bad = _choice("--on-bad-image", on_bad_image, ("skip", "fail"))
+    with open_session(source, device=_choice("--device", device, ("cpu", "cuda")), threads=threads) as session:
+        if images is not None:
+            found = open_for_evaluation(images, classes=session.classes, class_list=class_list)
+        else:
+            found = reopen(_validation_source(source))
+        result = evaluate(session, found if limit is None else found.spread(limit), on_bad_image=bad)
+    if as_json:
+        _print_json({"model": str(source), **result.to_json()})
+    else:
+        console.show_evaluation(source, result)
+
+
+@app.command("export")
+def export_command(
+    format: Annotated[str, typer.Option("--format", help="torchscript, pt2, onnx, trt or all")] = "all",
+    fp16: Annotated[bool, typer.Option("--fp16", help="Weights and activations in FP16; LRN in FP32")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="INT8 with quantise/dequantise pairs; LRN in FP32")] = False,
+    checkpoint: CheckpointOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the artifacts")] = Path("artifacts"),
+    images: Annotated[
+        str | None, typer.Option("--images", help="Images to prove the answers on [the checkpoint's validation data]")
+    ] = None,
+    limit: LimitOption = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration", help="Images to calibrate INT8 on [the training data]; `random` for random pixels"
+        ),
+    ] = None,
+    calibration_images: Annotated[
+        int | None, typer.Option("--calibration-images", help="So many of them, evenly spread [512]")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="entropy, minmax or percentile")] = "entropy",
+    runtime: Annotated[str, typer.Option("--runtime", help="For trt: rtx (TensorRT-RTX)")] = "rtx",
+    min_batch: Annotated[int, typer.Option("--min-batch", help="For trt: smallest batch")] = 1,
+    opt_batch: Annotated[int, typer.Option("--opt-batch", help="For trt: batch to tune for")] = 1,
+    max_batch: Annotated[int, typer.Option("--max-batch", help="For trt: largest batch")] = 16,
+    compute_capability: Annotated[
+        list[str] | None, typer.Option("--compute-capability", help="For trt: a GPU architecture, as sm89 [all]")
+    ] = None,
+    class_list: ClassListOption = None,
+    on_bad_image: BadImageOption = "fail",
+    threads: ThreadsOption = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a checkpoint in another format, and prove it gives the same answers."""
+    from alexnet_edge import console
+    from alexnet_edge.checkpoint import load_checkpoint, newest_checkpoint
+    from alexnet_edge.data import open_images
+    from alexnet_edge.export import build
+    from alexnet_edge.export.tensorrt import EngineOptions
+
+    if fp16 and int8:
+        raise UserError("a layer has one precision", value="--fp16 --int8", fix="give one of them per command")
+    _choice("--runtime", runtime, ("rtx",))
+    _choice("--format", format, ("all", *build.FORMATS))
+    engine = EngineOptions(
+        min_batch=min_batch,
+        opt_batch=opt_batch,
+        max_batch=max_batch,
+        compute_capabilities=tuple(compute_capability or ()),
+    )
+    loaded = load_checkpoint(checkpoint or newest_checkpoint(runs))
+    if images is None:
+        proof = build.validation_images(loaded)
+        proof = proof if limit is None else proof.spread(limit)
+    else:
+        proof = open_images(images, limit=limit, classes=loaded.info.classes, class_list=class_list)
+    wanted = build.selection(format, "fp16" if fp16 else "int8" if int8 else None)
+    with console.reporter(quiet) as reporter:
+        exporter = build.Exporter(
+            loaded,
+            out=out,
+            proof_images=proof,
+            calibration_images=build.calibration_images(loaded, calibration, calibration_images, class_list)
+            if any(precision == "int8" for _, precision in wanted)
+            else None,
+            method=method,
+            engine=engine,
+            threads=threads,
+            on_bad_image=_choice("--on-bad-image", on_bad_image, ("skip", "fail")),
+            reporter=reporter,
+        )
+        outcomes = list(exporter.export_all(wanted))
+    if as_json:
+        _print_json([outcome.to_json() for outcome in outcomes])
+    else:
+        console.show_exports(outcomes)
+    build.require_outcomes(outcomes, everything=format == "all")
+
+
+@app.command("check")
+def check_command(
+    artifacts: Annotated[list[Path] | None, typer.Argument(help="Artifacts [all in artifacts/]")] = None,
+    checkpoint: CheckpointOption = None,
+    images: ImagesOption = None,
+    limit: LimitOption = None,
+    class_list: ClassListOption = None,
+    folder: ArtifactsFolder = Path("artifacts"),
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    on_bad_image: BadImageOption = "fail",
+    as_json: JsonOption = False,
+) -> None:
+    """Prove again that artifacts give their checkpoint's answers, on any images."""
+    from alexnet_edge import console
+    from alexnet_edge.artifact import load_artifact
+    from alexnet_edge.bench.parity import ParityReport, check_parity
+    from alexnet_edge.checkpoint import load_checkpoint
+    from alexnet_edge.data import open_images
+    from alexnet_edge.export.build import validation_images
+    from alexnet_edge.sessions import runnable
+
+    bad = _choice("--on-bad-image", on_bad_image, ("skip", "fail"))
+    reports: list[tuple[Path, ParityReport | str]] = []
+    for path in artifacts or _artifacts_in(folder):
+        artifact = load_artifact(path)
+        reason = runnable(artifact)
+        if reason is not None:
+            reports.append((path, reason))
+            continue
+        reference = load_checkpoint(checkpoint or Path(artifact.manifest.checkpoint))
+        if checkpoint is None and reference.sha256 != artifact.manifest.checkpoint_sha256:
+            raise UserError(
+                "the checkpoint is not the one the artifact was exported from",
+                value=reference.path,
+                fix="name the right one with --checkpoint, or export again",
+            )
+        if images is not None:
+            found = open_images(images, classes=reference.info.classes, class_list=class_list)
+        else:
+            found = validation_images(reference)
+        report = check_parity(
+            artifact,
+            reference,
+            found if limit is None else found.spread(limit),
+            device=_choice("--device", device, ("cpu", "cuda")),
+            threads=threads,
+            on_bad_image=bad,
+        )
+        reports.append((path, report))
+    if as_json:
+        _print_json(
+            {str(path): {"verdict": "not run", "reasons": [entry]} if isinstance(entry, str) else entry.to_json()}
+            for path, entry in reports
+        )
+    else:
+        console.show_parity(reports)
+    failed = [path for path, entry in reports if not isinstance(entry, str) and not entry.passed]
+    if failed:
+        raise GateError(f"{len(failed)} of {len(reports)} artifacts do not give the checkpoint's answers")
+    if all(isinstance(entry, str) for _, entry in reports):
+        raise UserError(str(reports[0][1]), value=reports[0][0], fix="check it on a machine that can run it")
+
+
+@app.command("bench")
+def bench_command(
+    subjects: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Artifacts and checkpoints [newest checkpoint in runs/ and all in artifacts/]"),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", help="Images per inference; may be repeated [1, 8]")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="Least measuring time per subject and batch")] = 3.0,
+    percentile: Annotated[
+        float, typer.Option("--percentile", help="Highest percentile: 50, 90, 95, 99 or 99.9")
+    ] = 99.0,
+    rounds: Annotated[int, typer.Option("--rounds", help="Fresh processes per subject")] = 3,
+    images: ImagesOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Results; .md, .csv and .html go beside it")] = Path(
+        "reports/bench.json"
+    ),
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    runs: RunsOption = Path("runs"),
+    folder: ArtifactsFolder = Path("artifacts"),
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure latency and throughput, each subject in processes of its own, interleaved."""
+    from alexnet_edge import console
+    from alexnet_edge.bench.measure import MeasureSettings
+    from alexnet_edge.bench.run import run_bench
+    from alexnet_edge.checkpoint import newest_checkpoint
+    from alexnet_edge.data import open_images
+
+    if not subjects:
+        subjects = [newest_checkpoint(runs), *(_artifacts_in(folder) if folder.is_dir() else [])]
+    settings = MeasureSettings(
+        batches=tuple(batch or (1, 8)),
+        min_seconds=seconds,
+        max_seconds=max(60.0, 10 * seconds),
+        percentile=percentile,
+        rounds=rounds,
+        device=_choice("--device", device, ("cpu", "cuda")),
+        threads=threads,
+    )
+    with console.reporter(quiet) as reporter:
+        result = run_bench(
+            subjects,
+            settings,
+            images=open_images(images) if images is not None else None,
+            out=out,
+            command=["alexnet-edge", *sys.argv[1:]],
+            reporter=reporter,
+        )
+    value = result.to_json()
+    written = _write_reports(value, out)
+    if as_json:
+        _print_json(value)
+    else:
+        console.show_bench(value, written)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    if result.errors:
+        raise GateError("; ".join(f"{path}: {reason}" for path, reason in result.errors.items()))
+
+
+@app.command("report")
+def report_command(
+    results: Annotated[Path, typer.Argument(help="Results file of `alexnet-edge bench`")] = Path("reports/bench.json"),
+    out: Annotated[Path | None, typer.Option("--out", help="Page to write [beside the results]")] = None,
+) -> None:
+    """Make the Markdown, CSV and HTML again from a results file."""
+    from alexnet_edge.bench.run import read_results
+
+    for path in _write_reports(read_results(results), out.with_suffix(".json") if out else results):
+        print(path)
+
+
+@app.command("predict")
+def predict_command(
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders")],
+    artifact: Annotated[
+        Path | None, typer.Option("--artifact", help="Artifact or checkpoint [newest checkpoint in runs/]")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", help="Classes to name per image")] = 5,
+    on_bad_image: BadImageOption = "fail",
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Name what is in an image: the most probable classes."""
+    from alexnet_edge import console
+    from alexnet_edge.checkpoint import newest_checkpoint
+    from alexnet_edge.errors import ImageError
+    from alexnet_edge.predict import predict
+    from alexnet_edge.sessions import open_session
+
+    source = artifact or newest_checkpoint(runs)
+    bad: list[ImageError] = []
+    with open_session(source, device=_choice("--device", device, ("cpu", "cuda")), threads=threads) as session:
+        predictions = predict(
+            session, images, top=top, on_bad_image=_choice("--on-bad-image", on_bad_image, ("skip", "fail")), bad=bad
+        )
+    if as_json:
+        _print_json(
+            {"predictions": [entry.to_json() for entry in predictions], "skipped": [str(error) for error in bad]}
+        )
+    else:
+        console.show_predictions(predictions, bad)
+
+
+@app.command("inspect")
+def inspect_command(
+    file: Annotated[Path | None, typer.Argument(help="Checkpoint or artifact")] = None,
+    arch: Annotated[str | None, typer.Option("--arch", help="Architecture to tabulate [one-tower]")] = None,
+    classes: Annotated[int | None, typer.Option("--classes", help="Number of classes [1000, or the file's]")] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Images per inference")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Shapes, parameters, multiply-adds and bytes per layer; of a file also where it comes from."""
+    from dataclasses import asdict
+
+    from alexnet_edge import console
+    from alexnet_edge.artifact import load_artifact
+    from alexnet_edge.checkpoint import load_checkpoint
+    from alexnet_edge.layers import DEFAULT_ARCHITECTURE, architecture, layer_costs
+
+    facts: dict[str, Any] = {}
+    name, number = arch or DEFAULT_ARCHITECTURE, classes or 1000
+    if file is not None:
+        if arch is not None or classes is not None:
+            raise UserError(
+                "the file says its own architecture and classes", value=file, fix="leave --arch and --classes out"
+            )
+        if file.suffix in {".safetensors", ".pt", ".pth"}:
+            checkpoint = load_checkpoint(file)
+            facts = {"file": str(file), "sha256": checkpoint.sha256, **checkpoint.info.to_json()}
+        else:
+            facts = {"file": str(file), **load_artifact(file).manifest.to_json()}
+        name, number = facts["architecture"], len(facts["classes"])
+    elif classes is not None and classes < 1:
+        raise UserError("a network needs at least one class", value=classes, fix="give 1 or more")
+    network = architecture(name, number)
+    costs = layer_costs(network, batch=batch)
+    if as_json:
+        _print_json({**facts, "architecture": name, "batch": batch, "layers": [asdict(cost) for cost in costs]})
+    else:
+        console.show_network(network, costs, batch, facts)
+
+
+@app.command("doctor")
+def doctor_command(as_json: JsonOption = False) -> None:
+    """What this machine can train, export and run, and the command that adds what is missing."""
+    from alexnet_edge import console
+    from alexnet_edge.doctor import examine
+    from alexnet_edge.environment import describe
+
+    components = examine()
+    if as_json:
+        _print_json({"environment": describe(), "components": [component.to_json() for component in components]})
+    else:
+        console.show_doctor(describe(), components)
+
+
+@app.command("demo")
+def demo_command(
+    runs: RunsOption = Path("runs"),
+    folder: ArtifactsFolder = Path("artifacts"),
+    reports: Annotated[Path, typer.Option("--reports", help="Folder of the report")] = Path("reports"),
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """The whole path on built-in images: train, export to everything, prove, measure, report. About three minutes."""
+    from alexnet_edge import console
+    from alexnet_edge.demo import run_demo
+
+    with console.reporter(quiet) as reporter:
+        result = run_demo(runs=runs, artifacts=folder, reports=reports, threads=threads, reporter=reporter)
+    console.show_demo(result)
+
+
+# --- what the commands share ----------------------------------------------------------------------------------------------
+
+
+def _choice(option: str, value: str, allowed: Sequence[str]) -> Any:
+    if value not in allowed:
+        raise UserError(f"{option} has no such choice", value=value, fix=f"choose one of {', '.join(allowed)}")
+    return value
+
+
+def _artifacts_in(folder: Path) -> list[Path]:
+    """Every artifact of a folder that has a manifest; those kept aside after a failed proof are left out."""
+    found = sorted(path.with_suffix("") for path in folder.glob("*.json") if ".failed." not in path.name)
+    found = [path for path in found if path.is_file()]
+    if not found:
+        raise UserError("no artifacts in", value=f"{folder}/", fix="write them with `alexnet-edge export`")
+    return found
+
+
+def _validation_source(source: Path) -> dict[str, Any]:
+    from alexnet_edge.artifact import load_artifact
+    from alexnet_edge.checkpoint import read_info
+
+    checkpoint = source if source.suffix == ".safetensors" else None
+    if checkpoint is None and source.suffix not in {".pt", ".pth"}:
+        checkpoint = Path(load_artifact(source).manifest.checkpoint)
+    recorded = read_info(checkpoint).data.get("val", {}).get("source") if checkpoint is not None else None
+    if not recorded:
+        raise UserError("it records no validation data", value=source, fix="name a folder of images with --images")
+    return dict(recorded)
+
+
+def _write_reports(value: dict[str, Any], results: Path) -> list[Path]:
+    """Markdown, CSV and HTML beside the results file; returns all four paths."""
+    from alexnet_edge.bench.report import write_report
+    from alexnet_edge.bench.tables import csv_of, markdown_of
+    from alexnet_edge.checkpoint import read_history, read_info
+    from alexnet_edge.files import write_text
+
+    markdown, table, page = (results.with_suffix(suffix) for suffix in (".md", ".csv", ".html"))
+    write_text(markdown, markdown_of(value))
+    write_text(table, csv_of(value))
+    info = history = None
+    checkpoint = next((entry["file"] for entry in value["subjects"] if entry["format"] == "checkpoint"), None)
+    if checkpoint is not None and Path(checkpoint).is_file() and Path(checkpoint).suffix == ".safetensors":
+        info, history = read_info(Path(checkpoint)), read_history(Path(checkpoint))
+    write_report(page, bench=value, checkpoint_info=info, history=history)
+    return [results, markdown, table, page]
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit the process with its code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(arguments: list[str]) -> int:
+    with ExitStack() as stack:
+        stack.callback(_flush)
+        try:
+            code = app(args=arguments, prog_name="alexnet-edge", standalone_mode=False)
+        except AlexNetEdgeError as error:
+            return _fail(str(error), error.exit_code)
+        except _CLICK_ERROR as error:
+            message = " ".join(error.format_message().split()).rstrip(".")
+            return _fail(f"{message}; see: alexnet-edge --help" if message else "see: alexnet-edge --help", 2)
+        except (KeyboardInterrupt, typer.Abort):
+            return _fail("interrupted", 130)
+        except BrokenPipeError:  # the reader of our output has left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return code if isinstance(code, int) else 0
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"alexnet-edge: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,307 @@
+"""Tables for people. Every function takes a finished result and prints it to standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from alexnet_edge.bench.tables import Row, headline, open_points, rows_of, show_ms, show_percent, tail_of
+from alexnet_edge.errors import ImageError, MissingComponentError
+from alexnet_edge.layers import Architecture, LayerCost
+from alexnet_edge.progress import ConsoleReporter, QuietReporter, Reporter
+
+if TYPE_CHECKING:
+    from alexnet_edge.bench.parity import ParityReport
+    from alexnet_edge.demo import DemoResult
+    from alexnet_edge.doctor import Component
+    from alexnet_edge.evaluate import Evaluation
+    from alexnet_edge.export.build import Outcome
+    from alexnet_edge.predict import Prediction
+    from alexnet_edge.train import TrainResult
+
+LOG_WIDTH = 130
+"""Columns where the output is not a terminal."""
+MOST_CLASSES = 20
+"""Longest per-class table; the rest is in the JSON."""
+
+_NONE = "–"
+_VERDICT_STYLE = {"passed": "green", "VALID": "green", "failed": "bold red", "INVALID": "bold red", "error": "bold red"}
+
+
+def reporter(quiet: bool) -> AbstractContextManager[Reporter]:
+    """A progress reporter on standard error, or one that shows nothing."""
+    return nullcontext(QuietReporter()) if quiet else ConsoleReporter()
+
+
+def output() -> Console:
+    """The console that results go to."""
+    probe = Console(highlight=False)
+    return probe if probe.is_terminal else Console(highlight=False, width=LOG_WIDTH)
+
+
+def _table(*columns: str, title: str | None = None, left: int = 1) -> Table:
+    """A table whose first `left` columns are text and whose others are figures."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", header_style="dim", overflow="fold")
+    return table
+
+
+def _styled(verdict: str) -> str:
+    style = _VERDICT_STYLE.get(verdict)
+    return f"[{style}]{verdict}[/]" if style else verdict
+
+
+def show_training(result: TrainResult) -> None:
+    """The best epoch, and where the checkpoint is."""
+    console = output()
+    best = result.best
+    console.print(
+        f"Trained {len(result.history)} epochs in {result.seconds:.0f} s. Best: epoch {best.epoch}, "
+        f"top-1 {best.top1:.1%}, top-5 {best.top5:.1%}, validation loss {best.val_loss:.3f}."
+    )
+    _show_skipped(console, result.skipped)
+    console.print(f"Checkpoint: {escape(str(result.checkpoint))}", soft_wrap=True)
+
+
+def show_evaluation(source: Path, result: Evaluation) -> None:
+    """Accuracy over all, then the classes with the lowest accuracy first."""
+    console = output()
+    console.print(f"{escape(str(source))}: {result.count} images", soft_wrap=True)
+    console.print(f"top-1 {result.top1:.2%}   top-5 {result.top5:.2%}   loss {result.loss:.4f}")
+    seen = sorted((row for row in result.classes if row.count), key=lambda row: (row.top1, row.name))
+    table = _table("class", "images", "right", "top-1 %")
+    for row in seen[:MOST_CLASSES]:
+        table.add_row(escape(row.name), str(row.count), str(row.correct), show_percent(row.top1))
+    console.print(table)
+    if len(seen) > MOST_CLASSES:
+        console.print(f"... and {len(seen) - MOST_CLASSES} classes more: see --json")
+    _show_skipped(console, result.skipped)
+
+
+def show_exports(outcomes: Sequence[Outcome]) -> None:
+    """One line per artifact: its proof and its figures; then what was not written, and why."""
+    console = output()
+    table = _table("artifact", "file", "built as", "proof", "MB", "top-1 agree %", "max abs error", "top-1 %", left=4)
+    for outcome in outcomes:
+        if outcome.artifact is None:
+            continue
+        manifest = outcome.artifact.manifest
+        figures = manifest.parity.get("figures", {})
+        built = sorted({layer.built for layer in manifest.layers})
+        error = figures.get("max_abs_error")
+        table.add_row(
+            outcome.label,
+            escape(str(outcome.artifact.path)),
+            f"{', '.join(built)} ({len(manifest.layers)} of 8 layers)",
+            _styled(str(manifest.parity["verdict"])),
+            f"{manifest.bytes / 1e6:.1f}",
+            show_percent(figures.get("top1_agreement")),
+            _NONE if error is None else f"{error:.1e}",
+            show_percent(figures.get("candidate_accuracy")),
+        )
+    if table.row_count:
+        console.print(table)
+    notes: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.artifact is not None:
+            parity = outcome.artifact.manifest.parity
+            for note in (*parity["reasons"], *parity["warnings"]):
+                notes.setdefault(note, []).append(outcome.label)
+            graph = parity.get("graph")
+            if graph:
+                agreement = show_percent(graph["figures"]["top1_agreement"])
+                notes.setdefault(
+                    "the graph it was built from was proved instead, on ONNX Runtime "
+                    f"(top-1 agreement {agreement} % on {graph['images']['count']} images)",
+                    [],
+                ).append(outcome.label)
+        else:
+            kind = "not written" if isinstance(outcome.error, MissingComponentError) else "failed"
+            notes.setdefault(f"{kind}: {outcome.error}", []).append(outcome.label)
+    for note, labels in notes.items():
+        console.print(f"[bold]{', '.join(labels)}[/]: {escape(note)}")
+
+
+def show_parity(reports: Sequence[tuple[Path, ParityReport | str]]) -> None:
+    """One line per artifact; a text in place of a report is why it could not be run."""
+    console = output()
+    table = _table(
+        "artifact", "proof", "images", "top-1 agree %", "max abs error", "SQNR dB", "top-1 %", "change", left=2
+    )
+    notes = []
+    for path, report in reports:
+        if isinstance(report, str):
+            table.add_row(escape(str(path)), "not run", *[_NONE] * 6)
+            notes.append((path, report))
+            continue
+        figures = report.figures
+        table.add_row(
+            escape(str(path)),
+            _styled("passed" if report.passed else "failed"),
+            str(figures.num_images),
+            show_percent(figures.top1_agreement),
+            _NONE if figures.max_abs_error is None else f"{figures.max_abs_error:.1e}",
+            _NONE if figures.sqnr_db is None else f"{figures.sqnr_db:.1f}",
+            show_percent(figures.candidate_accuracy),
+            _NONE if figures.accuracy_change is None else f"{100 * figures.accuracy_change:+.1f}",
+        )
+        notes += [(path, note) for note in (*report.reasons, *report.warnings)]
+    console.print(table)
+    for path, note in notes:
+        console.print(f"[bold]{escape(str(path))}[/]: {escape(note)}")
+
+
+def show_bench(bench: Mapping[str, Any], written: Sequence[Path]) -> None:
+    """The scorecard, what is not valid and why, and where everything was written."""
+    console = output()
+    rows = rows_of(bench["subjects"], bench["settings"])
+    _show_rows(console, rows, bench)
+    console.print("Written: " + ", ".join(escape(str(path)) for path in written), soft_wrap=True)
+
+
+def _show_rows(console: Console, rows: Sequence[Row], bench: Mapping[str, Any]) -> None:
+    batch = bench["settings"]["batches"][0]
+    table = _table(
+        "subject",
+        "proof",
+        "measured",
+        f"p50 ms, batch {batch}",
+        f"{tail_of(bench['settings'])} ms",
+        "images/s",
+        "at batch",
+        "MB",
+        "load ms",
+        "x torch",
+        "top-1 agree %",
+        left=3,
+    )
+    for row in rows:
+        table.add_row(
+            row.label,
+            _styled(row.proof),
+            _styled(row.measured) or _NONE,
+            show_ms(row.p50_ms),
+            show_ms(row.tail_ms),
+            _NONE if row.images_per_s is None else f"{row.images_per_s:.1f}",
+            str(row.images_per_s_batch or _NONE),
+            f"{row.megabytes:.1f}",
+            show_ms(row.load_ms),
+            _NONE if row.speed_up is None else f"{row.speed_up:.2f}",
+            show_percent(row.agreement),
+        )
+    console.print(table)
+    console.print(
+        f"{headline(rows)}; {bench['threads']} threads on {escape(str(bench['environment']['cpu'] or 'this processor'))}; "
+        "host end-to-end"
+    )
+    for label, what, why in open_points(rows):
+        console.print(f"[bold]{escape(label)}[/]: {what}: {escape(why)}")
+
+
+def show_predictions(predictions: Sequence[Prediction], bad: Sequence[ImageError]) -> None:
+    """The guesses of each image."""
+    console = output()
+    for prediction in predictions:
+        console.print(f"[bold]{escape(prediction.image)}[/]", soft_wrap=True)
+        table = _table("", "", left=1)
+        table.show_header = False
+        for guess in prediction.guesses:
+            table.add_row(f"  {escape(guess.name)}", f"{100 * guess.probability:.2f} %")
+        console.print(table)
+    _show_skipped(console, [str(error) for error in bad])
+
+
+def show_network(arch: Architecture, costs: Sequence[LayerCost], batch: int, facts: Mapping[str, Any]) -> None:
+    """The layer table, after what a file says of itself."""
+    console = output()
+    for name in ("file", "format", "runtime", "precision", "created", "checkpoint", "sha256"):
+        if facts.get(name):
+            console.print(f"{name}: {escape(str(facts[name]))}", soft_wrap=True)
+    if facts:
+        classes = ", ".join(facts["classes"][:8]) + (", ..." if len(facts["classes"]) > 8 else "")
+        console.print(f"classes: {len(facts['classes'])} ({escape(classes)})", soft_wrap=True)
+    for layer in facts.get("layers", ()):
+        console.print(f"{layer['name']}: asked {layer['requested']}, built {layer['built']} ({layer['evidence']})")
+    table = _table(
+        "layer",
+        "output",
+        "passed on",
+        "parameters",
+        "multiply-adds",
+        "weight bytes",
+        "activation bytes",
+        "multiply-adds / byte",
+        title=f"{arch.name}: {arch.summary}; input 3x{arch.input_size}x{arch.input_size}, batch {batch}, FP32",
+        left=3,
+    )
+    for cost in costs:
+        table.add_row(
+            cost.name,
+            "x".join(map(str, cost.output_shape)),
+            "x".join(map(str, cost.passed_on_shape)),
+            f"{cost.parameters:,}",
+            f"{cost.multiply_adds:,}",
+            f"{cost.weight_bytes:,}",
+            f"{cost.activation_bytes:,}",
+            f"{cost.multiply_adds / cost.total_bytes:.2f}",
+        )
+    totals = [
+        sum(getattr(cost, name) for cost in costs)
+        for name in ("parameters", "multiply_adds", "weight_bytes", "activation_bytes", "total_bytes")
+    ]
+    table.add_row(
+        "total", "", "", *[f"{total:,}" for total in totals[:4]], f"{totals[1] / totals[4]:.2f}", style="bold"
+    )
+    console.print(table)
+
+
+def show_doctor(environment: Mapping[str, Any], components: Sequence[Component]) -> None:
+    """The machine, then each component with the command that adds it."""
+    console = output()
+    memory = environment["memory_bytes"]
+    console.print(
+        f"{environment['os']} {environment['machine']}, {environment['cpu'] or 'processor unavailable'}, "
+        f"{environment['cpus']} processors, {'memory unavailable' if memory is None else f'{memory / 1e9:.0f} GB'}, "
+        f"Python {environment['versions']['python']}"
+    )
+    console.print(f"vector instructions: {', '.join(environment['cpu_features']) or 'none of those that matter'}")
+    table = _table("to", "component", "", "detail", "add it with", left=5)
+    for component in components:
+        mark = "[green]yes[/]" if component.present else "[yellow]no[/]"
+        table.add_row(component.purpose, component.name, mark, escape(component.detail), escape(component.fix))
+    console.print(table)
+
+
+def show_demo(result: DemoResult) -> None:
+    """The scorecard, the page, and what to try next."""
+    console = output()
+    console.print()
+    rows = rows_of(result.bench["subjects"], result.bench["settings"])
+    _show_rows(console, rows, result.bench)
+    for outcome in result.outcomes:
+        if outcome.error is not None:
+            console.print(f"[bold]{outcome.label}[/]: {escape(str(outcome.error))}")
+    console.print()
+    console.print(f"Trained to {result.top1:.1%} top-1 on the synthetic set; all done in {result.seconds:.0f} s.")
+    console.print(f"Report: {escape(str(result.report))}", soft_wrap=True)
+    console.print("Next, with your own images in one folder per class (activate first: . .venv/bin/activate):")
+    for command in (
+        "alexnet-edge train --data FOLDER",
+        "alexnet-edge export --format trt --fp16",
+        "alexnet-edge predict IMAGE.jpg --artifact artifacts/alexnet_int8.onnx",
+    ):
+        console.print(f"  {command}")
+
+
+def _show_skipped(console: Console, skipped: Sequence[str]) -> None:
+    if skipped:
+        console.print(f"{len(skipped)} images skipped:")
+        for text in skipped:
+            console.print(f"  {escape(text)}", soft_wrap=True)

@@ -1,0 +1,90 @@
+"""The whole path on the built-in images: train, export to everything this machine can write, prove, measure, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alexnet_edge.bench.measure import MeasureSettings
+from alexnet_edge.bench.report import write_report
+from alexnet_edge.bench.run import run_bench
+from alexnet_edge.checkpoint import load_checkpoint, read_history
+from alexnet_edge.errors import GateError
+from alexnet_edge.export.build import Exporter, Outcome, every_artifact, validation_images
+from alexnet_edge.files import write_json
+from alexnet_edge.progress import Reporter
+from alexnet_edge.train import TrainSettings, train
+
+LEAST_TOP1 = 0.9
+"""Validation accuracy below which the demo says that training failed."""
+
+MEASURE = MeasureSettings(batches=(1, 8), percentile=90.0, rounds=2, min_seconds=1.0, max_seconds=20.0)
+"""Short, for a first look; `alexnet-edge bench` measures p99."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoResult:
+    """What the demo leaves."""
+
+    checkpoint: Path
+    top1: float
+    """Validation accuracy, 0 to 1."""
+    outcomes: Sequence[Outcome]
+    bench: Mapping[str, Any]
+    """As `BenchResult.to_json`."""
+    report: Path
+    seconds: float
+
+
+def run_demo(*, runs: Path, artifacts: Path, reports: Path, threads: int | None, reporter: Reporter) -> DemoResult:
+    """Train on the synthetic set, export, prove, measure and write the report.
+
+    Raises:
+        GateError: when the network learned too little, or an artifact failed its proof.
+        OutputError: when a folder cannot be written.
+        MissingComponentError: when a library of the extra `all` is not installed.
+    """
+    start = time.monotonic()
+    trained = train(TrainSettings(runs=str(runs), threads=threads), reporter=reporter)
+    if trained.best.top1 < LEAST_TOP1:
+        raise GateError(
+            f"training reached {trained.best.top1:.1%} top-1 on the synthetic set, the demo expects {LEAST_TOP1:.0%}"
+        )
+    checkpoint = load_checkpoint(trained.checkpoint)
+    exporter = Exporter(
+        checkpoint, out=artifacts, proof_images=validation_images(checkpoint), threads=threads, reporter=reporter
+    )
+    outcomes = list(exporter.export_all(every_artifact()))
+    paths = [outcome.artifact.path for outcome in outcomes if outcome.artifact is not None]
+    results = reports / "demo.json"
+    measured = run_bench(
+        [trained.checkpoint, *paths],
+        MEASURE,
+        images=exporter.proof_images,
+        out=results,
+        command=["alexnet-edge", "demo"],
+        reporter=reporter,
+    ).to_json()
+    report = write_report(
+        reports / "demo.html",
+        bench=measured,
+        checkpoint_info=checkpoint.info,
+        history=read_history(trained.checkpoint),
+        commands=["make demo"],
+        title="AlexNet on the edge: the demo",
+    )
+    write_json(reports / "demo-export.json", [outcome.to_json() for outcome in outcomes])
+    failed = [outcome for outcome in outcomes if isinstance(outcome.error, GateError)]
+    if failed:
+        raise GateError("; ".join(str(outcome.error) for outcome in failed))
+    return DemoResult(
+        checkpoint=trained.checkpoint,
+        top1=trained.best.top1,
+        outcomes=outcomes,
+        bench=measured,
+        report=report,
+        seconds=time.monotonic() - start,
+    )

@@ -1,0 +1,90 @@
+"""Name what is in an image, with any artifact that runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet_edge.data import FileItem, ImageSet, OnBadImage, open_images
+from alexnet_edge.errors import DataError, ImageError, UserError
+from alexnet_edge.evaluate import outputs_NK
+from alexnet_edge.sessions import Session
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guess:
+    """One class and how probable the network holds it, from 0 to 1."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """The most probable classes of one image, best first."""
+
+    image: str
+    guesses: tuple[Guess, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def predict(
+    session: Session,
+    paths: Sequence[Path],
+    *,
+    top: int = 5,
+    on_bad_image: OnBadImage = "fail",
+    bad: list[ImageError] | None = None,
+) -> list[Prediction]:
+    """The `top` most probable classes of each image; a folder stands for every image in it.
+
+    Raises:
+        UserError: when `top` is not positive, or nothing is named.
+        DataError: when a folder has no images.
+        ImageError: when an image cannot be used and `on_bad_image` is `fail`.
+    """
+    if top < 1:
+        raise UserError("the number of classes to name must be 1 or more", value=top, fix="give --top 5")
+    if not paths:
+        raise UserError("no image named", fix="give one or more image files or folders")
+    items: list[FileItem] = []
+    for path in paths:
+        if path.is_dir():
+            items += [FileItem(path, name) for name in _names(path)]
+        else:
+            items.append(FileItem(path.parent, path.name))
+    images = ImageSet(items, [-1] * len(items), (), {"kind": "files"})
+    try:
+        y_NK, indices_N = outputs_NK(session, images, on_bad_image=on_bad_image, bad=bad)
+    except DataError:
+        if bad:  # every one was skipped: the list says why
+            return []
+        raise
+    probabilities_NK = y_NK if session.head == "probabilities" else _softmax(y_NK)
+    return [
+        Prediction(
+            image=str(items[index].path),
+            guesses=tuple(
+                Guess(name=session.classes[entry], probability=float(row_K[entry]))
+                for entry in np.argsort(-row_K, kind="stable")[:top]
+            ),
+        )
+        for index, row_K in zip(indices_N.tolist(), probabilities_NK, strict=True)
+    ]
+
+
+def _names(folder: Path) -> list[str]:
+    found = open_images(folder)
+    return [found.name(index) for index in range(len(found))]
+
+
+def _softmax(y_NK: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    shifted = np.exp(y_NK.astype(np.float64) - y_NK.max(axis=1, keepdims=True))
+    result: np.ndarray[Any, Any] = shifted / shifted.sum(axis=1, keepdims=True)
+    return result
