@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from alexnet_edge.environment import cpu_governor
 from alexnet_edge.errors import UserError
 from alexnet_edge.preprocess import FloatArray
 from alexnet_edge.sessions import Session
+from alexnet_edge.sessions.base import Device
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 """Of every summary; each is None where the samples are too few for it."""
@@ -46,6 +47,7 @@ class MeasureSettings:
 
     batches: tuple[int, ...] = (1, 8)
     """Images per inference; the first is the one whose latency is reported, the others show throughput."""
+    device: Device = "cpu"
     threads: int | None = None
     """Processor threads of the runtime; None for every processor this process may use."""
     percentile: float = 99.0
@@ -74,6 +76,8 @@ class MeasureSettings:
     """Processors kept busy by other processes (or stolen by other virtual machines) during a valid measurement."""
 
     def __post_init__(self) -> None:
+        if self.device not in get_args(Device):
+            raise UserError("no such device", value=self.device, fix="choose cpu or cuda")
         if not self.batches or any(batch < 1 for batch in self.batches):
             raise UserError("batches must be 1 or more", value=self.batches, fix="give at least one positive batch")
         if len(set(self.batches)) != len(self.batches):

@@ -26,6 +26,7 @@ from alexnet_edge.errors import DataError, ImageError, ParityError, UserError
 from alexnet_edge.evaluate import Head, labels_for, outputs_NK
 from alexnet_edge.preprocess import FloatArray
 from alexnet_edge.sessions import Session, open_session
+from alexnet_edge.sessions.base import Device
 
 Verdict = Literal["passed", "failed", "not run"]
 
@@ -331,6 +332,7 @@ def check_parity(
     *,
     tolerance: Tolerance | None = None,
     batch: int = 32,
+    device: Device = "cpu",
     threads: int | None = None,
     on_bad_image: OnBadImage = "fail",
 ) -> ParityReport:
@@ -343,6 +345,7 @@ def check_parity(
         images: labelled images also give the accuracy figures.
         tolerance: by default that of the artifact's format and precision.
         batch: images per inference.
+        device: where an artifact opened here runs; the checkpoint runs on the CPU.
         threads: processor threads of the sessions opened here.
         on_bad_image: `skip` leaves out images that cannot be used and counts them.
 
@@ -359,7 +362,7 @@ def check_parity(
             candidate = load_artifact(candidate)
         if isinstance(candidate, Artifact):
             tolerance = tolerance or tolerance_of(candidate)
-            candidate = stack.enter_context(open_session(candidate, threads=threads))
+            candidate = stack.enter_context(open_session(candidate, device=device, threads=threads))
         if tolerance is None:
             raise UserError("a session alone does not say which tolerance applies", fix="give the tolerance")
         candidate_NK, indices_N = outputs_NK(candidate, images, batch=batch, on_bad_image=on_bad_image, bad=bad)

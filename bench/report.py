@@ -267,6 +267,7 @@ def _method_facts(bench: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "clock": CLOCK,
         "load time": LOAD,
+        "device": settings["device"],
         "threads": bench["threads"],
         "rounds": f"{settings['rounds']}, each in a fresh process, subjects interleaved",
         "stop": f"after {settings['min_seconds']:g} s and the samples p{settings['percentile']:g} needs, at most "

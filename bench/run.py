@@ -341,7 +341,7 @@ def _one_round(one: _Measured, settings: MeasureSettings, inputs: Path, reporter
     one.rounds.append(taken)
     try:
         with Worker() as worker:
-            taken.opened = worker.open(subject.path, inputs=inputs, threads=settings.threads)
+            taken.opened = worker.open(subject.path, inputs=inputs, device=settings.device, threads=settings.threads)
             for index, batch in enumerate(settings.batches):
                 if _takes(subject, batch):
                     taken.batches[batch], taken.peak_memory_bytes = worker.measure(batch=batch, settings=settings)

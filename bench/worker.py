@@ -44,6 +44,7 @@ from alexnet_edge.bench.measure import (
 from alexnet_edge.errors import AlexNetEdgeError, UserError, needs
 from alexnet_edge.preprocess import FloatArray
 from alexnet_edge.sessions import Session, open_session
+from alexnet_edge.sessions.base import Device
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -107,14 +108,16 @@ class Worker:
         self._process.stdout.close()
         self._log.close()
 
-    def open(self, subject: Path, *, inputs: Path, threads: int | None, timeout_s: float = 300) -> Opened:
+    def open(
+        self, subject: Path, *, inputs: Path, device: Device = "cpu", threads: int | None = None, timeout_s: float = 300
+    ) -> Opened:
         """Load `subject` and run it once on the first images of `inputs` (`.npy`, `(N, 3, S, S)` float32).
 
         Raises:
             AlexNetEdgeError: when it cannot be loaded, or the worker dies or takes too long.
         """
         answer = self.ask(
-            {"do": "open", "subject": str(subject), "device": "cpu", "threads": threads, "inputs": str(inputs)},
+            {"do": "open", "subject": str(subject), "device": device, "threads": threads, "inputs": str(inputs)},
             timeout_s=timeout_s,
         )
         return Opened(**answer)

@@ -210,6 +210,7 @@ def test_samples_and_settings_survive_json() -> None:
         {"batches": ()},
         {"batches": (0,)},
         {"batches": (1, 1)},
+        {"device": "tpu"},
         {"threads": 0},
         {"rounds": 0},
         {"percentile": 100},

@@ -1,0 +1,117 @@
+"""What the pytest suites of this folder run: the cases, and the clock that replays measured samples."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alexnet_edge.artifact import Format, Precision
+from alexnet_edge.errors import install_command
+from alexnet_edge.sessions.base import Device
+
+BATCHES = (1, 8, 32)
+"""Batch 1 is the latency suite's, the others are the throughput suite's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing to run; `format` None is the checkpoint in PyTorch, eager."""
+
+    format: Format | None
+    precision: Precision
+    device: Device = "cpu"
+
+    @property
+    def id(self) -> str:
+        return f"{self.format or 'torch'}-{self.precision}-{self.device}"
+
+    def why_not_here(self) -> str | None:
+        """Why this machine cannot run it, or None."""
+        if self.device == "cuda" and not any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/nvhost-gpu")):
+            return "no NVIDIA GPU on this machine"
+        if self.format == "trt":
+            return "a TensorRT engine needs the NVIDIA GPU it was built for"
+        needed = {"onnx": "export", "onnxruntime": "onnx"} if self.format == "onnx" else {}
+        for module, extra in {"torch": "train", **needed}.items():
+            if importlib.util.find_spec(module) is None:
+                return f"{module} is not installed: {install_command(extra)}"
+        return None
+
+
+ARTIFACT_CASES: tuple[Case, ...] = (
+    Case(format="torchscript", precision="fp32"),
+    Case(format="pt2", precision="fp32"),
+    Case(format="onnx", precision="fp32"),
+    Case(format="onnx", precision="fp16"),
+    Case(format="onnx", precision="int8"),
+    Case(format="onnx", precision="fp16", device="cuda"),
+    Case(format="trt", precision="fp32", device="cuda"),
+    Case(format="trt", precision="fp16", device="cuda"),
+    Case(format="trt", precision="int8", device="cuda"),
+)
+CASES: tuple[Case, ...] = (
+    Case(format=None, precision="fp32"),
+    Case(format=None, precision="fp32", device="cuda"),
+    *ARTIFACT_CASES,
+)
+
+
+class ReplayClock:
+    """A clock that advances by one measured sample each time that sample is replayed, and not otherwise."""
+
+    __name__ = "worker_perf_counter"
+
+    def __init__(self) -> None:
+        self._now_ns = 0
+
+    def __call__(self) -> float:
+        return self._now_ns / 1e9
+
+    def replay(self, samples_ns: Sequence[int]) -> Callable[[], None]:
+        """A callable that takes, on this clock, as long as the next of the samples."""
+        self._now_ns = 0  # small numbers: a float holds them to a fraction of a nanosecond
+        rest = iter(samples_ns)
+
+        def take_next() -> None:
+            self._now_ns += next(rest)
+
+        return take_next
+
+
+CLOCK = ReplayClock()
+
+
+def replay(benchmark: Any, subject: Mapping[str, Any], batch: int) -> Mapping[str, Any]:
+    """Give the samples of `batch` to pytest-benchmark, with everything that makes them a result; returns their summary.
+
+    `subject` is an entry of the results' `subjects`, with the results' `clock` and `threads`; the test's pytest-benchmark
+    timer must be `CLOCK`.
+    """
+    assert not subject["error"], subject["error"]
+    entry: Mapping[str, Any]
+    (entry,) = (one for one in subject["batches"] if one["batch"] == batch)
+    samples_ns = [value for taken in entry["samples"] for value in taken["samples_ns"]]
+    first = subject["rounds"][0]
+    benchmark.extra_info.update(
+        {
+            **{name: subject[name] for name in ("label", "file", "format", "precision", "sha256", "checkpoint_sha256")},
+            "bytes": subject["bytes"],
+            "details": subject["details"],
+            "clock": subject["clock"],
+            "threads": subject["threads"],
+            "rounds": len(subject["rounds"]),
+            "warmup_counts": [taken["warmup_count"] for taken in entry["samples"]],
+            "load_ns": [taken["load_ns"] for taken in subject["rounds"]],
+            "first_ns": [taken["first_ns"] for taken in subject["rounds"]],
+            "peak_memory_bytes": first["peak_memory_bytes"],
+            "before": first["before"],
+            "after": subject["rounds"][-1]["after"],
+            "proof": subject["parity"].get("verdict", "reference"),
+            **{name: value for name, value in entry.items() if name != "samples"},
+        }
+    )
+    benchmark.pedantic(CLOCK.replay(samples_ns), rounds=len(samples_ns), iterations=1, warmup_rounds=0)
+    return entry
