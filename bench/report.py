@@ -423,13 +423,7 @@ def _throughput(
             }
         )
     ticks = sorted(settings["batches"])
-    x = {
-        **_AXIS,
-        "type": "log",
-        "title": {"text": "batch (images)"},
-        "tickvals": ticks,
-        "ticktext": list(map(str, ticks)),
-    }
+    x = _axis("batch (images)", type="log", tickvals=ticks, ticktext=list(map(str, ticks)))
     return traces, {"xaxis": x, "yaxis": _axis("images/s", rangemode="tozero")}
 
 
@@ -459,7 +453,7 @@ def _tradeoff(placed: Sequence[tuple[int, Row]]) -> tuple[list[dict[str, Any]], 
     room = max(1.0, (max(accuracies) - min(accuracies)) * 0.4)
     return traces, {
         "xaxis": _axis("median latency (ms)", rangemode="tozero"),
-        "yaxis": _axis("top-1 (%)", range=[min(accuracies) - room, max(accuracies) + room]),
+        "yaxis": _axis("top-1 (%)", range=[min(accuracies) - 1.03 * room, max(accuracies) + room]),
         "legend": {**_LAYOUT["legend"], "itemsizing": "constant"},
     }
 

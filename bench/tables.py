@@ -43,7 +43,7 @@ class Row:
     """Of the first batch, as are the next two."""
     p50_interval_ms: tuple[float, float] | None
     tail_ms: float | None
-    """The highest percentile that was asked for."""
+    """The percentile that `tail_of` names."""
     images_per_s: float | None
     """The highest of all batches."""
     images_per_s_batch: int | None
@@ -68,8 +68,8 @@ def rows_of(subjects: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] |
 
 
 def tail_of(settings: Mapping[str, Any] | None) -> str:
-    """The name of the highest percentile asked for: `p99`."""
-    return f"p{settings['percentile']:g}" if settings else "p99"
+    """The percentile shown beside the median: the highest asked for, `p99` say, and at least `p90`."""
+    return f"p{max(90.0, settings['percentile']):g}" if settings else "p99"
 
 
 def _row(subject: Mapping[str, Any], subjects: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None) -> Row:
@@ -134,9 +134,13 @@ def _measured(subject: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         return "not run", (subject["skipped"],)
     if not subject["batches"]:
         return "", ()
-    notes = tuple(
-        f"batch {entry['batch']}: {', '.join(entry['reasons'])}" for entry in subject["batches"] if entry["reasons"]
-    )
+    batches_of: dict[str, list[str]] = {}
+    for entry in subject["batches"]:
+        if entry["reasons"]:
+            more = len(entry["reasons"]) - 1  # the first is the likeliest cause; "every batch" has them all
+            text = entry["reasons"][0] + (f" (and {more} more)" if more else "")
+            batches_of.setdefault(text, []).append(str(entry["batch"]))
+    notes = tuple(f"batch {', '.join(names)}: {text}" for text, names in batches_of.items())
     return ("INVALID" if notes else "VALID"), notes
 
 
@@ -274,6 +278,7 @@ def markdown_of(bench: Mapping[str, Any]) -> str:
                 show_percent(entry["cv"]),
                 show(entry["images_per_s"], ".1f"),
                 show(entry["queries_per_s"], ".1f"),
+                ": ".join(filter(None, (entry["verdict"], ", ".join(entry["reasons"])))),
             )
             for subject in bench["subjects"]
             for entry in subject["batches"]
@@ -313,7 +318,7 @@ def csv_of(bench: Mapping[str, Any]) -> str:
     ]
     figures = ("batch", "count", "mean_ns", "min_ns", "max_ns")
     percentiles = [f"p{value:g}" for value in (50, 90, 95, 99, 99.9)]
-    last = ("cv", "images_per_s", "queries_per_s")
+    last = ("cv", "images_per_s", "queries_per_s", "verdict", "reasons")
     header = [*about, "sha256", *figures, *(f"{name}_ns" for name in percentiles), *last]
     writer.writerow(header)
     for row, subject in zip(rows, bench["subjects"], strict=True):
@@ -331,6 +336,6 @@ def csv_of(bench: Mapping[str, Any]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, tuple):
+    if isinstance(value, list | tuple):
         return "; ".join(map(str, value))
     return str(value)
