@@ -568,7 +568,7 @@ def _files_below(folder: Path) -> list[str]:
 
 # --- the built-in synthetic set -----------------------------------------------------------------------------------------
 
-SYNTHETIC_COUNTS: dict[Split, int] = {"train": 800, "val": 200}
+SYNTHETIC_COUNTS: dict[Split, int] = {"train": 720, "val": 200}
 """Images of each half, a tenth of each class."""
 
 SYNTHETIC_SEED = 2012

@@ -15,10 +15,10 @@ SYNTHETIC_CLASSES = (
     "checkerboard",
     "dots",
     "rings",
+    "rays",
+    "grid",
+    "blotches",
     "disc",
-    "square",
-    "triangle",
-    "cross",
 )
 """Names of the synthetic classes, by output index."""
 
@@ -42,9 +42,7 @@ def draw(pattern: str, random: np.random.Generator) -> npt.NDArray[np.uint8]:
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     coverage_HW = _coverage(pattern, across * cos + down * sin, down * cos - across * sin, random)
 
-    front, back = random.uniform(0, 255, 3), random.uniform(0, 255, 3)
-    while np.abs(front - back).mean() < 60:  # the pattern must be visible
-        front, back = random.uniform(0, 255, 3), random.uniform(0, 255, 3)
+    front, back = random.uniform(140, 255, 3), random.uniform(0, 110, 3)
     slope_x, slope_y = random.uniform(-0.15, 0.15, 2).astype(np.float32)
     light_HW = 1 + slope_x * (axis[None, :] / size - 0.5) + slope_y * (axis[:, None] / size - 0.5)
     noise_HW = random.standard_normal((size, size), np.float32) * np.float32(random.uniform(2, 16))
@@ -58,14 +56,19 @@ def draw(pattern: str, random: np.random.Generator) -> npt.NDArray[np.uint8]:
 
 def _coverage(pattern: str, x_HW: _Plane, y_HW: _Plane, random: np.random.Generator) -> _Plane:
     """How much of each pixel the pattern covers, 0-1; edges are about one pixel soft."""
-    period = np.float32(random.uniform(28, 72))
-    radius = np.float32(random.uniform(0.2, 0.36) * SYNTHETIC_SIZE)
-    share = np.float32(random.uniform(0.24, 0.4))
+    period = np.float32(random.uniform(32, 64))
+    radius = np.float32(random.uniform(0.22, 0.36) * SYNTHETIC_SIZE)
+    share = np.float32(random.uniform(0.25, 0.36))
 
     def wave(values_HW: _Plane) -> _Plane:
         """About how many pixels inside every second band each pixel lies."""
         inside: _Plane = np.sin(values_HW * np.float32(2 * np.pi / period)) * np.float32(period / (2 * np.pi))
         return inside
+
+    def folded(values_HW: _Plane) -> _Plane:
+        """Distance in pixels to the nearest multiple of the period."""
+        distance: _Plane = np.abs((values_HW + period / 2) % period - period / 2)
+        return distance
 
     inside_HW: _Plane
     if pattern in {"horizontal stripes", "diagonal stripes"}:
@@ -75,22 +78,21 @@ def _coverage(pattern: str, x_HW: _Plane, y_HW: _Plane, random: np.random.Genera
     elif pattern == "checkerboard":
         inside_HW = wave(x_HW) * wave(y_HW)
     elif pattern == "dots":
-        folded_x, folded_y = (np.abs((values + period / 2) % period - period / 2) for values in (x_HW, y_HW))
-        inside_HW = period * share - np.hypot(folded_x, folded_y)
+        inside_HW = period * share - np.hypot(folded(x_HW), folded(y_HW))
     elif pattern == "rings":
         inside_HW = wave(np.hypot(x_HW, y_HW))
-    elif pattern == "disc":
-        inside_HW = radius - np.hypot(x_HW, y_HW)
-    elif pattern == "square":
-        inside_HW = np.float32(0.9) * radius - np.maximum(np.abs(x_HW), np.abs(y_HW))
-    elif pattern == "triangle":
-        sides_HW = (radius + y_HW) * np.float32(0.5) - np.abs(x_HW) * np.float32(0.9)
-        inside_HW = np.minimum(np.float32(0.6) * radius - y_HW, sides_HW)
+    elif pattern == "rays":
+        spokes = np.float32(random.integers(5, 9))
+        inside_HW = np.hypot(x_HW, y_HW) / spokes * np.sin(np.arctan2(y_HW, x_HW) * spokes)
+    elif pattern == "grid":
+        inside_HW = period * (share - np.float32(0.14)) - np.minimum(folded(x_HW), folded(y_HW))
+    elif pattern == "blotches":
+        inside_HW = np.zeros_like(x_HW)
+        for direction in random.uniform(0, 2 * np.pi, 7).astype(np.float32):
+            shift = np.float32(random.uniform(0, SYNTHETIC_SIZE))
+            inside_HW += wave(x_HW * np.cos(direction) + y_HW * np.sin(direction) + shift)
     else:
-        assert pattern == "cross", pattern
-        arm, half_width = np.float32(1.1) * radius, radius * share
-        lying_HW = np.minimum(arm - np.abs(x_HW), half_width - np.abs(y_HW))
-        standing_HW = np.minimum(arm - np.abs(y_HW), half_width - np.abs(x_HW))
-        inside_HW = np.maximum(lying_HW, standing_HW)
+        assert pattern == "disc", pattern
+        inside_HW = radius - np.hypot(x_HW, y_HW)
     coverage_HW: _Plane = np.clip(inside_HW + np.float32(0.5), 0, 1)
     return coverage_HW

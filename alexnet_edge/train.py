@@ -19,7 +19,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from alexnet_edge.checkpoint import (
+    HISTORY_FILE,
     CheckpointInfo,
     import_weights,
     parameter_shapes,
@@ -51,7 +52,7 @@ from alexnet_edge.errors import (
 from alexnet_edge.evaluate import Evaluation, score
 from alexnet_edge.feeds import CENTRE, Draw, Feed, ImageFeed, compute_features
 from alexnet_edge.files import staged, write_json, writing
-from alexnet_edge.layers import DEFAULT_ARCHITECTURE, Architecture, architecture
+from alexnet_edge.layers import DEFAULT_ARCHITECTURE, DROPOUT, LAYER_NAMES, Architecture, architecture
 from alexnet_edge.lrn import TrainingLRN
 from alexnet_edge.preprocess import FloatArray, Preprocessing, preset
 from alexnet_edge.progress import QuietReporter, Reporter
@@ -64,11 +65,15 @@ with needs("train"):
     from torch.nn import functional as F
 
     from alexnet_edge.model import AlexNet, Init, initialise
+    from alexnet_edge.rescale import rescale
 
 SCHEMA = 1
-MODEL_FILE, LAST_FILE, HISTORY_FILE = "model.safetensors", "last.safetensors", "history.json"
+MODEL_FILE, LAST_FILE = "model.safetensors", "last.safetensors"
 SAVE_INTERVAL_S = 600.0
 """The resume file, half a gigabyte, is written once in so many seconds; the best weights, at most once in a tenth of it."""
+
+RESCALE_SAMPLE = 64
+"""Images, evenly spaced in the training set, that the first weights are fitted to."""
 
 Freeze = Literal["none", "features"]
 
@@ -91,14 +96,18 @@ class Recipe:
     """Share of the run in which the rate rises from zero."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    dropout: float = DROPOUT
+    """Share of activations left out after fc6 and fc7."""
+    rescale: bool = False
+    """Fit the first weights of every layer that is not read from a file to a sample of the data: `alexnet_edge.rescale`."""
     views: int = 2
     """Fixed views of each image whose features are computed, with frozen features."""
 
 
 RECIPES: dict[str, Recipe] = {
     "notebook": Recipe(epochs=90, batch=128, lr=0.01),
-    "synthetic": Recipe(epochs=3, batch=32, lr=0.01, schedule="cosine", warmup=0.1),
-    "frozen": Recipe(epochs=20, batch=64, lr=0.01, schedule="cosine", warmup=0.05),
+    "synthetic": Recipe(epochs=2, batch=16, lr=0.002, schedule="cosine", warmup=0.05, dropout=0.0, rescale=True),
+    "frozen": Recipe(epochs=12, batch=128, lr=0.002, schedule="cosine", warmup=0.05, rescale=True),
 }
 """`notebook` is the seed notebook's, `synthetic` learns the built-in set in under a minute on two processor cores, `frozen`
 trains fc6 to fc8 on features computed once."""
@@ -130,6 +139,8 @@ class TrainSettings:
     warmup: float | None = None
     momentum: float | None = None
     weight_decay: float | None = None
+    dropout: float | None = None
+    rescale: bool | None = None
     views: int | None = None
     seed: int = 0
     """Of the first weights, the order, the views and dropout."""
@@ -292,7 +303,9 @@ def resume(folder: Path, *, max_minutes: float | None = None, reporter: Reporter
             value=settings.data,
             fix="put them back, or start a new run",
         )
-    run.prepare(folder)
+    with _undamaged(path):
+        run.restore_weights(tensors)  # first: frozen features are computed with them
+    run.prepare(folder, restored=True)
     with _undamaged(path):
         run.restore(state, tensors)
     return run.go()
@@ -326,7 +339,11 @@ class _Run:
         self.val_images = open_split(settings.data, "val", class_list=class_list)
         self.arch = architecture(settings.arch, len(self.images.classes))
         self.spec = _preprocessing(settings, self.arch)
-        self.model = _new_model(settings, self.arch, reporter).to(self.device)
+        self.model, self.loaded = _new_model(settings, self.arch, reporter)
+        self.model.to(self.device)
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = self.recipe.dropout
         if self.device.type == "cpu":
             for name, layer in (("norm1", self.arch.layers[0]), ("norm2", self.arch.layers[1])):
                 if layer.lrn:
@@ -341,9 +358,12 @@ class _Run:
 
     # --- preparing --------------------------------------------------------------------------------------------------
 
+    def restore_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        weights = {name: tensors[f"weights/{name}"] for name, _ in self.model.named_parameters()}
+        self.model.load_state_dict(weights)
+
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `_write_last` wrote."""
-        self.model.load_state_dict({name: tensors[f"weights/{name}"] for name, _ in self.model.named_parameters()})
+        """Take over the rest of what `_write_last` wrote: momentum, random state and place."""
         for name, parameter in self._trainable().items():
             if f"momentum/{name}" in tensors:
                 buffer = tensors[f"momentum/{name}"].to(self.device)
@@ -356,8 +376,8 @@ class _Run:
         self.history = [EpochRow(**row) for row in state["history"]]
         self.best = EpochRow(**state["best"]) if state["best"] else None
 
-    def prepare(self, folder: Path) -> None:
-        """Open the feeds, and the optimizer over what is trained; the run is written to `folder`."""
+    def prepare(self, folder: Path, *, restored: bool = False) -> None:
+        """Open the feeds, fit the first weights unless others follow, and make the optimizer; `folder` is the run's."""
         self.folder = folder
         torch.manual_seed(self.settings.seed)
         workers = self.threads if self.settings.workers is None else self.settings.workers
@@ -370,7 +390,10 @@ class _Run:
         self.val_feed: Feed
         self.feed, self.val_feed = images
         self.forward: Callable[[Tensor], Tensor] = self.model.logits
+        new = [name for name in LAYER_NAMES if name not in self.loaded]
         if self.settings.freeze == "features":
+            if self.recipe.rescale and not restored:
+                self._rescale([name for name in new if name.startswith("conv")])
             self.model.eval()
             for parameter in self.model.parameters():
                 parameter.requires_grad_(False)
@@ -392,6 +415,9 @@ class _Run:
                 for each, views, split in zip(images, (self.recipe.views, 1), ("train", "val"), strict=True)
             )
             self.forward = self.model.classifier
+            new = [name for name in new if name.startswith("fc")]
+        if self.recipe.rescale and not restored:
+            self._rescale(new)
         self.optimizer = torch.optim.SGD(
             self._trainable().values(),
             lr=self.recipe.lr,
@@ -399,6 +425,16 @@ class _Run:
             weight_decay=self.recipe.weight_decay,
             fused=True,  # one pass over weights, gradient and momentum: a step's cost is memory traffic
         )
+
+    def _rescale(self, layers: Sequence[str]) -> None:
+        if not layers:
+            return
+        count = len(self.feed)
+        sample = sorted({place * count // RESCALE_SAMPLE for place in range(RESCALE_SAMPLE)})
+        x, _ = next(iter(self.feed.batches(sample, [CENTRE] * len(sample), len(sample))), (None, None))
+        if x is None:
+            raise DataError("no training image can be used", value=self.settings.data, fix="replace them")
+        rescale(self.model, self.forward, x.to(self.device), layers)
 
     def _trainable(self) -> dict[str, torch.nn.Parameter]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -655,6 +691,7 @@ def _check(recipe: Recipe, settings: TrainSettings) -> None:
         ("lr", recipe.lr, 0 < recipe.lr < math.inf, "above 0"),
         ("momentum", recipe.momentum, 0 <= recipe.momentum < 1, "from 0 to below 1"),
         ("weight_decay", recipe.weight_decay, 0 <= recipe.weight_decay < math.inf, "0 or more"),
+        ("dropout", recipe.dropout, 0 <= recipe.dropout < 1, "from 0 to below 1"),
         ("warmup", recipe.warmup, 0 <= recipe.warmup < 1, "from 0 to below 1"),
         ("views", recipe.views, 1 <= recipe.views <= 10, "from 1 to 10"),
         ("seed", settings.seed, settings.seed >= 0, "0 or more"),
@@ -704,11 +741,12 @@ def _preprocessing(settings: TrainSettings, arch: Architecture) -> Preprocessing
     return spec
 
 
-def _new_model(settings: TrainSettings, arch: Architecture, reporter: Reporter) -> AlexNet:
+def _new_model(settings: TrainSettings, arch: Architecture, reporter: Reporter) -> tuple[AlexNet, set[str]]:
+    """The network with its first weights, and the layers whose weights come from a file."""
     model = AlexNet(arch)
     if settings.init in ("kaiming", "paper"):
         initialise(model, cast("Init", settings.init), seed=settings.seed)
-        return model
+        return model, set()
     path = Path(settings.init)
     initialise(model, "kaiming", seed=settings.seed)
     if path.suffix == ".npz":
@@ -728,7 +766,7 @@ def _new_model(settings: TrainSettings, arch: Architecture, reporter: Reporter) 
                 fix="choose the architecture it was trained with, with --arch",
             )
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=False)
-    return model
+    return model, {name.partition(".")[0] for name in weights}
 
 
 def _new_folder(settings: TrainSettings) -> Path:
