@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -88,24 +89,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class _Terminal(io.StringIO):
-    """pytest's own terminal, which capturing leaves alone."""
+    """Standard error as it was before pytest began to capture it."""
 
-    def __init__(self, terminal: Any) -> None:
+    def __init__(self, capture: Any) -> None:
         super().__init__()
-        self._terminal = terminal
+        self._capture = capture
 
     def write(self, text: str) -> int:
-        self._terminal.write(text, flush=True)
+        with self._capture.global_and_fixture_disabled():
+            sys.stderr.write(text)
+            sys.stderr.flush()
         return len(text)
 
 
 @pytest.fixture(scope="session")
 def reporter(request: pytest.FixtureRequest) -> ConsoleReporter:
-    """Progress on the terminal, in plain lines, while fixtures train, export and measure."""
-    terminal = request.config.pluginmanager.getplugin("terminalreporter")
-    assert terminal is not None
-    terminal.ensure_newline()
-    return ConsoleReporter(Console(file=_Terminal(terminal), highlight=False))
+    """Progress, in plain lines, while fixtures train, export and measure."""
+    terminal = _Terminal(request.config.pluginmanager.getplugin("capturemanager"))
+    terminal.write("\n")  # pytest is in the middle of a line
+    return ConsoleReporter(Console(file=terminal, highlight=False))
 
 
 @pytest.fixture(scope="session")
