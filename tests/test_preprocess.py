@@ -87,7 +87,7 @@ def test_16_bit_png_keeps_its_high_byte(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_32_bit_tiff_is_refused(tmp_path: Path, kind: type) -> None:
     path = saved(tmp_path, Image.fromarray(np.full((8, 8), 5, kind)), "a.tiff")
-    with pytest.raises(ImageError, match=r"32-bit pixels .* a\.tiff|32-bit pixels .*a\.tiff; convert it"):
+    with pytest.raises(ImageError, match=r"32-bit pixels .*a\.tiff; convert it"):
         load_rgb(path)
 
 
