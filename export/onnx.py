@@ -59,7 +59,7 @@ class _Graph:
         self.head = name
 
     def constant(self, name: str, value: np.ndarray[Any, Any]) -> str:
-        self.initialisers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.initialisers.append(numpy_helper.from_array(np.asarray(value, order="C"), name))  # keeps a scalar one
         return name
 
     def cast(self, name: str, to: Compute) -> None:

@@ -23,9 +23,9 @@ def quantize_weight(weight: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArra
 
     Returns:
         int8 values in the same shape, and float32 scales `(C_out,)`; `values * scale` is within half a scale of `weight`.
-        A channel of zeros gets the scale 1.
+        A channel of zeros, or of weights too small for a normal float32 scale, gets the scale 1.
     """
-    flat = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
-    scale = np.where(flat > 0, flat / INT8_MAX, 1).astype(np.float32)
+    scale = np.abs(weight.reshape(len(weight), -1)).max(axis=1) / np.float32(INT8_MAX)
+    scale = np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1))
     values = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
     return np.clip(values, -INT8_MAX, INT8_MAX).astype(np.int8), scale
