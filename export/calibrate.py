@@ -12,7 +12,10 @@ falls outside is the one of TensorRT's and PyTorch's observers.
 
 from __future__ import annotations
 
+import logging
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +27,8 @@ import numpy.typing as npt
 from alexnet_edge.artifact import INPUT
 from alexnet_edge.checkpoint import Checkpoint
 from alexnet_edge.data import ImageSet, OnBadImage, batches
-from alexnet_edge.errors import DataError, ImageError, UserError, needs
-from alexnet_edge.files import sha256_json, staged
+from alexnet_edge.errors import DataError, ImageError, OutputError, UserError, needs
+from alexnet_edge.files import MALFORMED, sha256_json, staged
 from alexnet_edge.layers import LAYER_NAMES
 from alexnet_edge.preprocess import FloatArray
 from alexnet_edge.progress import Reporter
@@ -45,6 +48,8 @@ PERCENTILE = 99.99
 BATCH = 16
 """Images per inference of the collecting pass; it does not change the result."""
 _VERSION = 1  # raise when the collected histograms would differ for the same inputs
+
+_log = logging.getLogger(__name__)
 
 Counts = npt.NDArray[np.int64]
 
@@ -143,7 +148,7 @@ def calibrate(
         checkpoint: the network.
         images: calibration images.
         method: `entropy` (least KL divergence), `minmax` (nothing saturates) or `percentile` (99.99 %).
-        cache: folder for the histograms; None keeps none.
+        cache: folder for the histograms; None keeps none, and one that cannot be written is only warned of.
         threads: processor threads of the collecting pass.
         on_bad_image: what to do with an image that cannot be read.
         reporter: where progress goes.
@@ -172,7 +177,10 @@ def calibrate(
     if found is None:
         histograms, used = _collect(checkpoint, images, threads, on_bad_image, skipped, reporter)
         if path is not None and not skipped:
-            _write_cache(path, histograms, used)
+            try:
+                _write_cache(path, histograms, used)
+            except OutputError as error:  # the work is done: it will only take as long again next time
+                _log.warning("the calibration is not kept for the next time: %s", error)
     else:
         histograms, used = found
     if used == 0:
@@ -224,6 +232,8 @@ def _least_divergence(counts: Counts) -> int:
         mass = np.bincount(level, weights=kept, minlength=LEVELS)
         share = np.bincount(level, weights=filled, minlength=LEVELS)
         merged = np.where(filled, mass[level] / np.maximum(share[level], 1), 0.0)
+        if not merged.any():  # nothing would be left
+            continue
         divergence = _divergence(reference, merged)
         if divergence < best:
             best, best_bins = divergence, bins
@@ -283,11 +293,11 @@ def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
 def _read_cache(path: Path) -> tuple[dict[str, Histogram], int] | None:
     """The cached histograms, or None when there are none or they are damaged (they are then collected again)."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             used = int(archive["num_images"])
             tops, largest, counts = archive["top"], archive["largest"], archive["counts"]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        return None
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error, *MALFORMED):
+        return None  # zipfile has no one error for a damaged file
     layers = len(LAYER_NAMES)
     if counts.shape != (layers, BINS) or tops.shape != (layers,) or largest.shape != (layers,):
         return None

@@ -111,3 +111,28 @@ def run_cli(tmp_path: Path) -> Cli:
     folder = tmp_path / "cli"
     folder.mkdir()
     return Cli(folder)
+
+
+@pytest.fixture(scope="session")
+def exported(
+    tiny_checkpoint: MakeCheckpoint, image_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], Path]:
+    """Every artifact that this machine can write of `tiny_checkpoint("two-tower")`, by format and precision; they share
+    one folder; do not change it."""
+    from alexnet_edge.checkpoint import load_checkpoint
+    from alexnet_edge.data import open_images
+    from alexnet_edge.errors import MissingComponentError
+    from alexnet_edge.export.build import Exporter, every_artifact
+
+    root = tmp_path_factory.mktemp("exported")
+    exporter = Exporter(
+        load_checkpoint(tiny_checkpoint("two-tower")),
+        out=root / "artifacts",
+        proof_images=open_images(image_folder / "val", classes=CLASSES),
+        calibration_images=open_images(image_folder / "train"),
+        cache=root / "cache",
+    )
+    outcomes = list(exporter.export_all(every_artifact()))
+    for outcome in outcomes:
+        assert outcome.artifact is not None or isinstance(outcome.error, MissingComponentError), outcome.error
+    return {(entry.format, entry.precision): entry.artifact.path for entry in outcomes if entry.artifact is not None}
