@@ -34,21 +34,24 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """The random numbers, 0-1, that choose one view."""
+    """The numbers that choose one view."""
 
     left: float
+    """0 to below 1, from the leftmost crop to the rightmost; below 0 for the centre."""
     top: float
+    """The same from top to bottom."""
     mirror: float
+    """Mirrored from 0.5 on."""
 
 
 CENTRE = Draw(-1.0, -1.0, 0.0)
-"""The view that evaluation uses; not a random one."""
+"""The view that evaluation uses."""
 
 
 def view(pixels_HWC: Pixels, spec: Preprocessing, draw: Draw) -> Pixels:
     """The crop `(spec.crop, spec.crop, 3)` that `draw` chooses from a resized image."""
     height, width, _ = pixels_HWC.shape
-    if draw is CENTRE:
+    if draw.left < 0:
         left, top = centre_offset(width, height, spec.crop)
     else:
         left = int(draw.left * (width - spec.crop + 1))
@@ -155,7 +158,7 @@ def fixed_views(count: int) -> list[Draw]:
         raise UserError("views must be from 1 to 10", value=count, fix="2 is the centre and its mirror image")
     almost = 1 - 1e-9
     corners = [(0.0, 0.0), (almost, 0.0), (0.0, almost), (almost, almost)]
-    draws = [CENTRE, Draw(0.5, 0.5, 1.0)]
+    draws = [CENTRE, Draw(CENTRE.left, CENTRE.top, 1.0)]
     return (draws + [Draw(left, top, mirror) for left, top in corners for mirror in (0.0, 1.0)])[:count]
 
 

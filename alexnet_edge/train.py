@@ -695,9 +695,11 @@ def _check(recipe: Recipe, settings: TrainSettings) -> None:
         ("warmup", recipe.warmup, 0 <= recipe.warmup < 1, "from 0 to below 1"),
         ("views", recipe.views, 1 <= recipe.views <= 10, "from 1 to 10"),
         ("seed", settings.seed, settings.seed >= 0, "0 or more"),
-        ("threads", settings.threads or 1, (settings.threads or 1) >= 1, "1 or more"),
-        ("workers", settings.workers or 0, (settings.workers or 0) >= 0, "0 or more"),
     ]
+    if settings.threads is not None:
+        limits.append(("threads", settings.threads, settings.threads >= 1, "1 or more"))
+    if settings.workers is not None:
+        limits.append(("workers", settings.workers, settings.workers >= 0, "0 or more"))
     if settings.max_minutes is not None:
         limits.append(("max_minutes", settings.max_minutes, settings.max_minutes > 0, "above 0"))
     for name, value, holds, range_text in limits:
