@@ -43,6 +43,7 @@ def examine() -> list[Component]:
         _gpu(),
         _jetson(),
         _library("measure", "plotly (report)", "plotly", "bench"),
+        _library("measure", "jinja2 (report)", "jinja2", "bench"),
         _library("measure", "pytest-benchmark", "pytest_benchmark", "bench"),
     ]
 
@@ -53,7 +54,7 @@ def _library(
     """`check` returns why the imported module cannot serve the purpose, or None when it can."""
     try:
         loaded = importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # noqa: BLE001  # a broken library may raise anything, and that is the finding
         why = "not installed" if isinstance(error, ModuleNotFoundError) else " ".join(str(error).split())
         return Component(purpose=purpose, name=name, present=False, detail=why, fix=install_command(extra))
     reason = check(loaded) if check is not None else None
