@@ -201,8 +201,9 @@ def _show_rows(console: Console, rows: Sequence[Row], bench: Mapping[str, Any]) 
         f"{headline(rows)}; {bench['threads']} threads on {escape(str(bench['environment']['cpu'] or 'this processor'))}; "
         "host end-to-end"
     )
-    for label, what, why in open_points(rows):
-        console.print(f"[bold]{escape(label)}[/]: {what}: {escape(why)}")
+    for labels, points in open_points(rows):
+        for what, why in points:
+            console.print(f"[bold]{escape(labels)}[/]: {what}: {escape(why)}", soft_wrap=True)
 
 
 def show_predictions(predictions: Sequence[Prediction], bad: Sequence[ImageError]) -> None:

@@ -103,7 +103,7 @@ def write_report(
         headline=headline(rows),
         all_proved=all(row.proof in ("passed", "reference") for row in rows),
         tiles=_tiles(rows),
-        open_points=_grouped(open_points(rows)),
+        open_points=open_points(rows),
         rows=rows,
         tail=tail_of(settings),
         first_batch=settings["batches"][0] if settings else None,
@@ -164,13 +164,6 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
         smallest = min(proved, key=lambda row: row.megabytes)
         tiles.append((show(smallest.megabytes, ".0f"), "MB", f"smallest proved: {smallest.label}"))
     return tiles
-
-
-def _grouped(points: Sequence[tuple[str, str, str]]) -> list[tuple[str, list[tuple[str, str]]]]:
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for label, what, why in points:
-        groups.setdefault(label, []).append((what, why))
-    return list(groups.items())
 
 
 def _layer_table(subjects: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, bool]]]]:

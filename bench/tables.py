@@ -190,18 +190,21 @@ def headline(rows: Sequence[Row]) -> str:
     return text
 
 
-def open_points(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
-    """What is not proved or not validly measured: subject, what, why."""
-    points = []
+def open_points(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What is not proved or not validly measured, and why: for each subject, or subjects that share them, `(what, why)`."""
+    points: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
         if row.proof in ("failed", "not run"):
-            points.append((row.label, f"proof {row.proof}", "; ".join(row.proof_notes)))
+            points.setdefault(row.label, []).append((f"proof {row.proof}", "; ".join(row.proof_notes)))
         elif row.proof_notes:
-            points.append((row.label, "proof passed, but", "; ".join(row.proof_notes)))
+            points.setdefault(row.label, []).append(("proof passed, but", "; ".join(row.proof_notes)))
         if row.measured in ("INVALID", "not run", "error"):
             what = {"INVALID": "measurement invalid", "not run": "not measured", "error": "measurement failed"}
-            points.append((row.label, what[row.measured], "; ".join(row.measured_notes)))
-    return points
+            points.setdefault(row.label, []).append((what[row.measured], "; ".join(row.measured_notes)))
+    shared: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for label, found in points.items():
+        shared.setdefault(tuple(found), []).append(label)
+    return [(", ".join(labels), list(found)) for found, labels in shared.items()]
 
 
 # --- Markdown and CSV -----------------------------------------------------------------------------------------------------
@@ -250,8 +253,8 @@ def markdown_of(bench: Mapping[str, Any]) -> str:
         numbers_from=2,
         numbers_to=11,
     )
-    for label, what, why in open_points(rows):
-        lines.append(f"- {label}: {what}: {why}")
+    for labels, points in open_points(rows):
+        lines += [f"- {labels}: {what}: {why}" for what, why in points]
     lines += ["", "Every batch:", ""]
     lines += _markdown_table(
         (

@@ -237,7 +237,7 @@ def test_a_killed_worker_is_its_subjects_error_only(files: list[Path]) -> None:
     assert list(result.errors) == [str(files[1])]
     rows = rows_of(result.to_json()["subjects"], result.settings.to_json())
     assert rows[0].measured == "error"
-    assert any("SIGKILL" in why for _, _, why in open_points(rows))
+    assert any("SIGKILL" in why for _, points in open_points(rows) for _, why in points)
 
 
 def test_ctrl_c_keeps_what_was_finished(files: list[Path], tmp_path: Path) -> None:
