@@ -206,12 +206,14 @@ def export_command(
     from alexnet_edge.checkpoint import load_checkpoint, newest_checkpoint
     from alexnet_edge.data import open_images
     from alexnet_edge.export import build
+    from alexnet_edge.export.calibrate import METHODS
     from alexnet_edge.export.tensorrt import EngineOptions
 
     if fp16 and int8:
         raise UserError("a layer has one precision", value="--fp16 --int8", fix="give one of them per command")
     _choice("--runtime", runtime, ("rtx",))
     _choice("--format", format, ("all", *build.FORMATS))
+    _choice("--method", method, METHODS)
     engine = EngineOptions(
         min_batch=min_batch,
         opt_batch=opt_batch,
@@ -284,6 +286,14 @@ def check_command(
                 value=reference.path,
                 fix="name the right one with --checkpoint, or export again",
             )
+        manifest = artifact.manifest
+        if (reference.info.architecture, reference.info.classes) != (manifest.architecture, manifest.classes):
+            raise UserError(
+                f"the checkpoint is of another network than {path} "
+                f"({manifest.architecture}, {len(manifest.classes)} classes)",
+                value=reference.path,
+                fix="name the checkpoint that the artifact was exported from",
+            )
         if images is not None:
             found = open_images(images, classes=reference.info.classes, class_list=class_list)
         else:
@@ -299,8 +309,10 @@ def check_command(
         reports.append((path, report))
     if as_json:
         _print_json(
-            {str(path): {"verdict": "not run", "reasons": [entry]} if isinstance(entry, str) else entry.to_json()}
-            for path, entry in reports
+            {
+                str(path): {"verdict": "not run", "reasons": [entry]} if isinstance(entry, str) else entry.to_json()
+                for path, entry in reports
+            }
         )
     else:
         console.show_parity(reports)
@@ -455,7 +467,7 @@ def inspect_command(
     network = architecture(name, number)
     costs = layer_costs(network, batch=batch)
     if as_json:
-        _print_json({**facts, "architecture": name, "batch": batch, "layers": [asdict(cost) for cost in costs]})
+        _print_json({**facts, "architecture": name, "batch": batch, "costs": [asdict(cost) for cost in costs]})
     else:
         console.show_network(network, costs, batch, facts)
 
@@ -558,14 +570,24 @@ def _run(arguments: list[str]) -> int:
         except AlexNetEdgeError as error:
             return _fail(str(error), error.exit_code)
         except _CLICK_ERROR as error:
-            message = " ".join(error.format_message().split()).rstrip(".")
+            message = " ".join(error.format_message().split()).rstrip(".") + _received(error, arguments)
             return _fail(f"{message}; see: alexnet-edge --help" if message else "see: alexnet-edge --help", 2)
         except (KeyboardInterrupt, typer.Abort):
             return _fail("interrupted", 130)
-        except BrokenPipeError:  # the reader of our output has left, as `head` does
+        except (BrokenPipeError, SystemExit) as end:  # the reader of our output has left, as `head` does
+            if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
+                raise  # typer and rich turn a broken pipe into an exit with code 1
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         return code if isinstance(code, int) else 0
+
+
+def _received(error: Any, arguments: Sequence[str]) -> str:
+    """The value of the option that typer complains of: not every release says it."""
+    for option in getattr(getattr(error, "param", None), "opts", ()):
+        if option in arguments[:-1]:
+            return f" (received {arguments[arguments.index(option) + 1]})"
+    return ""
 
 
 def _flush() -> None:

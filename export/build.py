@@ -125,7 +125,12 @@ class Exporter:
             on_bad_image: what to do with an image that cannot be read.
             cache: folder for calibration histograms.
             reporter: where progress goes.
+
+        Raises:
+            UserError: when `threads` is not positive.
         """
+        if threads is not None and threads < 1:
+            raise UserError("threads must be 1 or more", value=threads, fix="leave it out to use every processor")
         self.checkpoint = checkpoint
         self.out = out
         self.proof_images = proof_images
@@ -151,7 +156,8 @@ class Exporter:
         Raises:
             UserError: when the format is not written in that precision, or an input cannot be used.
             MissingComponentError: when this machine lacks what the format needs.
-            ParityError, PrecisionError: when the proof fails; the file is then kept as `<name>.failed<suffix>`.
+            ParityError: when its answers differ; the file is then kept as `<name>.failed<suffix>`.
+            PrecisionError: when a layer was not built in the precision asked for.
             OutputError: when the folder cannot be written.
         """
         if precision not in WRITABLE[format]:
@@ -403,16 +409,14 @@ def unavailable(format: Format) -> MissingComponentError | None:
     """Why this machine cannot write `format`, or None when it can."""
     from importlib.util import find_spec
 
-    needed = {"torchscript": "train", "pt2": "train", "onnx": "export", "trt": "export"}[format]
-    modules = {"train": ("torch", "safetensors"), "export": ("torch", "safetensors", "onnx")}[needed]
+    modules = [("train", "torch"), ("train", "safetensors")]
+    if format in ("onnx", "trt"):
+        modules = [("export", "torch"), ("export", "safetensors"), ("export", "onnx"), ("onnx", "onnxruntime")]
     try:
-        for module in modules:
-            if find_spec(module) is None:
-                with needs(needed):
+        for extra, module in modules:
+            with needs(extra):
+                if find_spec(module) is None:
                     raise ModuleNotFoundError(f"No module named {module!r}", name=module)
-        if format in ("onnx", "trt") and find_spec("onnxruntime") is None:
-            with needs("onnx"):
-                raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
     except MissingComponentError as error:
         return error
     if format == "trt" and rtx_version() is None:

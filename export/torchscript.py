@@ -6,6 +6,7 @@ Letters: N batch, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def write_torchscript(checkpoint: Checkpoint, path: Path) -> None:
     with quiet_jit(), torch.no_grad():
         traced = torch.jit.trace(checkpoint.model(), example_input(checkpoint))  # type: ignore[no-untyped-call]
         frozen = torch.jit.freeze(traced.eval())
-        torch.jit.save(frozen, str(path))
+        stream = BytesIO()
+        torch.jit.save(frozen, stream)
+    path.write_bytes(stream.getbuffer())  # torch's own writer aborts the process when the disk is full
 
 
 def write_pt2(checkpoint: Checkpoint, path: Path) -> None:
@@ -43,7 +46,9 @@ def write_pt2(checkpoint: Checkpoint, path: Path) -> None:
         (example_input(checkpoint),),
         dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
     )
-    torch.export.save(program, path)
+    stream = BytesIO()
+    torch.export.save(program, stream)
+    path.write_bytes(stream.getbuffer())
 
 
 def torchscript_precisions(path: Path, requested: Precision) -> tuple[LayerPrecision, ...]:
