@@ -83,7 +83,7 @@ def test_counts_are_numpy_s() -> None:
     assert np.abs(np.cumsum(histogram.counts) - np.cumsum(expected)).max() <= 1
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(arrays(np.float32, st.integers(0, 30), elements=st.floats(-(2.0**90), 2.0**90, width=32)), max_size=5))
 def test_nothing_is_lost_when_the_range_doubles(parts: list[np.ndarray]) -> None:
     histogram = filled(*parts)

@@ -183,9 +183,9 @@ def test_a_precision_that_the_format_has_not(exporter: Exporter, format: Format,
 def test_a_wrong_graph_is_kept_aside(
     exporter: Exporter, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = exporter.export("onnx", "fp32")
+    right = exporter.export("onnx", "fp16")
     before = content(exporter.out)
-    weights = {**checkpoint.weights, "conv3.weight": checkpoint.weights["conv3.weight"] * np.float32(1.1)}
+    weights = {**checkpoint.weights, "fc8.weight": -checkpoint.weights["fc8.weight"]}
     original = build.Exporter._build_onnx
 
     def wrong(self: Exporter, precision: Precision, staging: Path) -> Any:
@@ -193,10 +193,10 @@ def test_a_wrong_graph_is_kept_aside(
         return original(self, precision, staging)
 
     monkeypatch.setattr(build.Exporter, "_build_onnx", wrong)
-    with pytest.raises(ParityError, match=r"onnx fp32 does not answer like the checkpoint: max abs error") as error:
-        exporter.export("onnx", "fp32")
+    with pytest.raises(ParityError, match=r"onnx fp16 does not answer like the checkpoint: top-1 agreement") as error:
+        exporter.export("onnx", "fp16")
     assert error.value.exit_code == 1
-    kept = exporter.out / "alexnet_fp32.failed.onnx"
+    kept = exporter.out / "alexnet_fp16.failed.onnx"
     assert str(kept) in str(error.value)
     assert load_artifact(kept).manifest.parity["verdict"] == "failed"
     after = content(exporter.out)
@@ -345,11 +345,9 @@ rng = random.Random(int(seed))
 exporters = []
 for source in sources:
     exporter = Exporter(load_checkpoint(Path(source)), out=Path(out), proof_images=open_images(images, limit=1), threads=1)
-    exporter._reference_NK = None
     exporters.append(exporter)
-start = time.perf_counter()
 target = load_artifact(Path(out) / "alexnet_fp16.onnx").path
-for turn in range(5):
+for turn in range(4):
     child = os.fork()
     if child == 0:
         exporters[(turn + 1) % 2].export("onnx", "fp16")
@@ -381,7 +379,7 @@ def test_a_killed_export_leaves_the_old_artifact_or_the_new(
     )
     assert run.returncode == 0, f"seed {seed}: {run.stderr}"
     turns = [line.rsplit(" ", 1) for line in run.stdout.splitlines()]
-    assert len(turns) == 5
+    assert len(turns) == 4
     assert {name for name, _ in turns} <= set(sources)
     assert "True" in {killed for _, killed in turns}, f"seed {seed}: no export was killed before its end"
     artifact = load_artifact(exporter.path("onnx", "fp16"))
