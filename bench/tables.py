@@ -270,6 +270,7 @@ def markdown_of(bench: Mapping[str, Any]) -> str:
             "CV %",
             "images/s",
             "queries/s",
+            "result",
         ),
         [
             (
@@ -304,6 +305,7 @@ def markdown_of(bench: Mapping[str, Any]) -> str:
 def _markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int, numbers_to: int
 ) -> list[str]:
+    assert all(len(row) == len(header) for row in rows), "Markdown drops cells that have no header"
     rule = ["--:" if numbers_from <= index < numbers_to else "---" for index in range(len(header))]
     table = [header, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return [*("| " + " | ".join(cells) + " |" for cells in table), ""]

@@ -5,6 +5,7 @@ Source for the order of steps: docs/architecture.md, "An export".
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -143,6 +144,7 @@ class Exporter:
         self._calibration_images = calibration_images
         self._calibration: Any = None
         self._reference_NK: FloatArray | None = None
+        self._skipped = 0  # proof images that could not be used
         self._graph_reports: dict[Precision, ParityReport] = {}
 
     def path(self, format: Format, precision: Precision) -> Path:
@@ -311,6 +313,7 @@ class Exporter:
             with CheckpointSession(self.checkpoint, threads=self.threads) as session:
                 answers, used = outputs_NK(session, self.proof_images, on_bad_image=self.on_bad_image, bad=bad)
             self.proof_images = self.proof_images.subset(list(used)) if bad else self.proof_images
+            self._skipped = len(bad)
             self._reference_NK = answers
             self.reporter.finish(f"{len(answers)} images")
         return self._reference_NK
@@ -322,6 +325,7 @@ class Exporter:
         if built.graph is None:
             self.reporter.start(f"proving {candidate.label}", None)
             report = check_parity(candidate, reference_NK, self.proof_images, threads=self.threads)
+            report = replace(report, images_skipped=self._skipped)
             self.reporter.finish("passed" if report.passed else "; ".join(report.reasons))
             if candidate.manifest.format == "onnx":
                 self._graph_reports[precision] = report
@@ -336,7 +340,9 @@ class Exporter:
         report = self._graph_reports[precision]
         if not report.passed:
             return report.to_json()
-        record = parity_not_run("no NVIDIA GPU with TensorRT-RTX's runtime here: the engine was built, not run")
+        record = parity_not_run(
+            "built, not run: an engine needs its NVIDIA GPU, and this version has no TensorRT-RTX session"
+        )
         return {**record, "graph": report.to_json()}
 
     def _manifest(self, format: Format, precision: Precision, built: _Built, seconds: float) -> Manifest:
@@ -516,7 +522,10 @@ def _staging(out: Path) -> Iterator[Path]:
     """A folder beside the artifacts for unfinished files, so that a finished one is moved by a rename."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".staging-", dir=out))
+        for left in out.glob(".staging-*"):
+            if not Path(f"/proc/{left.name.split('-')[1]}").exists():  # of an export that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".staging-{os.getpid()}-", dir=out))
     try:
         yield folder
     finally:

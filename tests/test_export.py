@@ -384,3 +384,5 @@ def test_a_killed_export_leaves_the_old_artifact_or_the_new(
     assert "True" in {killed for _, killed in turns}, f"seed {seed}: no export was killed before its end"
     artifact = load_artifact(exporter.path("onnx", "fp16"))
     assert manifest_path(artifact.path).is_file()
+    exporter.export("onnx", "fp16")
+    assert not list(exporter.out.glob(".staging-*")), "what killed exports left is removed by the next one"
