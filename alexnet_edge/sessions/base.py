@@ -166,6 +166,23 @@ class Session(ABC):
             )
 
 
+class ArtifactSession(Session):
+    """A session on an artifact: its manifest says what goes in and comes out."""
+
+    def __init__(self, artifact: Artifact, *, device: Device = "cpu", threads: int | None = None) -> None:
+        self.artifact = artifact
+        manifest = artifact.manifest
+        super().__init__(
+            input=manifest.input,
+            output=manifest.output,
+            device=device,
+            threads=threads,
+            classes=manifest.classes,
+            head=manifest.head,
+            preprocessing=manifest.preprocessing,
+        )
+
+
 def open_session(source: Path | Artifact, *, device: Device = "cpu", threads: int | None = None) -> Session:
     """The session that runs `source`: an artifact, its path, or a checkpoint (`.safetensors`, `.pt`, `.pth`).
 

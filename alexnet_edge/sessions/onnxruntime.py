@@ -9,31 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_edge.artifact import Artifact
 from alexnet_edge.errors import ArtifactError, MissingComponentError, needs
 from alexnet_edge.preprocess import FloatArray
-from alexnet_edge.sessions.base import Device, Session
+from alexnet_edge.sessions.base import ArtifactSession, Device
 
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-class OnnxRuntimeSession(Session):
+class OnnxRuntimeSession(ArtifactSession):
     """An `.onnx` artifact; refuses to run on another execution provider than the device's own."""
 
     runtime = "onnxruntime"
-
-    def __init__(self, artifact: Artifact, *, device: Device = "cpu", threads: int | None = None) -> None:
-        self.artifact = artifact
-        manifest = artifact.manifest
-        super().__init__(
-            input=manifest.input,
-            output=manifest.output,
-            device=device,
-            threads=threads,
-            classes=manifest.classes,
-            head=manifest.head,
-            preprocessing=manifest.preprocessing,
-        )
 
     def _load(self) -> None:
         with needs("onnx"):

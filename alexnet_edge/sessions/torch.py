@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_edge.artifact import INPUT, Artifact, TensorSpec
+from alexnet_edge.artifact import INPUT, TensorSpec
 from alexnet_edge.checkpoint import Checkpoint, load_checkpoint
 from alexnet_edge.errors import ArtifactError, MissingComponentError, needs
 from alexnet_edge.preprocess import FloatArray
-from alexnet_edge.sessions.base import Device, Session
+from alexnet_edge.sessions.base import ArtifactSession, Device, Session
 
 with needs("train"):
     import torch
@@ -89,21 +89,8 @@ class CheckpointSession(TorchSession):
         return self.checkpoint.model().to(self.device)
 
 
-class ArtifactTorchSession(TorchSession):
+class ArtifactTorchSession(ArtifactSession, TorchSession):
     """What the PyTorch artifact formats share."""
-
-    def __init__(self, artifact: Artifact, *, device: Device = "cpu", threads: int | None = None) -> None:
-        self.artifact = artifact
-        manifest = artifact.manifest
-        super().__init__(
-            input=manifest.input,
-            output=manifest.output,
-            device=device,
-            threads=threads,
-            classes=manifest.classes,
-            head=manifest.head,
-            preprocessing=manifest.preprocessing,
-        )
 
 
 class ExportedProgramSession(ArtifactTorchSession):
