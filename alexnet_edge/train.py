@@ -109,7 +109,7 @@ RECIPES: dict[str, Recipe] = {
     "synthetic": Recipe(epochs=2, batch=16, lr=0.002, schedule="cosine", warmup=0.05, dropout=0.0, rescale=True),
     "frozen": Recipe(epochs=15, batch=128, lr=0.001, schedule="cosine", warmup=0.05, rescale=True),
 }
-"""`notebook` is the seed notebook's, `synthetic` learns the built-in set in under a minute on two processor cores, `frozen`
+"""`notebook` is the seed notebook's, `synthetic` learns the built-in set in about a minute on two processor cores, `frozen`
 trains fc6 to fc8 on features computed once."""
 
 
