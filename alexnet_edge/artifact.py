@@ -15,18 +15,25 @@ from typing import Any, Literal, get_args
 
 from alexnet_edge.errors import ArtifactError
 from alexnet_edge.files import MALFORMED, sha256_file, sync_and_replace, write_json, writing
+from alexnet_edge.layers import LAYER_NAMES
 from alexnet_edge.preprocess import Preprocessing
 
 SCHEMA = 1
 
 Format = Literal["torchscript", "pt2", "onnx", "trt"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4-fc"]
+"""What the eight layers compute in. `fp8` leaves conv1 in FP16: TensorRT has no FP8 convolution of more than 32 weights per
+channel, and conv1 has 121. `int4-fc` stores the weights of fc6 to fc8 in INT4 and computes in FP16."""
 
 INPUT = "input"
 """Name of the input tensor in every format that has names."""
 
 SUFFIXES: dict[str, str] = {"torchscript": ".ts", "pt2": ".pt2", "onnx": ".onnx", "trt": ".engine"}
 """File name ending of each format."""
+
+
+NOT_REBUILT = ("compute_capabilities", "stripped", "timing_cache", "timing_cache_mode")
+"""Build options that a rebuild on another machine does not take over: what they hold for is gone, or is the fault."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,10 +73,23 @@ class LayerPrecision:
     """`unknown` where the runtime gives no way to see it."""
     evidence: str
     """Where `built` was read from."""
+    placement: str = ""
+    """`GPU` or `DLA` in an engine that was inspected; empty where that is not known."""
+    kernel: str = ""
+    """Name of the engine's layer that this one was fused into; empty where that is not known."""
 
     @property
     def holds(self) -> bool:
         return self.requested == self.built
+
+
+def layer_types(precision: Precision) -> dict[str, str]:
+    """Element type that `precision` asks of each of the eight layers, by name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4`."""
+    if precision == "int4-fc":
+        return {name: "int4" if name.startswith("fc") else "fp16" for name in LAYER_NAMES}
+    if precision == "fp8":
+        return {name: "fp16" if name == "conv1" else "fp8" for name in LAYER_NAMES}
+    return dict.fromkeys(LAYER_NAMES, precision)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,8 +167,34 @@ class Artifact:
 
     @property
     def label(self) -> str:
-        """A short name for tables: `onnx fp16`."""
-        return f"{self.manifest.format} {self.manifest.precision}"
+        """A short name for tables: `onnx fp16`; of an engine that came without manifest the precision is not known."""
+        trusted = self.manifest.build.get("trusted")
+        return f"{self.manifest.format} {'of unknown precision' if trusted else self.manifest.precision}"
+
+
+def rebuild_command(manifest: Manifest) -> str:
+    """The command that makes the artifact again; an engine is then built for the machine it is run on."""
+    words = [f"alexnet-edge export --format {manifest.format}"]
+    if manifest.precision != "fp32":
+        words.append(f"--{manifest.precision}")
+    if manifest.format == "trt":
+        named = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}.get(manifest.runtime, "tensorrt")
+        words.append(f"--runtime {'trtexec' if manifest.build.get('builder') == 'trtexec' else named}")
+        options = manifest.build.get("options")
+        for name, value in (options if isinstance(options, Mapping) else {}).items():
+            if name not in NOT_REBUILT:
+                words += _as_words(str(name), value)
+    return " ".join(words)
+
+
+def _as_words(name: str, value: Any) -> list[str]:
+    """A field of `EngineOptions` in the command line's spelling."""
+    flag = "--" + name.removesuffix("_mib").replace("_", "-")
+    if isinstance(value, Mapping):  # memory pools
+        return [f"{flag.removesuffix('s')} {key}={entry}" for key, entry in value.items()]
+    if isinstance(value, bool):
+        return [flag] if value else []
+    return [f"{flag} {value}"]
 
 
 def manifest_path(path: Path) -> Path:
@@ -176,11 +222,17 @@ def commit(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
     return Artifact(path=path, manifest=manifest)
 
 
-def load_artifact(path: Path) -> Artifact:
+def load_artifact(path: Path, *, trust: bool = False) -> Artifact:
     """Read the manifest of `path` and check the file against it.
+
+    Args:
+        path: the artifact; its manifest is beside it.
+        trust: also take an engine that has no manifest. It is then loaded on the GPU to be asked what it takes, and
+            whoever wrote it decides what that does. A file that has a manifest is checked all the same.
 
     Raises:
         ArtifactError: when the file or its manifest is missing or damaged, or they do not belong together.
+        MissingComponentError: for an engine without manifest, when its library or a GPU is not here.
     """
     if not path.is_file():
         raise ArtifactError(
@@ -197,6 +249,16 @@ def load_artifact(path: Path) -> Artifact:
             waiting.replace(sidecar)
         return Artifact(path=path, manifest=manifest)
     manifest = _read_manifest(sidecar)
+    if manifest is None and path.suffix == SUFFIXES["trt"]:
+        if trust:
+            from alexnet_edge.sessions.tensorrt import trusted_engine  # only the library can read an engine
+
+            return trusted_engine(path)
+        raise ArtifactError(
+            f"the engine has no manifest ({sidecar.name}), and loading one may run code that it carries",
+            value=path,
+            fix="copy the manifest along with it, or add --trust if you know where it is from",
+        )
     if manifest is None:
         raise ArtifactError(
             f"the artifact has no manifest ({sidecar.name})",
@@ -205,11 +267,11 @@ def load_artifact(path: Path) -> Artifact:
         )
     if manifest.sha256 != digest:
         if sha256_file(path) != digest:  # replaced while it was read: the new pair is there now, or soon
-            return load_artifact(path)
+            return load_artifact(path, trust=trust)
         raise ArtifactError(
             f"the file does not match its manifest (sha256 {digest[:12]}, not {manifest.sha256[:12]})",
             value=path,
-            fix="it was changed or cut short: copy or export it again",
+            fix=f"it was changed or cut short: copy it again, or run: {rebuild_command(manifest)}",
         )
     return Artifact(path=path, manifest=manifest)
 

@@ -43,7 +43,16 @@ ClassListOption = Annotated[
 LimitOption = Annotated[int | None, typer.Option("--limit", help="Use so many images, evenly spread over the classes")]
 BadImageOption = Annotated[str, typer.Option("--on-bad-image", help="skip or fail")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Processor threads [all]")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda")]
+ENGINES = "TensorRT engines (--format trt)"
+CALIBRATORS = ("entropy2", "minmax", "table")
+HARDWARE_COMPATIBILITY = ("none", "ampere-plus", "same-compute-capability")
+
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="cpu, cuda, or auto: the GPU for engines, the processor for the rest")
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Load an engine that has no manifest: it may run code, know where it is from")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of the training runs")]
@@ -140,7 +149,8 @@ def evaluate_command(
     class_list: ClassListOption = None,
     limit: LimitOption = None,
     on_bad_image: BadImageOption = "fail",
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
+    trust: TrustOption = False,
     threads: ThreadsOption = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
@@ -154,7 +164,7 @@ def evaluate_command(
 
     source = model or newest_checkpoint(runs)
     bad = _choice("--on-bad-image", on_bad_image, ("skip", "fail"))
-    with open_session(source, device=_choice("--device", device, ("cpu", "cuda")), threads=threads) as session:
+    with open_session(source, device=_device(device), threads=threads, trust=trust) as session:
         if images is not None:
             found = open_for_evaluation(images, classes=session.classes, class_list=class_list)
         else:
@@ -168,10 +178,22 @@ def evaluate_command(
 
 @app.command("export")
 def export_command(
+    context: typer.Context,
     format: Annotated[str, typer.Option("--format", help="torchscript, pt2, onnx, trt or all")] = "all",
     fp16: Annotated[bool, typer.Option("--fp16", help="Weights and activations in FP16; LRN in FP32")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Weights and activations in BF16; LRN in FP32")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="INT8 with quantise/dequantise pairs; LRN in FP32")] = False,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="FP8 (E4M3) with quantise/dequantise pairs; the rest FP16")
+    ] = False,
+    int4_fc: Annotated[
+        bool, typer.Option("--int4-fc", help="Weights of fc6 to fc8 in INT4, everything else in FP16")
+    ] = False,
     checkpoint: CheckpointOption = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option("--onnx", help="Export from an FP32 ONNX artifact instead: needs no torch, as on a board"),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the artifacts")] = Path("artifacts"),
     images: Annotated[
         str | None, typer.Option("--images", help="Images to prove the answers on [the checkpoint's validation data]")
@@ -179,21 +201,123 @@ def export_command(
     limit: LimitOption = None,
     calibration: Annotated[
         str | None,
-        typer.Option(
-            "--calibration", help="Images to calibrate INT8 on [the training data]; `random` for random pixels"
-        ),
+        typer.Option("--calibration", help="Images to calibrate on [the training data]; `random` for random pixels"),
     ] = None,
     calibration_images: Annotated[
         int | None, typer.Option("--calibration-images", help="So many of them, evenly spread [512]")
     ] = None,
     method: Annotated[str, typer.Option("--method", help="entropy, minmax or percentile")] = "entropy",
-    runtime: Annotated[str, typer.Option("--runtime", help="For trt: rtx (TensorRT-RTX)")] = "rtx",
-    min_batch: Annotated[int, typer.Option("--min-batch", help="For trt: smallest batch")] = 1,
-    opt_batch: Annotated[int, typer.Option("--opt-batch", help="For trt: batch to tune for")] = 1,
-    max_batch: Annotated[int, typer.Option("--max-batch", help="For trt: largest batch")] = 16,
-    compute_capability: Annotated[
-        list[str] | None, typer.Option("--compute-capability", help="For trt: a GPU architecture, as sm89 [all]")
+    calibration_table: Annotated[
+        Path | None,
+        typer.Option("--calibration-table", help="Also write the INT8 ranges as a TensorRT calibration table"),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            "--runtime",
+            help="What builds them: tensorrt, trtexec or rtx [first that is here]",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    min_batch: Annotated[
+        int | None, typer.Option("--min-batch", help="Smallest batch [1]", rich_help_panel=ENGINES)
+    ] = None,
+    opt_batch: Annotated[
+        int,
+        typer.Option("--opt-batch", help="Batch to tune for; with --dla-core the only one", rich_help_panel=ENGINES),
+    ] = 1,
+    max_batch: Annotated[
+        int | None, typer.Option("--max-batch", help="Largest batch [16]", rich_help_panel=ENGINES)
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compute-capability",
+            help="A GPU architecture, as sm89; may be repeated (rtx) [all]",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option("--workspace", help="Scratch memory the builder may give to layers, MiB", rich_help_panel=ENGINES),
+    ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pool", help="Another memory pool, as dla-local-dram=512 (MiB); may be repeated", rich_help_panel=ENGINES
+        ),
+    ] = None,
+    memory_cap: Annotated[
+        int | None,
+        typer.Option(
+            "--memory-cap", help="Build within so much memory, MiB, as on boards of 4 to 8 GB", rich_help_panel=ENGINES
+        ),
+    ] = None,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option("--optimization-level", help="0 (quick build) to 5 (quick engine)", rich_help_panel=ENGINES),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option("--timing-cache", help="File with the builder's timings", rich_help_panel=ENGINES)
+    ] = None,
+    timing_cache_mode: Annotated[
+        str,
+        typer.Option(
+            "--timing-cache-mode",
+            help="update, load (never write), or require (a miss is an error)",
+            rich_help_panel=ENGINES,
+        ),
+    ] = "update",
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="Let FP32 layers compute in TF32", rich_help_panel=ENGINES)
+    ] = False,
+    sparsity: Annotated[
+        bool, typer.Option("--sparsity", help="Use kernels for 2:4 sparse weights", rich_help_panel=ENGINES)
+    ] = False,
+    dla_core: Annotated[
+        int | None, typer.Option("--dla-core", help="Place the layers on this DLA core", rich_help_panel=ENGINES)
+    ] = None,
+    gpu_fallback: Annotated[
+        bool,
+        typer.Option("--gpu-fallback", help="Let layers that a DLA cannot run go to the GPU", rich_help_panel=ENGINES),
+    ] = False,
+    calibrator: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrator",
+            help="For --int8 without Q/DQ, as a DLA needs: entropy2, minmax, or table (our ranges)",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--version-compatible", help="Let later TensorRT versions run the engine", rich_help_panel=ENGINES
+        ),
+    ] = False,
+    hardware_compatibility: Annotated[
+        str,
+        typer.Option(
+            "--hardware-compatibility", help="none, ampere-plus or same-compute-capability", rich_help_panel=ENGINES
+        ),
+    ] = "none",
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Let the weights be replaced later", rich_help_panel=ENGINES)
+    ] = False,
+    stripped: Annotated[
+        bool, typer.Option("--stripped", help="Leave the weights out of the engine", rich_help_panel=ENGINES)
+    ] = False,
+    weight_streaming: Annotated[
+        bool, typer.Option("--weight-streaming", help="Let weights stay in host memory", rich_help_panel=ENGINES)
+    ] = False,
+    allow_fallback: Annotated[
+        bool,
+        typer.Option(
+            "--allow-fallback",
+            help="Accept layers in another precision than asked, and record them",
+            rich_help_panel=ENGINES,
+        ),
+    ] = False,
     class_list: ClassListOption = None,
     on_bad_image: BadImageOption = "fail",
     threads: ThreadsOption = None,
@@ -207,36 +331,65 @@ def export_command(
     from alexnet_edge.data import open_images
     from alexnet_edge.export import build
     from alexnet_edge.export.calibrate import METHODS
-    from alexnet_edge.export.tensorrt import EngineOptions
+    from alexnet_edge.export.options import EngineOptions
 
-    if fp16 and int8:
-        raise UserError("a layer has one precision", value="--fp16 --int8", fix="give one of them per command")
-    _choice("--runtime", runtime, ("rtx",))
+    asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc}
+    precisions = [name for name, wanted in asked.items() if wanted]
+    if len(precisions) > 1:
+        given = " ".join(f"--{name}" for name in precisions)
+        raise UserError("an artifact has one precision", value=given, fix="give one of them per command")
+    if runtime is not None:
+        _choice("--runtime", runtime, ("tensorrt", "trtexec", "rtx"))
     _choice("--format", format, ("all", *build.FORMATS))
     _choice("--method", method, METHODS)
+    _only_for_engines(context, format)
     engine = EngineOptions(
-        min_batch=min_batch,
+        min_batch=min_batch if min_batch is not None else 1 if dla_core is None else opt_batch,
         opt_batch=opt_batch,
-        max_batch=max_batch,
+        max_batch=max_batch if max_batch is not None else 16 if dla_core is None else opt_batch,
         compute_capabilities=tuple(compute_capability or ()),
+        workspace_mib=workspace,
+        pools=_pools(pool or ()),
+        memory_cap_mib=memory_cap,
+        optimization_level=optimization_level,
+        timing_cache=timing_cache,
+        timing_cache_mode=_choice("--timing-cache-mode", timing_cache_mode, ("update", "load", "require")),
+        tf32=tf32,
+        sparsity=sparsity,
+        dla_core=dla_core,
+        gpu_fallback=gpu_fallback,
+        calibrator=None if calibrator is None else _choice("--calibrator", calibrator, CALIBRATORS),
+        version_compatible=version_compatible,
+        hardware_compatibility=_choice("--hardware-compatibility", hardware_compatibility, HARDWARE_COMPATIBILITY),
+        refit=refit,
+        stripped=stripped,
+        weight_streaming=weight_streaming,
+        allow_fallback=allow_fallback,
     )
-    loaded = load_checkpoint(checkpoint or newest_checkpoint(runs))
+    if onnx is not None:
+        if checkpoint is not None:
+            raise UserError("an export has one source", value="--checkpoint --onnx", fix="give one of them")
+        loaded = _source(onnx)
+    else:
+        loaded = load_checkpoint(checkpoint or newest_checkpoint(runs))
     if images is None:
         proof = build.validation_images(loaded)
         proof = proof if limit is None else proof.spread(limit)
     else:
         proof = open_images(images, limit=limit, classes=loaded.info.classes, class_list=class_list)
-    wanted = build.selection(format, "fp16" if fp16 else "int8" if int8 else None)
+    wanted = build.selection(format, precisions[0] if precisions else None)  # type: ignore[arg-type]
     with console.reporter(quiet) as reporter:
         exporter = build.Exporter(
             loaded,
             out=out,
             proof_images=proof,
             calibration_images=build.calibration_images(loaded, calibration, calibration_images, class_list)
-            if any(precision == "int8" for _, precision in wanted)
+            if any(precision in build.CALIBRATED for _, precision in wanted)
             else None,
             method=method,
             engine=engine,
+            runtime=runtime,  # type: ignore[arg-type]  # checked above
+            calibration_table=calibration_table,
             threads=threads,
             on_bad_image=_choice("--on-bad-image", on_bad_image, ("skip", "fail")),
             reporter=reporter,
@@ -249,6 +402,30 @@ def export_command(
     build.require_outcomes(outcomes, everything=format == "all")
 
 
+def _only_for_engines(context: typer.Context, format: str) -> None:
+    """Refuse engine options where no engine is written, rather than drop them in silence."""
+    if format in ("trt", "all"):
+        return
+    for parameter in context.command.params:
+        given = getattr(context.get_parameter_source(parameter.name or ""), "name", "")
+        if getattr(parameter, "rich_help_panel", None) == ENGINES and given == "COMMANDLINE":
+            raise UserError(
+                "this option is for TensorRT engines only",
+                value=parameter.opts[0],
+                fix="add --format trt, or leave it out",
+            )
+
+
+def _pools(given: Sequence[str]) -> dict[str, int]:
+    pools = {}
+    for entry in given:
+        name, equals, size = entry.partition("=")
+        if not equals or not size.isdigit():
+            raise UserError("a memory pool is NAME=MIB", value=entry, fix="for example --pool dla-local-dram=512")
+        pools[name] = int(size)
+    return pools
+
+
 @app.command("check")
 def check_command(
     artifacts: Annotated[list[Path] | None, typer.Argument(help="Artifacts [all in artifacts/]")] = None,
@@ -257,7 +434,7 @@ def check_command(
     limit: LimitOption = None,
     class_list: ClassListOption = None,
     folder: ArtifactsFolder = Path("artifacts"),
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     on_bad_image: BadImageOption = "fail",
     as_json: JsonOption = False,
@@ -266,7 +443,6 @@ def check_command(
     from alexnet_edge import console
     from alexnet_edge.artifact import load_artifact
     from alexnet_edge.bench.parity import ParityReport, check_parity
-    from alexnet_edge.checkpoint import load_checkpoint
     from alexnet_edge.data import open_images
     from alexnet_edge.export.build import validation_images
     from alexnet_edge.sessions import runnable
@@ -279,7 +455,7 @@ def check_command(
         if reason is not None:
             reports.append((path, reason))
             continue
-        reference = load_checkpoint(checkpoint or Path(artifact.manifest.checkpoint))
+        reference = _source(checkpoint or Path(artifact.manifest.checkpoint))
         if checkpoint is None and reference.sha256 != artifact.manifest.checkpoint_sha256:
             raise UserError(
                 "the checkpoint is not the one the artifact was exported from",
@@ -302,7 +478,7 @@ def check_command(
             artifact,
             reference,
             found if limit is None else found.spread(limit),
-            device=_choice("--device", device, ("cpu", "cuda")),
+            device=_device(device),
             threads=threads,
             on_bad_image=bad,
         )
@@ -341,7 +517,8 @@ def bench_command(
     out: Annotated[Path, typer.Option("--out", help="Results; .md, .csv and .html go beside it")] = Path(
         "reports/bench.json"
     ),
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
+    trust: TrustOption = False,
     threads: ThreadsOption = None,
     runs: RunsOption = Path("runs"),
     folder: ArtifactsFolder = Path("artifacts"),
@@ -363,7 +540,7 @@ def bench_command(
         max_seconds=max(60.0, 10 * seconds),
         percentile=percentile,
         rounds=rounds,
-        device=_choice("--device", device, ("cpu", "cuda")),
+        device=_device(device) or "cpu",  # an engine runs on the GPU all the same
         threads=threads,
     )
     with console.reporter(quiet) as reporter:
@@ -373,6 +550,7 @@ def bench_command(
             images=open_images(images) if images is not None else None,
             out=out,
             command=["alexnet-edge", *sys.argv[1:]],
+            trust=trust,
             reporter=reporter,
         )
     value = result.to_json()
@@ -407,7 +585,8 @@ def predict_command(
     ] = None,
     top: Annotated[int, typer.Option("--top", help="Classes to name per image")] = 5,
     on_bad_image: BadImageOption = "fail",
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
+    trust: TrustOption = False,
     threads: ThreadsOption = None,
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
@@ -421,7 +600,7 @@ def predict_command(
 
     source = artifact or newest_checkpoint(runs)
     bad: list[ImageError] = []
-    with open_session(source, device=_choice("--device", device, ("cpu", "cuda")), threads=threads) as session:
+    with open_session(source, device=_device(device), threads=threads, trust=trust) as session:
         predictions = predict(
             session, images, top=top, on_bad_image=_choice("--on-bad-image", on_bad_image, ("skip", "fail")), bad=bad
         )
@@ -439,9 +618,19 @@ def inspect_command(
     arch: Annotated[str | None, typer.Option("--arch", help="Architecture to tabulate [one-tower]")] = None,
     classes: Annotated[int | None, typer.Option("--classes", help="Number of classes [1000, or the file's]")] = None,
     batch: Annotated[int, typer.Option("--batch", help="Images per inference")] = 1,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help="Lint any ONNX file for tensorrt, tensorrt-8.6, tensorrt-10, tensorrt-11, rtx or dla instead",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Shapes, parameters, multiply-adds and bytes per layer; of a file also where it comes from."""
+    if target is not None:
+        _lint(file, target, as_json)
+        return
     from dataclasses import asdict
 
     from alexnet_edge import console
@@ -472,18 +661,50 @@ def inspect_command(
         console.show_network(network, costs, batch, facts)
 
 
+def _lint(file: Path | None, target: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from alexnet_edge import console
+    from alexnet_edge.export.lint import TARGETS, lint
+
+    _choice("--for", target, tuple(TARGETS))
+    if file is None:
+        raise UserError("no file to lint", fix=f"alexnet-edge inspect --for {target} MODEL.onnx")
+    findings = lint(file, target)
+    if as_json:
+        _print_json({"file": str(file), "target": target, "findings": [asdict(finding) for finding in findings]})
+    else:
+        console.show_findings(file, target, findings)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if errors:
+        raise GateError(f"{file}: {errors} {'error' if errors == 1 else 'errors'} for {target}")
+
+
 @app.command("doctor")
-def doctor_command(as_json: JsonOption = False) -> None:
+def doctor_command(
+    capability: Annotated[
+        str | None,
+        typer.Option(
+            "--require",
+            help="Exit with 2 unless this machine can: train, export-onnx, build-engines or run-engines",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """What this machine can train, export and run, and the command that adds what is missing."""
     from alexnet_edge import console
-    from alexnet_edge.doctor import examine
+    from alexnet_edge.doctor import CAPABILITIES, examine, require
     from alexnet_edge.environment import describe
 
+    if capability is not None:
+        _choice("--require", capability, tuple(CAPABILITIES))
     components = examine()
     if as_json:
         _print_json({"environment": describe(), "components": [component.to_json() for component in components]})
     else:
         console.show_doctor(describe(), components)
+    if capability is not None:
+        require(capability, components)
 
 
 @app.command("demo")
@@ -506,6 +727,12 @@ def demo_command(
 # --- what the commands share ----------------------------------------------------------------------------------------------
 
 
+def _device(value: str) -> Any:
+    """None where the artifact decides."""
+    chosen = _choice("--device", value, ("auto", "cpu", "cuda"))
+    return None if chosen == "auto" else chosen
+
+
 def _choice(option: str, value: str, allowed: Sequence[str]) -> Any:
     if value not in allowed:
         raise UserError(f"{option} has no such choice", value=value, fix=f"choose one of {', '.join(allowed)}")
@@ -519,6 +746,17 @@ def _artifacts_in(folder: Path) -> list[Path]:
     if not found:
         raise UserError("no artifacts in", value=f"{folder}/", fix="write them with `alexnet-edge export`")
     return found
+
+
+def _source(path: Path) -> Any:
+    """The `Checkpoint` in a checkpoint file, or in the FP32 ONNX artifact that a board exports from."""
+    from alexnet_edge.checkpoint import load_checkpoint
+
+    if path.suffix == ".onnx":
+        from alexnet_edge.export.source import checkpoint_from_onnx
+
+        return checkpoint_from_onnx(path)
+    return load_checkpoint(path)
 
 
 def _validation_source(source: Path) -> dict[str, Any]:

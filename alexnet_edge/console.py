@@ -13,7 +13,7 @@ from rich.table import Table
 
 from alexnet_edge.bench.tables import Row, headline, open_points, rows_of, show_ms, show_percent, tail_of
 from alexnet_edge.errors import ImageError, MissingComponentError
-from alexnet_edge.layers import Architecture, LayerCost
+from alexnet_edge.layers import LAYER_NAMES, Architecture, LayerCost
 from alexnet_edge.progress import ConsoleReporter, QuietReporter, Reporter
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from alexnet_edge.doctor import Component
     from alexnet_edge.evaluate import Evaluation
     from alexnet_edge.export.build import Outcome
+    from alexnet_edge.export.lint import Finding
     from alexnet_edge.predict import Prediction
     from alexnet_edge.train import TrainResult
 
@@ -108,7 +109,17 @@ def show_exports(outcomes: Sequence[Outcome]) -> None:
         )
     if table.row_count:
         console.print(table)
+    engines = [outcome for outcome in outcomes if outcome.artifact is not None and outcome.format == "trt"]
+    if engines:
+        console.print()
+        console.print(_layer_table(engines))
     notes: dict[str, list[str]] = {}
+    for outcome in engines:
+        assert outcome.artifact is not None
+        build = outcome.artifact.manifest.build
+        notes.setdefault(f"layers read from {build['proof']}", []).append(outcome.label)
+        for text in (*build["fallback"], *build["warnings"]):
+            notes.setdefault(str(text), []).append(outcome.label)
     for outcome in outcomes:
         if outcome.artifact is not None:
             parity = outcome.artifact.manifest.parity
@@ -127,6 +138,34 @@ def show_exports(outcomes: Sequence[Outcome]) -> None:
             notes.setdefault(f"{kind}: {outcome.error}", []).append(outcome.label)
     for note, labels in notes.items():
         console.print(f"[bold]{', '.join(labels)}[/]: {escape(note)}")
+
+
+def _layer_table(engines: Sequence[Outcome]) -> Table:
+    """What each layer was built as: one row per layer, one column per engine."""
+    table = _table("layer", *(engine.label for engine in engines), left=1 + len(engines))
+    for name in LAYER_NAMES:
+        cells = []
+        for engine in engines:
+            assert engine.artifact is not None
+            layer = next(entry for entry in engine.artifact.manifest.layers if entry.name == name)
+            cell = layer.built if layer.holds else f"[bold red]{layer.built}[/] (asked {layer.requested})"
+            cells.append(" ".join(filter(None, (cell, layer.placement, escape(layer.kernel)))))
+        table.add_row(name, *cells)
+    return table
+
+
+def show_findings(file: Path, target: str, findings: Sequence[Finding]) -> None:
+    """What a linted ONNX file has against a target, errors first."""
+    console = output()
+    if not findings:
+        console.print(f"{escape(str(file))}: nothing found that {target} would refuse or build badly", soft_wrap=True)
+        return
+    table = _table("", "node", "problem", "fix", left=4)
+    for finding in sorted(findings, key=lambda finding: finding.severity != "error"):
+        style = "bold red" if finding.severity == "error" else "yellow"
+        cells = (escape(text) for text in (finding.node, finding.problem, finding.fix))
+        table.add_row(f"[{style}]{finding.severity}[/]", *cells)
+    console.print(table)
 
 
 def show_parity(reports: Sequence[tuple[Path, ParityReport | str]]) -> None:

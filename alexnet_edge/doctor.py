@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from alexnet_edge import environment
-from alexnet_edge.errors import install_command
+from alexnet_edge import cuda, environment, nvidia
+from alexnet_edge.errors import MissingComponentError, UserError, install_command
+
+CAPABILITIES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "train": (("PyTorch",), ("safetensors",)),
+    "export-onnx": (("ONNX",), ("ONNX Runtime, CPU",)),
+    "build-engines": (("ONNX",), ("ONNX Runtime, CPU",), ("TensorRT", "trtexec", "TensorRT-RTX builder")),
+    "run-engines": (("NVIDIA GPU",), ("cuda-python",), ("TensorRT", "TensorRT-RTX builder")),
+}
+"""What can be required of a machine: of each group, by component name, one must be there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,16 +43,73 @@ def examine() -> list[Component]:
         _library("train", "PyTorch", "torch", "train"),
         _library("train", "safetensors", "safetensors", "train"),
         _library("export", "ONNX", "onnx", "export"),
+        _found(
+            "export",
+            "TensorRT",
+            lambda: str(getattr(nvidia.load_library("tensorrt"), "__version__", "unknown version")),
+        ),
+        _found("export", "trtexec", _trtexec),
         _library("export", "TensorRT-RTX builder", "tensorrt_rtx", "rtx"),
         _library("run", "ONNX Runtime, CPU", "onnxruntime", "onnx", _cpu_provider),
         _library("run", "ONNX Runtime, CUDA", "onnxruntime", "onnx", _cuda_provider),
         _library("run", "PyTorch, CUDA", "torch", "train", _torch_cuda),
+        _found("run", "cuda-python", _cuda_python),
         _gpu(),
         _jetson(),
         _library("measure", "plotly (report)", "plotly", "bench"),
         _library("measure", "jinja2 (report)", "jinja2", "bench"),
         _library("measure", "pytest-benchmark", "pytest_benchmark", "bench"),
     ]
+
+
+def require(capability: str, components: Sequence[Component]) -> None:
+    """Do nothing when this machine is capable of `capability`, by what `examine` found.
+
+    Raises:
+        MissingComponentError: with the first component that is missing, and what adds it.
+        UserError: when `capability` is none of `CAPABILITIES`.
+    """
+    if capability not in CAPABILITIES:
+        raise UserError("no such capability", value=capability, fix=f"choose from {', '.join(CAPABILITIES)}")
+    by_name = {component.name: component for component in components}
+    for group in CAPABILITIES[capability]:
+        if not any(by_name[name].present for name in group):
+            first = by_name[group[0]]
+            fix = f"run: {first.fix}" if first.fix.startswith(("pip ", "sudo ")) else first.fix
+            raise MissingComponentError(f"{capability} needs {' or '.join(group)} ({first.detail})", fix=fix)
+
+
+def _found(purpose: str, name: str, look: Callable[[], str]) -> Component:
+    """`look` returns the version or the place of what is there, and raises MissingComponentError where it is not."""
+    try:
+        return Component(purpose=purpose, name=name, present=True, detail=look())
+    except MissingComponentError as error:
+        why = str(error.problem if error.value is None else f"{error.problem}: {error.value}")
+        why = why.removeprefix(f"{name} ").removeprefix("is ")
+        return Component(purpose=purpose, name=name, present=False, detail=why, fix=error.fix.removeprefix("run: "))
+
+
+def _trtexec() -> str:
+    path = nvidia.find_trtexec()
+    if path is None:
+        folders = " or ".join(map(str, nvidia.TRTEXEC_FOLDERS))
+        raise MissingComponentError(f"neither on PATH nor in {folders}", fix=_trtexec_fix())
+    return str(path)
+
+
+def _trtexec_fix() -> str:
+    """How a Jetson gets `trtexec`; elsewhere it comes with TensorRT's own archive, which no command fetches."""
+    return "sudo apt-get install libnvinfer-bin" if environment.l4t_release() is not None else ""
+
+
+def _cuda_python() -> str:
+    module = cuda.runtime_library()
+    for name in ("cuda-bindings", "cuda-python"):
+        try:
+            return f"{metadata.version(name)} ({module.__name__})"
+        except metadata.PackageNotFoundError:
+            continue
+    return str(module.__name__)
 
 
 def _library(
@@ -85,12 +149,15 @@ def _torch_cuda(torch: Any) -> str | None:
 
 
 def _gpu_node() -> bool:
-    return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/nvgpu"))
+    return environment.gpu_node()
 
 
 def _gpu() -> Component:
     present = _gpu_node()
     detail = "a device node is there" if present else "no device node of an NVIDIA driver: engines are built, not run"
+    info = cuda.gpu_info() if present else None
+    if info is not None:
+        detail = f"{info.name}, {info.sm}, {info.memory_bytes / 2**30:.1f} GiB"
     return Component(purpose="run", name="NVIDIA GPU", present=present, detail=detail)
 
 

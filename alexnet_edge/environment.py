@@ -26,6 +26,7 @@ LIBRARIES = (
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
+    "cuda-bindings",
     "tensorrt",
     "tensorrt-rtx",
 )
@@ -90,6 +91,11 @@ def last_level_cache_bytes(root: Path = ROOT) -> int | None:
 def cpu_governor(root: Path = ROOT) -> str | None:
     """The frequency governor of processor 0; None in most virtual machines."""
     return _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def gpu_node(root: Path = ROOT) -> bool:
+    """Whether an NVIDIA driver has made a device node: of a desktop or server GPU, or of a Jetson's."""
+    return any((root / path).exists() for path in ("dev/nvidia0", "dev/nvhost-gpu", "dev/nvgpu"))
 
 
 def l4t_release(root: Path = ROOT) -> str | None:

@@ -61,10 +61,24 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("onnx", "fp16"): Tolerance(
         min_top1_agreement=0.995, reason="11 significant bits: only images near a tie may change their class"
     ),
+    ("onnx", "bf16"): Tolerance(
+        min_top1_agreement=0.99,
+        reason="8 significant bits, in FP32's range: images near a tie may change their class, a few more than with FP16",
+    ),
     ("onnx", "int8"): Tolerance(
         min_top1_agreement=0.98,
         max_accuracy_drop=0.01,
         reason="8-bit weights and activations: some images near a tie change class, right and wrong ones alike",
+    ),
+    ("onnx", "fp8"): Tolerance(
+        min_top1_agreement=0.98,
+        max_accuracy_drop=0.01,
+        reason="4 significant bits of weights and activations, over a wide range: about INT8's error, spread otherwise",
+    ),
+    ("onnx", "int4-fc"): Tolerance(
+        min_top1_agreement=0.98,
+        max_accuracy_drop=0.01,
+        reason="15 values for the weights of fc6 to fc8, which are nearly all, in blocks with scales; activations stay FP16",
     ),
     ("trt", "fp32"): Tolerance(
         max_abs_error=1e-2,
@@ -74,10 +88,24 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("trt", "fp16"): Tolerance(
         min_top1_agreement=0.995, reason="11 significant bits: only images near a tie may change their class"
     ),
+    ("trt", "bf16"): Tolerance(
+        min_top1_agreement=0.99,
+        reason="8 significant bits, in FP32's range: images near a tie may change their class, a few more than with FP16",
+    ),
     ("trt", "int8"): Tolerance(
         min_top1_agreement=0.98,
         max_accuracy_drop=0.01,
         reason="8-bit weights and activations: some images near a tie change class, right and wrong ones alike",
+    ),
+    ("trt", "fp8"): Tolerance(
+        min_top1_agreement=0.98,
+        max_accuracy_drop=0.01,
+        reason="4 significant bits of weights and activations, over a wide range: about INT8's error, spread otherwise",
+    ),
+    ("trt", "int4-fc"): Tolerance(
+        min_top1_agreement=0.98,
+        max_accuracy_drop=0.01,
+        reason="15 values for the weights of fc6 to fc8, which are nearly all, in blocks with scales; activations stay FP16",
     ),
 }
 """By format and precision; meant for a trained network judged on some hundred real images."""

@@ -94,8 +94,8 @@ class Subject:
         }
 
 
-def open_subject(path: Path) -> Subject:
-    """Read what `path` says of itself; its bytes are compared with its manifest.
+def open_subject(path: Path, *, trust: bool = False) -> Subject:
+    """Read what `path` says of itself; its bytes are compared with its manifest. `trust` as in `load_artifact`.
 
     Raises:
         ArtifactError, CheckpointError: when it is missing or damaged.
@@ -117,7 +117,7 @@ def open_subject(path: Path) -> Subject:
             data=info.data,
             metrics=info.metrics,
         )
-    return subject_of(load_artifact(path))
+    return subject_of(load_artifact(path, trust=trust))
 
 
 def subject_of(artifact: Artifact) -> Subject:
@@ -268,6 +268,7 @@ def run_bench(
     images: ImageSet | None = None,
     out: Path | None = None,
     command: Sequence[str] | None = None,
+    trust: bool = False,
     reporter: Reporter | None = None,
 ) -> BenchResult:
     """Measure every subject at every batch, in interleaved rounds of fresh processes.
@@ -281,6 +282,7 @@ def run_bench(
         images: what to answer; by default the data that the first checkpoint was trained on, or else the synthetic set.
         out: results file (JSON), rewritten whole after every subject and round, so that a killed bench leaves it.
         command: recorded as the way to repeat this; by default this process's own.
+        trust: take engines without manifest, see `load_artifact`.
         reporter: told of the progress.
 
     Raises:
@@ -292,7 +294,7 @@ def run_bench(
     reporter = reporter or QuietReporter()
     if not subjects:
         raise UserError("nothing to measure", value="no artifact", fix="write one with `alexnet-edge export`")
-    measured = [_Measured(subject=open_subject(path)) for path in subjects]
+    measured = [_Measured(subject=open_subject(path, trust=trust)) for path in subjects]
     hashes = [one.subject.sha256 for one in measured]
     for index, digest in enumerate(hashes):
         if digest in hashes[:index]:
@@ -319,7 +321,7 @@ def run_bench(
                     if not one.error:
                         where = f"{one.subject.label}, round {number + 1} of {settings.rounds}"
                         reporter.update(done, where)
-                        _one_round(one, settings, inputs[one.subject.preprocessing], reporter, done)
+                        _one_round(one, settings, inputs[one.subject.preprocessing], trust, reporter, done)
                         if one.error:
                             reporter.note(f"{one.subject.label}: {one.error}")
                         if out is not None:
@@ -335,13 +337,18 @@ def run_bench(
     return result
 
 
-def _one_round(one: _Measured, settings: MeasureSettings, inputs: Path, reporter: Reporter, done: int) -> None:
+def _one_round(
+    one: _Measured, settings: MeasureSettings, inputs: Path, trust: bool, reporter: Reporter, done: int
+) -> None:
     subject = one.subject
     taken = _Round(before=machine_state())
     one.rounds.append(taken)
     try:
         with Worker() as worker:
-            taken.opened = worker.open(subject.path, inputs=inputs, device=settings.device, threads=settings.threads)
+            device = "cuda" if subject.format == "trt" else settings.device
+            taken.opened = worker.open(
+                subject.path, inputs=inputs, device=device, threads=settings.threads, trust=trust
+            )
             for index, batch in enumerate(settings.batches):
                 if _takes(subject, batch):
                     taken.batches[batch], taken.peak_memory_bytes = worker.measure(batch=batch, settings=settings)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from alexnet_edge.artifact import Format, Precision
+from alexnet_edge.environment import gpu_node
 from alexnet_edge.errors import install_command
+from alexnet_edge.nvidia import default_runtime
 from alexnet_edge.sessions.base import Device
 
 BATCHES = (1, 8, 32)
@@ -30,10 +31,10 @@ class Case:
 
     def why_not_here(self) -> str | None:
         """Why this machine cannot run it, or None."""
-        if self.device == "cuda" and not any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/nvhost-gpu")):
+        if self.device == "cuda" and not gpu_node():
             return "no NVIDIA GPU on this machine"
-        if self.format == "trt":
-            return "a TensorRT engine needs the NVIDIA GPU it was built for"
+        if self.format == "trt" and default_runtime() is None:
+            return "neither TensorRT, trtexec nor TensorRT-RTX is installed"
         needed = {"onnx": "export", "onnxruntime": "onnx"} if self.format == "onnx" else {}
         for module, extra in {"torch": "train", **needed}.items():
             if importlib.util.find_spec(module) is None:

@@ -4,7 +4,7 @@ Runtimes with thread pools that spin while idle disturb each other inside one pr
 changes where memory lies; so nothing is measured in the process that compares. The parent writes one JSON request per line
 to the worker's standard input and reads one JSON answer per line:
 
-    {"do": "open", "subject": PATH, "device": "cpu", "threads": 2, "inputs": NPY_PATH}
+    {"do": "open", "subject": PATH, "device": "cpu", "threads": 2, "trust": false, "inputs": NPY_PATH}
     {"do": "measure", "batch": 1, "settings": {...}}     one round, see `measure_latency`
     {"do": "time", "batch": 1}                           one timed inference
 
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
+from alexnet_edge.artifact import SUFFIXES, Artifact, load_artifact
 from alexnet_edge.bench.measure import (
     LatencySamples,
     MeasureSettings,
@@ -42,9 +43,11 @@ from alexnet_edge.bench.measure import (
     time_once,
 )
 from alexnet_edge.errors import AlexNetEdgeError, UserError, needs
+from alexnet_edge.nvidia import load_library
 from alexnet_edge.preprocess import FloatArray
 from alexnet_edge.sessions import Session, open_session
 from alexnet_edge.sessions.base import Device
+from alexnet_edge.sessions.tensorrt import LIBRARIES
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -109,15 +112,31 @@ class Worker:
         self._log.close()
 
     def open(
-        self, subject: Path, *, inputs: Path, device: Device = "cpu", threads: int | None = None, timeout_s: float = 300
+        self,
+        subject: Path,
+        *,
+        inputs: Path,
+        device: Device = "cpu",
+        threads: int | None = None,
+        trust: bool = False,
+        timeout_s: float = 300,
     ) -> Opened:
         """Load `subject` and run it once on the first images of `inputs` (`.npy`, `(N, 3, S, S)` float32).
+
+        `trust` takes an engine without manifest, see `load_artifact`.
 
         Raises:
             AlexNetEdgeError: when it cannot be loaded, or the worker dies or takes too long.
         """
         answer = self.ask(
-            {"do": "open", "subject": str(subject), "device": device, "threads": threads, "inputs": str(inputs)},
+            {
+                "do": "open",
+                "subject": str(subject),
+                "device": device,
+                "threads": threads,
+                "trust": trust,
+                "inputs": str(inputs),
+            },
             timeout_s=timeout_s,
         )
         return Opened(**answer)
@@ -232,12 +251,17 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
 
 def _open(request: Mapping[str, Any]) -> tuple[_Subject, dict[str, Any]]:
     path = Path(request["subject"])
-    library, extra = ("onnxruntime", "onnx") if path.suffix == ".onnx" else ("torch", "train")
-    with needs(extra):
-        import_ns = time_once(lambda: importlib.import_module(library))
+    source: Path | Artifact = path
+    if path.suffix == SUFFIXES["trt"]:
+        source = artifact = load_artifact(path, trust=request["trust"])
+        import_ns = time_once(lambda: load_library(LIBRARIES[artifact.manifest.runtime]))
+    else:
+        library, extra = ("onnxruntime", "onnx") if path.suffix == ".onnx" else ("torch", "train")
+        with needs(extra):
+            import_ns = time_once(lambda: importlib.import_module(library))
     x_NCHW: FloatArray = np.load(request["inputs"], allow_pickle=False)
     start = time.perf_counter_ns()
-    session = open_session(path, device=request["device"], threads=request["threads"])
+    session = open_session(source, device=request["device"], threads=request["threads"])
     session.__enter__()
     load_ns = time.perf_counter_ns() - start
     subject = _Subject(session, x_NCHW)

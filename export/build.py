@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from alexnet_edge import artifact as artifacts
 from alexnet_edge.artifact import INPUT, SUFFIXES, Artifact, Format, LayerPrecision, Manifest, Precision, TensorSpec
-from alexnet_edge.bench.parity import ParityReport, check_parity, parity_not_run
+from alexnet_edge.bench.parity import ParityReport, Tolerance, check_parity, parity_not_run, tolerance_of
 from alexnet_edge.checkpoint import Checkpoint
 from alexnet_edge.data import ImageSet, OnBadImage, open_images, reopen
 from alexnet_edge.environment import describe
@@ -33,11 +33,16 @@ from alexnet_edge.errors import (
     needs,
 )
 from alexnet_edge.evaluate import outputs_NK
-from alexnet_edge.export.precision import onnx_precisions, require_precision
-from alexnet_edge.export.tensorrt import WEIGHT_BYTES, EngineOptions, rtx_version
-from alexnet_edge.files import sha256_file, writing
+from alexnet_edge.export.options import EngineOptions
+from alexnet_edge.export.precision import onnx_precisions, require_precision, weight_bytes
+from alexnet_edge.files import sha256_file, write_text, writing
+from alexnet_edge.nvidia import Runtime, default_runtime, find_trtexec, load_library
 from alexnet_edge.preprocess import FloatArray
 from alexnet_edge.progress import QuietReporter, Reporter
+from alexnet_edge.sessions import Session, open_session, runnable
+
+if TYPE_CHECKING:
+    from alexnet_edge.export.calibrate import Calibration
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -50,7 +55,14 @@ WRITABLE: dict[Format, tuple[Precision, ...]] = {
 }
 """The precisions each format is written in."""
 
-RTX_RUNTIME = "tensorrt-rtx"
+EVERYDAY: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+"""The precisions that `--format all` writes; the others are written when asked for by name."""
+CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
+"""The precisions whose activations need ranges from real images."""
+
+EMULATED: tuple[Precision, ...] = ("bf16",)
+"""The precisions that ONNX Runtime has no processor kernels for: proved with an emulation in FP32."""
+
 CALIBRATION_IMAGES = 512
 """Images taken by default from the checkpoint's training data, evenly spread over the classes."""
 CACHE = Path(".alexnet-edge")
@@ -93,8 +105,8 @@ class _Built:
     sources: Mapping[str, str] = field(default_factory=dict)
     max_batch: int | None = None
     min_batch: int = 1
-    graph: Path | None = None
-    """The ONNX file an engine was built from: proved in its stead where the engine cannot run."""
+    stand_in: Path | None = None
+    """An ONNX file with the same answers to expect, proved in its stead where the file itself cannot run."""
 
 
 class Exporter:
@@ -109,6 +121,8 @@ class Exporter:
         calibration_images: ImageSet | None = None,
         method: str = "entropy",
         engine: EngineOptions | None = None,
+        runtime: Runtime | None = None,
+        calibration_table: Path | None = None,
         threads: int | None = None,
         on_bad_image: OnBadImage = "fail",
         cache: Path = CACHE,
@@ -121,7 +135,9 @@ class Exporter:
             proof_images: the images every artifact must answer like the checkpoint.
             calibration_images: for INT8; by default images of the checkpoint's training data.
             method: how calibration chooses ranges, see `alexnet_edge.export.calibrate`.
-            engine: batches and GPU architectures of TensorRT engines.
+            engine: options of TensorRT engines.
+            runtime: what builds them; by default the best that is here.
+            calibration_table: where to write the INT8 ranges as a TensorRT calibration table; None writes none.
             threads: processor threads of calibration and proof.
             on_bad_image: what to do with an image that cannot be read.
             cache: folder for calibration histograms.
@@ -137,20 +153,22 @@ class Exporter:
         self.proof_images = proof_images
         self.method = method
         self.engine = engine or EngineOptions()
+        self.runtime = runtime
+        self.calibration_table = calibration_table
         self.threads = threads
         self.on_bad_image: OnBadImage = on_bad_image
         self.cache = cache
         self.reporter: Reporter = reporter or QuietReporter()
         self._calibration_images = calibration_images
-        self._calibration: Any = None
+        self._calibrations: dict[str, Calibration] = {}
         self._reference_NK: FloatArray | None = None
         self._skipped = 0  # proof images that could not be used
-        self._graph_reports: dict[Precision, ParityReport] = {}
+        self._stand_in_reports: dict[str, ParityReport] = {}
 
     def path(self, format: Format, precision: Precision) -> Path:
-        """Where the artifact goes: `alexnet_int8.onnx`, `alexnet_fp32.ts`, `alexnet_fp16_rtx.engine`."""
-        suffix = f"_rtx{SUFFIXES[format]}" if format == "trt" else SUFFIXES[format]
-        return self.out / f"alexnet_{precision}{suffix}"
+        """Where the artifact goes: `alexnet_int8.onnx`, `alexnet_fp16.engine`, `alexnet_fp16_rtx.engine`."""
+        rtx = format == "trt" and (self.runtime or default_runtime()) in ("rtx", None)
+        return self.out / f"alexnet_{precision}{'_rtx' if rtx else ''}{SUFFIXES[format]}"
 
     def export(self, format: Format, precision: Precision) -> Artifact:
         """Build, prove and keep one artifact.
@@ -169,7 +187,7 @@ class Exporter:
                 fix="choose --format onnx or trt for other precisions",
             )
         target = self.path(format, precision)
-        missing = unavailable(format)
+        missing = unavailable(format, self.runtime, torch=self.checkpoint.path.suffix != ".onnx")
         if missing is not None:
             raise missing
         with _staging(self.out) as staging:
@@ -204,9 +222,8 @@ class Exporter:
 
     def _need_space(self, format: Format, precision: Precision) -> None:
         """Refuse a full disk before the work; the libraries that write the files name no reason when it fills up."""
-        weights = sum(spec.weights for spec in self.checkpoint.info.arch.layers)
         files = 2 if format == "trt" else 1  # an engine's graph is staged too
-        needed = int(1.1 * files * weights * WEIGHT_BYTES[precision])
+        needed = int(1.1 * files * weight_bytes(self.checkpoint.info.arch, precision))
         free = shutil.disk_usage(self.out).free
         if free < needed:
             raise OutputError(
@@ -218,8 +235,8 @@ class Exporter:
     # --- building -------------------------------------------------------------------------------------------------------
 
     def _build(self, format: Format, precision: Precision, staging: Path) -> _Built:
-        if precision == "int8":
-            self.calibration()
+        if precision in CALIBRATED and not (format == "trt" and self.engine.calibrator):
+            self.calibration(precision)
         self.reporter.start(f"building {format} {precision}", None)
         builders: dict[Format, Callable[[Precision, Path], _Built]] = {
             "torchscript": self._build_torchscript,
@@ -252,65 +269,90 @@ class Exporter:
         return _Built(path=path, runtime="torch", layers=layers)
 
     def _build_onnx(self, precision: Precision, staging: Path) -> _Built:
-        from alexnet_edge.export.onnx import onnx_from_checkpoint, write_onnx
+        from alexnet_edge.export.onnx import emulation_from_checkpoint, onnx_from_checkpoint, write_onnx
 
         path = staging / f"building_{precision}.onnx"
-        model = onnx_from_checkpoint(
-            self.checkpoint,
-            compute="fp16" if precision == "fp16" else "fp32",
-            amax=self.calibration().amax if precision == "int8" else None,
-        )
+        model = onnx_from_checkpoint(self.checkpoint, precision=precision, amax=self._amax(precision))
         write_onnx(model, path)
         layers = onnx_precisions(path, precision)
         require_precision(layers, f"onnx {precision}")
-        return _Built(path=path, runtime="onnxruntime", layers=layers, build={"opset": model.opset_import[0].version})
-
-    def _build_engine(self, precision: Precision, staging: Path) -> _Built:
-        from alexnet_edge.export.tensorrt import build_rtx_engine
-
-        graph = self._build_onnx(precision, staging).path
-        path = staging / "building.engine"
-        weights = sum(spec.weights for spec in self.checkpoint.info.arch.layers)
-        size = self.checkpoint.info.preprocessing.crop
-        engine = build_rtx_engine(graph, path, precision=precision, weights=weights, size=size, options=self.engine)
+        stand_in = None
+        if precision in EMULATED:
+            stand_in = staging / f"emulated_{precision}.onnx"
+            write_onnx(emulation_from_checkpoint(self.checkpoint, precision), stand_in)
         return _Built(
             path=path,
-            runtime=RTX_RUNTIME,
-            layers=engine.layers,
-            build={**engine.options, "version": engine.version, "messages": list(engine.messages)},
-            sources={self.path("onnx", precision).name: sha256_file(graph)},
-            min_batch=self.engine.min_batch,
-            max_batch=self.engine.max_batch,
-            graph=graph,
+            runtime="onnxruntime",
+            layers=layers,
+            build={"opset": model.opset_import[0].version},
+            stand_in=stand_in,
         )
 
-    def calibration(self) -> Any:
-        """The `Calibration` shared by every INT8 artifact of this export."""
-        if self._calibration is None:
-            from alexnet_edge.export.calibrate import calibrate
+    def _build_engine(self, precision: Precision, staging: Path) -> _Built:
+        from alexnet_edge.export.engine import build_engine_files
 
-            images = self._calibration_images or calibration_images(self.checkpoint, None, None)
-            self._calibration = calibrate(
+        files = build_engine_files(
+            self.checkpoint,
+            precision,
+            staging,
+            runtime=engine_runtime(self.runtime),
+            options=self.engine,
+            ranges=self._amax,
+            images=self._images_to_calibrate_on,
+            cache=self.cache / "calibration",
+            reporter=self.reporter,
+        )
+        return _Built(
+            path=files.engine,
+            runtime=files.runtime,
+            layers=files.built.layers,
+            build=files.built.build,
+            sources={name: sha256_file(path) for name, path in files.sources.items()},
+            min_batch=self.engine.min_batch,
+            max_batch=self.engine.max_batch,
+            stand_in=files.stand_in,
+        )
+
+    def calibration(self, precision: Precision = "int8") -> Calibration:
+        """The `Calibration` shared by every artifact of this precision in this export.
+
+        INT8 takes the method asked for; FP8, whose steps grow with the value, represents the largest value seen.
+        """
+        from alexnet_edge.export.calibrate import calibrate
+
+        method = "minmax" if precision == "fp8" else self.method
+        if method not in self._calibrations:
+            self._calibrations[method] = calibrate(
                 self.checkpoint,
-                images,
-                method=self.method,  # type: ignore[arg-type]  # checked there, with the list of methods
+                self._images_to_calibrate_on(),
+                method=method,  # type: ignore[arg-type]  # checked there, with the list of methods
                 cache=self.cache / "calibration",
                 threads=self.threads,
                 on_bad_image=self.on_bad_image,
                 reporter=self.reporter,
             )
-        return self._calibration
+            if self.calibration_table is not None and precision == "int8":
+                from alexnet_edge.export.implicit import calibration_table
+
+                table = calibration_table(self.checkpoint.info.arch, self._calibrations[method].amax)
+                write_text(self.calibration_table, table)
+                self.reporter.note(f"calibration table: {self.calibration_table}")
+        return self._calibrations[method]
+
+    def _amax(self, precision: Precision) -> Mapping[str, float] | None:
+        return self.calibration(precision).amax if precision in CALIBRATED else None
+
+    def _images_to_calibrate_on(self) -> ImageSet:
+        return self._calibration_images or calibration_images(self.checkpoint, None, None)
 
     # --- proving --------------------------------------------------------------------------------------------------------
 
     def reference_NK(self) -> FloatArray:
         """The checkpoint's own answers on the proof images, `(N, K)` float32."""
         if self._reference_NK is None:
-            from alexnet_edge.sessions.torch import CheckpointSession
-
             self.reporter.start("reference answers", len(self.proof_images))
             bad: list[Any] = []
-            with CheckpointSession(self.checkpoint, threads=self.threads) as session:
+            with self._reference_session() as session:
                 answers, used = outputs_NK(session, self.proof_images, on_bad_image=self.on_bad_image, bad=bad)
             self.proof_images = self.proof_images.subset(list(used)) if bad else self.proof_images
             self._skipped = len(bad)
@@ -318,32 +360,46 @@ class Exporter:
             self.reporter.finish(f"{len(answers)} images")
         return self._reference_NK
 
+    def _reference_session(self) -> Session:
+        """The checkpoint in PyTorch; where an FP32 ONNX file is the source, as on a board, that file."""
+        if self.checkpoint.path.suffix == ".onnx":
+            return open_session(self.checkpoint.path, threads=self.threads)
+        from alexnet_edge.sessions.torch import CheckpointSession
+
+        return CheckpointSession(self.checkpoint, threads=self.threads)
+
     def _prove(self, candidate: Artifact, built: _Built) -> dict[str, Any]:
         """The parity record of the manifest."""
-        precision = candidate.manifest.precision
         reference_NK = self.reference_NK()
-        if built.graph is None:
-            self.reporter.start(f"proving {candidate.label}", None)
-            report = check_parity(candidate, reference_NK, self.proof_images, threads=self.threads)
-            report = replace(report, images_skipped=self._skipped)
-            self.reporter.finish("passed" if report.passed else "; ".join(report.reasons))
+        cannot_run = runnable(candidate)
+        if cannot_run is None:
+            report = self._report(candidate, reference_NK)
             if candidate.manifest.format == "onnx":
-                self._graph_reports[precision] = report
+                self._stand_in_reports[candidate.manifest.sha256] = report
             return report.to_json()
-        if precision not in self._graph_reports:
-            graph = artifacts.commit(
-                built.graph,
-                built.graph.with_name("graph.onnx"),
-                replace(candidate.manifest, format="onnx", runtime="onnxruntime"),
+        assert built.stand_in is not None, "what cannot run has something to be proved in its stead"
+        key = sha256_file(built.stand_in)
+        if key not in self._stand_in_reports:
+            proved_as: Precision = "fp32" if candidate.manifest.precision in EMULATED else candidate.manifest.precision
+            stand_in = artifacts.commit(
+                built.stand_in,
+                built.stand_in.with_name("stand_in.onnx"),
+                replace(candidate.manifest, format="onnx", runtime="onnxruntime", precision=proved_as),
             )
-            self._prove(graph, replace(built, graph=None))
-        report = self._graph_reports[precision]
+            tolerance = tolerance_of(candidate)
+            self._stand_in_reports[key] = self._report(stand_in, reference_NK, tolerance)
+        report = self._stand_in_reports[key]
         if not report.passed:
             return report.to_json()
-        record = parity_not_run(
-            "built, not run: an engine needs its NVIDIA GPU, and this version has no TensorRT-RTX session"
-        )
-        return {**record, "graph": report.to_json()}
+        return {**parity_not_run(f"built, not run: {cannot_run}"), "graph": report.to_json()}
+
+    def _report(
+        self, candidate: Artifact, reference_NK: FloatArray, tolerance: Tolerance | None = None
+    ) -> ParityReport:
+        self.reporter.start(f"proving {candidate.label}", None)
+        report = check_parity(candidate, reference_NK, self.proof_images, tolerance=tolerance, threads=self.threads)
+        self.reporter.finish("passed" if report.passed else "; ".join(report.reasons))
+        return replace(report, images_skipped=self._skipped)
 
     def _manifest(self, format: Format, precision: Precision, built: _Built, seconds: float) -> Manifest:
         info = self.checkpoint.info
@@ -375,23 +431,38 @@ class Exporter:
             checkpoint_sha256=self.checkpoint.sha256,
             sources=built.sources,
             layers=built.layers,
-            calibration=self.calibration().to_json() if precision == "int8" else None,
+            calibration=self._calibration_record(format, precision),
             build=built.build,
             build_seconds=round(seconds, 3),
             environment=describe(),
         )
 
+    def _calibration_record(self, format: Format, precision: Precision) -> Mapping[str, Any] | None:
+        if precision not in CALIBRATED:
+            return None
+        if format == "trt" and self.engine.calibrator in ("entropy2", "minmax"):
+            images = self._images_to_calibrate_on()
+            return {
+                "method": f"TensorRT {self.engine.calibrator}",
+                "num_images": len(images),
+                "images_sha256": images.content_hash(),
+                "source": images.source,
+            }
+        return self.calibration(precision).to_json()
+
 
 def every_artifact() -> list[tuple[Format, Precision]]:
-    """Every format in every precision it is written in."""
-    return [(format, precision) for format in FORMATS for precision in WRITABLE[format]]
+    """Every format in every everyday precision it is written in."""
+    return [(format, precision) for format in FORMATS for precision in WRITABLE[format] if precision in EVERYDAY]
 
 
 def selection(format: str, precision: Precision | None) -> list[tuple[Format, Precision]]:
     """What `--format` and a precision ask for: `all` without a precision is every artifact, one format without is FP32."""
     if format != "all":
         return [(format, precision or "fp32")]  # type: ignore[list-item]  # one of FORMATS
-    return [entry for entry in every_artifact() if precision is None or entry[1] == precision]
+    if precision is None:
+        return every_artifact()
+    return [(name, precision) for name in FORMATS if precision in WRITABLE[name]]
 
 
 def require_outcomes(outcomes: Sequence[Outcome], *, everything: bool) -> None:
@@ -411,26 +482,51 @@ def require_outcomes(outcomes: Sequence[Outcome], *, everything: bool) -> None:
             raise outcome.error
 
 
-def unavailable(format: Format) -> MissingComponentError | None:
-    """Why this machine cannot write `format`, or None when it can."""
+def unavailable(format: Format, runtime: Runtime | None = None, *, torch: bool = True) -> MissingComponentError | None:
+    """Why this machine cannot write `format`, or None when it can.
+
+    Args:
+        format: what to write.
+        runtime: what shall build TensorRT engines; None for any.
+        torch: whether the source is a checkpoint, whose own answers come from PyTorch.
+    """
     from importlib.util import find_spec
 
-    modules = [("train", "torch"), ("train", "safetensors")]
-    if format in ("onnx", "trt"):
-        modules = [("export", "torch"), ("export", "safetensors"), ("export", "onnx"), ("onnx", "onnxruntime")]
+    source = [("train", "torch"), ("train", "safetensors")] if torch or format in ("torchscript", "pt2") else []
+    modules = [*source, ("export", "onnx"), ("onnx", "onnxruntime")] if format in ("onnx", "trt") else source
     try:
         for extra, module in modules:
             with needs(extra):
                 if find_spec(module) is None:
                     raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+        if format == "trt":
+            engine_runtime(runtime)
     except MissingComponentError as error:
         return error
-    if format == "trt" and rtx_version() is None:
-        return MissingComponentError(
-            "no TensorRT here: TensorRT-RTX is not installed",
-            fix="run: pip install 'alexnet-edge[rtx]' (x86-64)",
-        )
     return None
+
+
+def engine_runtime(asked: Runtime | None) -> Runtime:
+    """What builds TensorRT engines: the runtime asked for, or the best that is here.
+
+    Raises:
+        MissingComponentError: when it is not here.
+    """
+    if asked is None:
+        found = default_runtime()
+        if found is None:
+            raise MissingComponentError(
+                "no TensorRT here: neither TensorRT, trtexec nor TensorRT-RTX is installed",
+                fix="run: pip install 'alexnet-edge[rtx]' (x86-64), or build on the board with `export --onnx`",
+            )
+        return found
+    if asked != "trtexec":
+        load_library(asked)  # says what is missing
+    elif find_trtexec() is None:
+        raise MissingComponentError(
+            "trtexec was not found on PATH or in /usr/src/tensorrt/bin", fix="set TRTEXEC to its path"
+        )
+    return asked
 
 
 def calibration_images(

@@ -2,34 +2,63 @@
 
 A published exporter has shipped FP32 engines under `fp16=True`; so the answer is read back from the result, never copied
 from the request.
+
+A layer's type is that of its input and its weights, which must be the same: with `int8` and `fp8` both are quantised. The
+one exception is `int4`, which is weight only: the layer's type is then that of its stored weights, and its input is FP16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_edge.artifact import LayerPrecision, Precision
+from alexnet_edge.artifact import LayerPrecision, Precision, layer_types
 from alexnet_edge.errors import PrecisionError, needs
-from alexnet_edge.layers import LAYER_NAMES
+from alexnet_edge.export.quantize import INT4_BLOCK
+from alexnet_edge.layers import Architecture
 
 if TYPE_CHECKING:
     import onnx
 
-_ONNX_TYPES = {1: "fp32", 3: "int8", 10: "fp16", 16: "bf16"}
-_TENSORRT_TYPES = {"FLOAT": "fp32", "HALF": "fp16", "INT8": "int8", "BF16": "bf16"}
+_ONNX_TYPES = {1: "fp32", 3: "int8", 10: "fp16", 16: "bf16", 17: "fp8", 22: "int4"}
+_TENSORRT_TYPES = {
+    "FLOAT": "fp32",
+    "HALF": "fp16",
+    "BF16": "bf16",
+    "INT8": "int8",
+    "FP8": "fp8",
+    "INT4": "int4",
+    "float32": "fp32",  # weights whose type numpy has come as arrays
+    "float16": "fp16",
+    "int8": "int8",
+}
+_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4}
+_SCALE_BITS = 16  # of an INT4 block
 
 
-def onnx_precisions(path: Path, requested: Precision) -> tuple[LayerPrecision, ...]:
+def weight_bytes(arch: Architecture, precision: Precision) -> int:
+    """Bytes that the weights of the eight layers take, with the scales of INT4 blocks and without biases."""
+    bits = 0
+    for spec in arch.layers:
+        kind = layer_types(precision)[spec.name]
+        bits += spec.weights * _BITS[kind]
+        if kind == "int4":
+            bits += spec.weights // INT4_BLOCK * _SCALE_BITS
+    return bits // 8
+
+
+def onnx_precisions(path: Path, precision: Precision) -> tuple[LayerPrecision, ...]:
     """The precision of each layer of an ONNX file: the element type its weights and input are stored or quantised in.
 
     Args:
         path: the ONNX file.
-        requested: the precision asked for, the same for all eight layers.
+        precision: the precision asked for; `layer_types` says what it asks of each layer.
 
     Returns:
-        One entry per layer; `built` is `mixed` where weight and input differ, `missing` where the layer is not there.
+        One entry per layer; `built` is `mixed` where weight and input differ, `missing` where the layer is not there. Of a
+        layer with INT4 weights and an FP16 input, `built` is `int4`.
     """
     with needs("export"):
         import onnx
@@ -42,49 +71,55 @@ def onnx_precisions(path: Path, requested: Precision) -> tuple[LayerPrecision, .
         LayerPrecision(
             name=name,
             requested=requested,
-            built=_agree(_onnx_type(nodes[name].input[index], types, producers) for index in (0, 1))
+            built=_layer_type(*(_onnx_type(nodes[name].input[index], types, producers) for index in (0, 1)))
             if name in nodes
             else "missing",
             evidence="element types in the ONNX graph",
         )
-        for name in LAYER_NAMES
+        for name, requested in layer_types(precision).items()
     )
 
 
 def _onnx_type(tensor: str, types: Mapping[str, int], producers: Mapping[str, onnx.NodeProto]) -> str:
     node = producers.get(tensor)
     if node is not None and node.op_type == "DequantizeLinear":
-        source = producers.get(node.input[0])
-        stored = source.output[0] if source is not None else node.input[0]
-        zero = node.input[2]
-        return _ONNX_TYPES.get(types.get(stored, types.get(zero, 0)), "unknown")
+        tensor = node.input[0]
+        if types.get(tensor, 0) == 0:  # shape inference gives no type to what FP8 and INT4 were quantised into
+            tensor = node.input[2]
     return _ONNX_TYPES.get(types.get(tensor, 0), "unknown")
 
 
-def network_precisions(network: Any, requested: Precision) -> tuple[LayerPrecision, ...]:
+def network_precisions(network: Any, precision: Precision) -> tuple[LayerPrecision, ...]:
     """The precision of each layer of a parsed, strongly typed TensorRT network.
 
-    In a strongly typed network the builder has no freedom: a layer runs in the type of its input, or, behind
-    quantise/dequantise pairs, in theirs. So where no GPU is there to inspect the engine, this is the evidence.
+    In a strongly typed network the builder has no freedom: a layer runs in the type of its input and weights, or, behind
+    quantise/dequantise pairs, in theirs. So where no GPU is there to inspect the engine, this is the evidence. With
+    `int4-fc`, fc6 to fc8 are `int4` by the type of their stored weights; they compute in FP16.
 
     Args:
         network: a `tensorrt` or `tensorrt_rtx` `INetworkDefinition`, parsed from a graph of this package.
-        requested: the precision asked for.
+        precision: the precision asked for; `layer_types` says what it asks of each layer.
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     producers = {layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)}
     named = {layer.name: layer for layer in layers if layer.type.name in {"CONVOLUTION", "MATRIX_MULTIPLY"}}
     rows = []
-    for name in LAYER_NAMES:
+    for name, requested in layer_types(precision).items():
         layer = named.get(name)
         if layer is None:
             built = "missing"
         else:
             inputs = [layer.get_input(index) for index in range(min(2, layer.num_inputs))]
-            built = _agree(_network_type(tensor, producers) for tensor in inputs if tensor is not None)
+            types = [_network_type(tensor, producers) for tensor in inputs if tensor is not None]
+            if len(types) == 1:  # a convolution whose weights are the layer's own, not a tensor
+                types.append(_kernel_type(layer))
+            built = _layer_type(*types)
         rows.append(
             LayerPrecision(
-                name=name, requested=requested, built=built, evidence="types in the parsed, strongly typed network"
+                name=name,
+                requested=requested,
+                built=built,
+                evidence="types of inputs and weights in the parsed, strongly typed network",
             )
         )
     return tuple(rows)
@@ -98,9 +133,22 @@ def _network_type(tensor: Any, producers: Mapping[str, Any]) -> str:
     return _TENSORRT_TYPES.get(name, name.lower())
 
 
-def _agree(types: Iterable[str]) -> str:
-    found = set(types)
-    return found.pop() if len(found) == 1 else "mixed"
+def _kernel_type(layer: Any) -> str:
+    """Element type of the weights that a convolution holds itself.
+
+    `get_layer` gives every layer as an `ILayer`; its own class, set as Polygraphy does, shows the weights. They come as a
+    numpy array, or, where numpy has no such type, as `Weights`.
+    """
+    layer.__class__ = sys.modules[type(layer).__module__].IConvolutionLayer
+    dtype = layer.kernel.dtype
+    name = str(dtype.name)
+    return _TENSORRT_TYPES.get(name, name.lower())
+
+
+def _layer_type(activation: str, weight: str) -> str:
+    if activation == weight or (weight, activation) == ("int4", "fp16"):
+        return weight
+    return "mixed"
 
 
 def require_precision(layers: Sequence[LayerPrecision], what: str) -> None:

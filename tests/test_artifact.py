@@ -94,7 +94,9 @@ def test_flipped_byte(tmp_path: Path, place: int) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
-    assert "does not match its manifest" in refused(path)
+    line = refused(path)
+    assert "does not match its manifest" in line
+    assert line.endswith("copy it again, or run: alexnet-edge export --format onnx --int8")
 
 
 @pytest.mark.parametrize("length", [0, 1, 10])
@@ -110,6 +112,31 @@ def test_missing(tmp_path: Path) -> None:
     path = exported(tmp_path)
     manifest_path(path).unlink()
     assert "has no manifest (a.onnx.json)" in refused(path)
+
+
+def test_trust_does_not_replace_a_manifest(tmp_path: Path) -> None:
+    """Only an engine may come without one, and a manifest that is there is held against the file."""
+    path = exported(tmp_path, name="a.engine", manifest=replace(MANIFEST, format="trt", runtime="tensorrt"))
+    assert load_artifact(path, trust=True) == load_artifact(path)
+    path.write_bytes(b"another network")
+    with pytest.raises(ArtifactError, match="does not match its manifest"):
+        load_artifact(path, trust=True)
+    manifest_path(path).write_text("{")
+    with pytest.raises(ArtifactError, match="the manifest is damaged"):
+        load_artifact(path, trust=True)
+    manifest_path(path).unlink()
+    assert "the engine has no manifest (a.engine.json), and loading one may run code that it carries" in refused(path)
+    other = exported(tmp_path)
+    manifest_path(other).unlink()
+    with pytest.raises(ArtifactError, match="the artifact has no manifest"):
+        load_artifact(other, trust=True)
+
+
+def test_label_says_what_is_known(tmp_path: Path) -> None:
+    artifact = load_artifact(exported(tmp_path))
+    assert artifact.label == "onnx int8"
+    trusted = replace(artifact, manifest=replace(artifact.manifest, format="trt", build={"trusted": True}))
+    assert trusted.label == "trt of unknown precision"
 
 
 def test_manifest_of_another_file(tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alexnet_edge import doctor
-from alexnet_edge.doctor import Component, examine
-from alexnet_edge.errors import install_command
+from alexnet_edge.cuda import GpuInfo
+from alexnet_edge.doctor import CAPABILITIES, Component, examine, require
+from alexnet_edge.errors import MissingComponentError, UserError, install_command
 
 
 def found() -> dict[str, Component]:
@@ -100,3 +102,125 @@ def test_a_jetson_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found()["Jetson"].detail == "Jetson Linux 36.4.3"
     monkeypatch.setattr("alexnet_edge.environment.l4t_release", lambda: None)
     assert not found()["Jetson"].present
+
+
+# --- what builds and runs engines -----------------------------------------------------------------------------------------
+
+
+def test_tensorrt_is_found_by_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", types.SimpleNamespace(__version__="10.3.0"))
+    component = found()["TensorRT"]
+    assert (component.present, component.detail, component.fix) == (True, "10.3.0", "")
+
+
+def test_a_missing_tensorrt_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    component = found()["TensorRT"]
+    assert (component.present, component.detail) == (False, "not installed")
+    assert component.fix == install_command("trt")
+
+
+def test_on_a_jetson_a_missing_tensorrt_comes_from_apt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr("alexnet_edge.environment.l4t_release", lambda: "36.4.3")
+    monkeypatch.delenv("TRTEXEC", raising=False)
+    monkeypatch.setattr("alexnet_edge.nvidia.find_trtexec", lambda: None)
+    components = found()
+    assert components["TensorRT"].fix.startswith("sudo apt-get install python3-libnvinfer")
+    assert components["trtexec"].fix == "sudo apt-get install libnvinfer-bin"
+
+
+def test_a_tensorrt_whose_libraries_are_missing_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = importlib.import_module
+
+    def broken(name: str, package: str | None = None) -> Any:
+        if name == "tensorrt":
+            raise ImportError("libnvdla_compiler.so: cannot open shared object file")
+        return original(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    component = found()["TensorRT"]
+    assert not component.present
+    assert component.detail.startswith("cannot be loaded (libnvdla_compiler.so")
+    assert "--runtime nvidia" in component.fix
+
+
+def test_trtexec_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "trtexec"
+    program.write_text("#!/bin/sh\n")
+    monkeypatch.setenv("TRTEXEC", str(program))
+    component = found()["trtexec"]
+    assert not component.present
+    assert component.detail == f"the variable TRTEXEC names no program that can be run: {program}"
+    program.chmod(0o755)
+    component = found()["trtexec"]
+    assert (component.present, component.detail) == (True, str(program))
+
+
+def test_cuda_python_says_which_module_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    component = found()["cuda-python"]
+    assert component.present
+    assert component.detail == f"{metadata.version('cuda-bindings')} (cuda.bindings.runtime)"
+
+    def missing() -> Any:
+        raise MissingComponentError("cuda-python is not installed", fix=f"run: {install_command('cuda')}")
+
+    monkeypatch.setattr("alexnet_edge.cuda.runtime_library", missing)
+    component = found()["cuda-python"]
+    assert (component.present, component.detail) == (False, "not installed")
+    assert component.fix == install_command("cuda")
+
+
+def test_a_gpu_that_cuda_reaches_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    orin = GpuInfo(name="Orin", sm="sm87", memory_bytes=8 << 30, driver_version="12.6", integrated=True)
+    monkeypatch.setattr(doctor, "_gpu_node", lambda: True)
+    monkeypatch.setattr("alexnet_edge.cuda.gpu_info", lambda: orin)
+    assert found()["NVIDIA GPU"].detail == "Orin, sm87, 8.0 GiB"
+
+
+# --- requiring ------------------------------------------------------------------------------------------------------------
+
+
+def machine(**present: bool) -> list[Component]:
+    """Every component, present unless told else; `NVIDIA_GPU` stands for `NVIDIA GPU`."""
+    names = {name for groups in CAPABILITIES.values() for group in groups for name in group}
+    said = {name.replace("_", " "): value for name, value in present.items()}
+    return [
+        Component(
+            purpose="run",
+            name=name,
+            present=said.get(name, True),
+            detail="not installed",
+            fix="pip install it" if not said.get(name, True) else "",
+        )
+        for name in sorted(names)
+    ]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_a_whole_machine_is_capable_of_everything(capability: str) -> None:
+    require(capability, machine())
+
+
+def test_every_name_that_a_capability_needs_is_examined() -> None:
+    names = set(found())
+    assert {name for groups in CAPABILITIES.values() for group in groups for name in group} <= names
+
+
+def test_what_is_missing_is_one_line_with_its_fix() -> None:
+    with pytest.raises(MissingComponentError) as caught:
+        require("run-engines", machine(NVIDIA_GPU=False))
+    assert str(caught.value) == "run-engines needs NVIDIA GPU (not installed); run: pip install it"
+
+
+def test_one_builder_is_enough() -> None:
+    require("build-engines", machine(TensorRT=False, trtexec=False))
+    with pytest.raises(MissingComponentError, match="TensorRT or trtexec or TensorRT-RTX builder"):
+        require("build-engines", machine(TensorRT=False, trtexec=False, **{"TensorRT-RTX builder": False}))
+
+
+def test_an_unknown_capability_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"no such capability: fly; choose from train, .*run-engines"):
+        require("fly", machine())

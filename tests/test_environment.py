@@ -115,6 +115,13 @@ def test_governor(tmp_path: Path) -> None:
     assert environment.cpu_governor(root) == "schedutil"
 
 
+@pytest.mark.parametrize("node", ["nvidia0", "nvhost-gpu", "nvgpu"])
+def test_gpu_node(tmp_path: Path, node: str) -> None:
+    assert not environment.gpu_node(tmp_path)
+    machine(tmp_path, **{f"dev__{node}": ""})
+    assert environment.gpu_node(tmp_path)
+
+
 def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
     assert environment.cpu_features(tmp_path) == []
     assert environment.last_level_cache_bytes(tmp_path) is None

@@ -21,8 +21,8 @@ from alexnet_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alexnet_edge.data import ImageSet, open_images
 from alexnet_edge.errors import MissingComponentError, OutputError, ParityError, PrecisionError, UserError
 from alexnet_edge.export import build
-from alexnet_edge.export.build import WRITABLE, Exporter, Outcome, every_artifact, require_outcomes, selection
-from alexnet_edge.export.tensorrt import EngineOptions
+from alexnet_edge.export.build import EVERYDAY, Exporter, Outcome, every_artifact, require_outcomes, selection
+from alexnet_edge.export.options import EngineOptions
 from alexnet_edge.files import sha256_file
 from alexnet_edge.layers import LAYER_NAMES
 
@@ -112,30 +112,29 @@ def test_int8_records_its_calibration(exported: Exported, image_folder: Path) ->
 
 @needs_rtx
 def test_an_engine_names_the_graph_it_was_built_from(exported: Exported) -> None:
-    for precision in WRITABLE["trt"]:
+    for precision in EVERYDAY:
         manifest = load_artifact(exported["trt", precision]).manifest
         assert manifest.runtime == "tensorrt-rtx"
         assert manifest.sources == {f"alexnet_{precision}.onnx": sha256_file(exported["onnx", precision])}
         assert (manifest.input.min_batch, manifest.input.max_batch) == (1, 16)
-        assert manifest.build["compute_capabilities"] == "all supported"
+        assert manifest.build["compute_capabilities"] == []  # a portable engine
         assert manifest.build["version"]
 
 
 @needs_rtx
 def test_an_engine_for_chosen_gpus(exporter: Exporter) -> None:
     """Without an ONNX export before it: its own graph is proved."""
-    exporter.engine = EngineOptions(min_batch=2, opt_batch=3, max_batch=4, compute_capabilities=("sm86", "SM89"))
+    exporter.engine = EngineOptions(min_batch=2, opt_batch=3, max_batch=4, compute_capabilities=("sm86", "sm89"))
     manifest = exporter.export("trt", "fp16").manifest
-    assert manifest.build["compute_capabilities"] == ["sm86", "SM89"]
+    assert manifest.build["compute_capabilities"] == ["sm86", "sm89"]
     assert (manifest.input.min_batch, manifest.input.max_batch) == (2, 4)
     assert manifest.parity["graph"]["verdict"] == "passed"
     assert content(exporter.out).keys() == {"alexnet_fp16_rtx.engine", "alexnet_fp16_rtx.engine.json"}
 
 
 @needs_rtx
-@pytest.mark.parametrize("name", ["sm87", "current"])
-def test_a_gpu_that_it_does_not_build_for(exporter: Exporter, name: str) -> None:
-    exporter.engine = EngineOptions(compute_capabilities=(name,))
+def test_a_gpu_that_it_does_not_build_for(exporter: Exporter) -> None:
+    exporter.engine = EngineOptions(compute_capabilities=("sm87",))
     with pytest.raises(UserError, match=r"does not build for this GPU architecture.*choose from sm75, sm80, sm86"):
         exporter.export("trt", "fp16")
     assert content(exporter.out) == {}
@@ -231,7 +230,7 @@ def test_a_layer_in_another_precision_leaves_nothing(exporter: Exporter, monkeyp
 
 def test_one_failure_does_not_stop_the_others(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = MissingComponentError("torch is not installed", fix="run: pip")
-    monkeypatch.setattr(build, "unavailable", lambda format: missing if format == "pt2" else None)
+    monkeypatch.setattr(build, "unavailable", lambda format, runtime, torch: missing if format == "pt2" else None)
     first, second = exporter.export_all([("pt2", "fp32"), ("onnx", "fp16")])
     assert first.error is missing
     assert first.to_json()["error"] == str(missing)

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from alexnet_edge.artifact import Artifact, Manifest, TensorSpec, commit
 from alexnet_edge.checkpoint import load_checkpoint
+from alexnet_edge.cuda import gpu_info
 from alexnet_edge.environment import usable_cpus
 from alexnet_edge.errors import ArtifactError, CheckpointError, MissingComponentError, UserError
 from alexnet_edge.preprocess import preset
@@ -299,6 +300,7 @@ def test_a_file_its_runtime_cannot_load(tmp_path: Path, format_: Any) -> None:
         assert str(error.value).endswith("export it again")
 
 
+@pytest.mark.skipif(gpu_info() is not None, reason="there is an NVIDIA GPU here")
 def test_an_engine_is_not_run_here(tmp_path: Path) -> None:
     temporary = tmp_path / "finished.tmp"
     temporary.write_bytes(b"engine")
@@ -306,8 +308,32 @@ def test_an_engine_is_not_run_here(tmp_path: Path) -> None:
     artifact = commit(temporary, tmp_path / "a.engine", manifest)
     assert runnable(artifact) is not None
     assert runnable(small_onnx(tmp_path)) is None
-    with pytest.raises(ArtifactError, match="tensorrt-rtx engine needs the NVIDIA GPU it was built for"):
-        open_session(artifact)
+    for device in (None, "cuda"):
+        with pytest.raises(ArtifactError, match="tensorrt-rtx engine needs the NVIDIA GPU it was built for") as error:
+            open_session(artifact, device=device)  # type: ignore[arg-type]
+        assert str(error.value).endswith("rebuild it: alexnet-edge export --format trt --runtime rtx")
+    with pytest.raises(UserError, match="an engine runs on the GPU only: --device cpu; leave --device out"):
+        open_session(artifact, device="cpu")
+
+
+def test_everything_else_runs_on_the_processor_by_default(tmp_path: Path, tiny_checkpoint: MakeCheckpoint) -> None:
+    for source in (small_onnx(tmp_path), tiny_checkpoint("two-tower")):
+        for device in (None, "cpu"):
+            assert open_session(source, device=device).device == "cpu"  # type: ignore[arg-type]
+
+
+def test_an_input_that_could_not_be_placed_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input prepared before is gone by then: its answer must not be taken for the new one's."""
+    with open_session(small_onnx(tmp_path)) as session:
+        expected_NK = session.run(images(2)).copy()
+        with monkeypatch.context() as patch:
+            patch.setattr(session._binding, "bind_cpu_input", lambda *args: 1 / 0)  # type: ignore[attr-defined]
+            with pytest.raises(ZeroDivisionError):
+                session.prepare(images(3))
+        for call in (session.enqueue, session.synchronize, session.fetch):
+            with pytest.raises(UserError, match="on a session that is open"):
+                call()
+        np.testing.assert_array_equal(session.run(images(2)), expected_NK)
 
 
 def test_missing_and_damaged_sources(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from alexnet_edge.artifact import Artifact, TensorSpec, load_artifact
+from alexnet_edge.artifact import Artifact, TensorSpec, load_artifact, rebuild_command
 from alexnet_edge.environment import usable_cpus
 from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.preprocess import FloatArray, Preprocessing
@@ -98,6 +98,7 @@ class Session(ABC):
         """
         self._need("prepare", "open", "prepared", "enqueued")
         self._check(x_NCHW)
+        self._state = "open"  # should placing it fail, nothing is prepared
         self._prepare(x_NCHW)
         self._state = "prepared"
 
@@ -183,29 +184,49 @@ class ArtifactSession(Session):
         )
 
 
-def open_session(source: Path | Artifact, *, device: Device = "cpu", threads: int | None = None) -> Session:
+def open_session(
+    source: Path | Artifact, *, device: Device | None = None, threads: int | None = None, trust: bool = False
+) -> Session:
     """The session that runs `source`: an artifact, its path, or a checkpoint (`.safetensors`, `.pt`, `.pth`).
 
     Args:
         source: what to run.
-        device: where to run it; the session refuses to open when it would run elsewhere.
+        device: where to run it; the session refuses to open when it would run elsewhere. None for the GPU with an engine,
+            the processor with everything else.
         threads: processor threads; by default every processor this process may use.
+        trust: take an engine without manifest, see `load_artifact`.
 
     Raises:
-        ArtifactError, CheckpointError: when the file is missing or damaged.
+        ArtifactError, CheckpointError: when the file is missing or damaged, or is an engine for another machine.
         MissingComponentError: when its runtime or the device is not here.
-        UserError: when `threads` is not positive.
+        UserError: when `threads` is not positive, or an engine shall run on the processor.
     """
-    if device not in ("cpu", "cuda"):
+    if device not in (None, "cpu", "cuda"):
         raise UserError("no such device", value=device, fix="choose cpu or cuda")
     if isinstance(source, Path):
         if source.suffix in {".safetensors", ".pt", ".pth"}:
             from alexnet_edge.sessions.torch import CheckpointSession
 
-            return CheckpointSession(source, device=device, threads=threads)
-        source = load_artifact(source)
+            return CheckpointSession(source, device=device or "cpu", threads=threads)
+        source = load_artifact(source, trust=trust)
     manifest = source.manifest
+    if manifest.format == "trt":
+        from alexnet_edge.sessions.tensorrt import TensorRTSession
+
+        session = TensorRTSession(source, device=device or "cuda", threads=threads)
+        reason = runnable(source)
+        if reason is not None:
+            raise ArtifactError(
+                reason, value=source.path, fix=f"run it where it was built, or rebuild it: {rebuild_command(manifest)}"
+            )
+        return session
+    device = device or "cpu"
     if manifest.format == "onnx":
+        reason = runnable(source)
+        if reason is not None:
+            raise ArtifactError(
+                reason, value=source.path, fix="build an engine: `alexnet-edge export --format trt --bf16`"
+            )
         from alexnet_edge.sessions.onnxruntime import OnnxRuntimeSession
 
         return OnnxRuntimeSession(source, device=device, threads=threads)
@@ -213,19 +234,21 @@ def open_session(source: Path | Artifact, *, device: Device = "cpu", threads: in
         from alexnet_edge.sessions.torchscript import TorchScriptSession
 
         return TorchScriptSession(source, device=device, threads=threads)
-    if manifest.format == "pt2":
-        from alexnet_edge.sessions.torch import ExportedProgramSession
+    from alexnet_edge.sessions.torch import ExportedProgramSession
 
-        return ExportedProgramSession(source, device=device, threads=threads)
-    raise ArtifactError(
-        runnable(source) or "no session runs this format",
-        value=source.path,
-        fix="run it on a machine that has what it was built for",
-    )
+    return ExportedProgramSession(source, device=device, threads=threads)
 
 
 def runnable(artifact: Artifact) -> str | None:
-    """Why `artifact` cannot be run by this package on any machine like this one, or None when it can."""
+    """Why `artifact` cannot be run on this machine, or None when nothing is known that speaks against it.
+
+    For an engine it looks for the library and the GPU, and compares them with what the manifest says of the build. A BF16
+    ONNX file is a source for engines only.
+    """
     if artifact.manifest.format == "trt":
-        return f"a {artifact.manifest.runtime} engine needs the NVIDIA GPU it was built for"
+        from alexnet_edge.sessions.tensorrt import not_here
+
+        return not_here(artifact)
+    if artifact.manifest.format == "onnx" and artifact.manifest.precision == "bf16":
+        return "ONNX Runtime has no BF16 convolution for processors: the graph is for TensorRT"
     return None
