@@ -332,6 +332,7 @@ def export_command(
     from alexnet_edge.export import build
     from alexnet_edge.export.calibrate import METHODS
     from alexnet_edge.export.options import EngineOptions
+    from alexnet_edge.export.precision import CALIBRATED
 
     asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc}
     precisions = [name for name, wanted in asked.items() if wanted]
@@ -384,7 +385,7 @@ def export_command(
             out=out,
             proof_images=proof,
             calibration_images=build.calibration_images(loaded, calibration, calibration_images, class_list)
-            if any(precision in build.CALIBRATED for _, precision in wanted)
+            if any(precision in CALIBRATED for _, precision in wanted)
             else None,
             method=method,
             engine=engine,

@@ -125,12 +125,12 @@ def show_exports(outcomes: Sequence[Outcome]) -> None:
             parity = outcome.artifact.manifest.parity
             for note in (*parity["reasons"], *parity["warnings"]):
                 notes.setdefault(note, []).append(outcome.label)
-            graph = parity.get("graph")
-            if graph:
-                agreement = show_percent(graph["figures"]["top1_agreement"])
+            proved = parity.get("stand_in")
+            if proved:
+                agreement = show_percent(proved["figures"]["top1_agreement"])
                 notes.setdefault(
-                    "the graph it was built from was proved instead, on ONNX Runtime "
-                    f"(top-1 agreement {agreement} % on {graph['images']['count']} images)",
+                    f"proved instead: {proved['what']} "
+                    f"(top-1 agreement {agreement} % on {proved['images']['count']} images)",
                     [],
                 ).append(outcome.label)
         else:

@@ -83,8 +83,8 @@ def _row(subject: Mapping[str, Any], subjects: Sequence[Mapping[str, Any]], sett
     if is_reference:
         accuracy, images = _reference_accuracy(subject, subjects)
     notes = [*parity.get("reasons", ()), *parity.get("warnings", ())]
-    if graph := parity.get("graph"):
-        notes.append(f"the ONNX graph it was built from: {graph['verdict']}")
+    if proved := parity.get("stand_in"):
+        notes.append(f"proved instead: {proved['what']}: {proved['verdict']}")
     measured, measured_notes = _measured(subject)
     return Row(
         label=subject["label"],

@@ -34,7 +34,7 @@ from alexnet_edge.errors import (
 )
 from alexnet_edge.evaluate import outputs_NK
 from alexnet_edge.export.options import EngineOptions
-from alexnet_edge.export.precision import onnx_precisions, require_precision, weight_bytes
+from alexnet_edge.export.precision import CALIBRATED, EMULATED, onnx_precisions, require_precision, weight_bytes
 from alexnet_edge.files import sha256_file, write_text, writing
 from alexnet_edge.nvidia import Runtime, default_runtime, find_trtexec, load_library
 from alexnet_edge.preprocess import FloatArray
@@ -43,6 +43,7 @@ from alexnet_edge.sessions import Session, open_session, runnable
 
 if TYPE_CHECKING:
     from alexnet_edge.export.calibrate import Calibration
+
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -57,12 +58,6 @@ WRITABLE: dict[Format, tuple[Precision, ...]] = {
 
 EVERYDAY: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 """The precisions that `--format all` writes; the others are written when asked for by name."""
-CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
-"""The precisions whose activations need ranges from real images."""
-
-EMULATED: tuple[Precision, ...] = ("bf16",)
-"""The precisions that ONNX Runtime has no processor kernels for: proved with an emulation in FP32."""
-
 CALIBRATION_IMAGES = 512
 """Images taken by default from the checkpoint's training data, evenly spread over the classes."""
 CACHE = Path(".alexnet-edge")
@@ -105,8 +100,8 @@ class _Built:
     sources: Mapping[str, str] = field(default_factory=dict)
     max_batch: int | None = None
     min_batch: int = 1
-    stand_in: Path | None = None
-    """An ONNX file with the same answers to expect, proved in its stead where the file itself cannot run."""
+    stand_in: Callable[[], Path] | None = None
+    """Writes an ONNX file of which the same answers are expected: proved where the file itself cannot run."""
 
 
 class Exporter:
@@ -269,23 +264,19 @@ class Exporter:
         return _Built(path=path, runtime="torch", layers=layers)
 
     def _build_onnx(self, precision: Precision, staging: Path) -> _Built:
-        from alexnet_edge.export.onnx import emulation_from_checkpoint, onnx_from_checkpoint, write_onnx
+        from alexnet_edge.export.onnx import onnx_from_checkpoint, write_emulation, write_onnx
 
         path = staging / f"building_{precision}.onnx"
         model = onnx_from_checkpoint(self.checkpoint, precision=precision, amax=self._amax(precision))
         write_onnx(model, path)
         layers = onnx_precisions(path, precision)
         require_precision(layers, f"onnx {precision}")
-        stand_in = None
-        if precision in EMULATED:
-            stand_in = staging / f"emulated_{precision}.onnx"
-            write_onnx(emulation_from_checkpoint(self.checkpoint, precision), stand_in)
         return _Built(
             path=path,
             runtime="onnxruntime",
             layers=layers,
             build={"opset": model.opset_import[0].version},
-            stand_in=stand_in,
+            stand_in=lambda: write_emulation(self.checkpoint, precision, staging),
         )
 
     def _build_engine(self, precision: Precision, staging: Path) -> _Built:
@@ -378,25 +369,40 @@ class Exporter:
                 self._stand_in_reports[candidate.manifest.sha256] = report
             return report.to_json()
         assert built.stand_in is not None, "what cannot run has something to be proved in its stead"
-        key = sha256_file(built.stand_in)
+        precision = candidate.manifest.precision
+        emulated = precision in EMULATED
+        written = built.stand_in()
+        key = sha256_file(written)
         if key not in self._stand_in_reports:
-            proved_as: Precision = "fp32" if candidate.manifest.precision in EMULATED else candidate.manifest.precision
             stand_in = artifacts.commit(
-                built.stand_in,
-                built.stand_in.with_name("stand_in.onnx"),
-                replace(candidate.manifest, format="onnx", runtime="onnxruntime", precision=proved_as),
+                written,
+                written.with_name("stand_in.onnx"),
+                replace(
+                    candidate.manifest,
+                    format="onnx",
+                    runtime="onnxruntime",
+                    precision="fp32" if emulated else precision,
+                ),
             )
-            tolerance = tolerance_of(candidate)
-            self._stand_in_reports[key] = self._report(stand_in, reference_NK, tolerance)
+            self._stand_in_reports[key] = self._report(stand_in, reference_NK, tolerance_of(candidate), precision)
         report = self._stand_in_reports[key]
         if not report.passed:
             return report.to_json()
-        return {**parity_not_run(f"built, not run: {cannot_run}"), "graph": report.to_json()}
+        what = f"an FP32 graph that rounds to {precision.upper()}" if emulated else f"its {precision} graph"
+        return {
+            **parity_not_run(f"built, not run: {cannot_run}"),
+            "stand_in": {"what": f"{what}, on ONNX Runtime", **report.to_json()},
+        }
 
     def _report(
-        self, candidate: Artifact, reference_NK: FloatArray, tolerance: Tolerance | None = None
+        self,
+        candidate: Artifact,
+        reference_NK: FloatArray,
+        tolerance: Tolerance | None = None,
+        precision: Precision | None = None,
     ) -> ParityReport:
-        self.reporter.start(f"proving {candidate.label}", None)
+        manifest = candidate.manifest
+        self.reporter.start(f"proving {manifest.format} {precision or manifest.precision}", None)
         report = check_parity(candidate, reference_NK, self.proof_images, tolerance=tolerance, threads=self.threads)
         self.reporter.finish("passed" if report.passed else "; ".join(report.reasons))
         return replace(report, images_skipped=self._skipped)

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from alexnet_edge.artifact import Precision
 from alexnet_edge.checkpoint import Checkpoint
 from alexnet_edge.data import ImageSet, batches
-from alexnet_edge.export.build import EMULATED
 from alexnet_edge.export.features import Features, check, graph_precision
-from alexnet_edge.export.onnx import emulation_from_checkpoint, onnx_from_checkpoint, write_onnx
+from alexnet_edge.export.onnx import onnx_from_checkpoint, write_emulation, write_onnx
 from alexnet_edge.export.options import EngineOptions
-from alexnet_edge.export.precision import weight_bytes
+from alexnet_edge.export.precision import EMULATED, weight_bytes
 from alexnet_edge.files import write_text
 from alexnet_edge.nvidia import Library, Runtime, load_library
 from alexnet_edge.preprocess import FloatArray
@@ -38,8 +37,8 @@ class EngineFiles:
     """What one engine build left in the staging folder."""
 
     engine: Path
-    stand_in: Path
-    """ONNX file in the precision asked for that ONNX Runtime can run: proved where the engine cannot run."""
+    stand_in: Callable[[], Path]
+    """Writes an ONNX file in the precision asked for that ONNX Runtime can run: proved where the engine cannot run."""
     runtime: str
     sources: Mapping[str, Path]
     """What the engine was built from, by the name the manifest gives it."""
@@ -123,7 +122,7 @@ def build_engine_files(
         sources["calibration.table"] = table
     return EngineFiles(
         engine=engine,
-        stand_in=_stand_in(checkpoint, precision, staging, fed, graph, ranges),
+        stand_in=lambda: _stand_in(checkpoint, precision, staging, fed, graph, ranges),
         runtime=MANIFEST_RUNTIME[runtime],
         sources=sources,
         built=built,
@@ -147,9 +146,7 @@ def _stand_in(
     ranges: Callable[[Precision], Mapping[str, float] | None],
 ) -> Path:
     if precision in EMULATED:
-        path = staging / f"emulated_{precision}.onnx"
-        write_onnx(emulation_from_checkpoint(checkpoint, precision), path)
-        return path
+        return write_emulation(checkpoint, precision, staging)
     if fed == precision:
         return graph
     path = staging / f"typed_{precision}.onnx"

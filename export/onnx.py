@@ -204,6 +204,13 @@ def _model(
     return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
 
 
+def write_emulation(checkpoint: Checkpoint, precision: Precision, folder: Path) -> Path:
+    """Write `emulation_from_checkpoint` into `folder` and return the file."""
+    path = folder / f"emulated_{precision}.onnx"
+    write_onnx(emulation_from_checkpoint(checkpoint, precision), path)
+    return path
+
+
 def layer_inputs(arch: Architecture) -> dict[str, str]:
     """Name of the tensor at the input of each of the eight layers, in the FP32 model."""
     names: dict[str, str] = {}

@@ -22,6 +22,11 @@ from alexnet_edge.layers import Architecture
 if TYPE_CHECKING:
     import onnx
 
+CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
+"""The precisions whose activations need ranges from real images."""
+EMULATED: tuple[Precision, ...] = ("bf16",)
+"""The precisions that ONNX Runtime has no processor kernels for: proved with an emulation in FP32."""
+
 _ONNX_TYPES = {1: "fp32", 3: "int8", 10: "fp16", 16: "bf16", 17: "fp8", 22: "int4"}
 _TENSORRT_TYPES = {
     "FLOAT": "fp32",

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alexnet_edge.artifact import Format, Precision, load_artifact
+from alexnet_edge.artifact import Format, Precision, layer_types, load_artifact
 from alexnet_edge.checkpoint import Checkpoint, load_checkpoint
 from alexnet_edge.data import open_images, reopen
 from alexnet_edge.evaluate import evaluate
-from alexnet_edge.export.build import Exporter, Outcome, every_artifact, validation_images
+from alexnet_edge.export.build import PRECISIONS, Exporter, Outcome, every_artifact, validation_images
 from alexnet_edge.preprocess import preset
 from alexnet_edge.sessions import open_session
 from alexnet_edge.train import TrainResult, TrainSettings, train
@@ -78,7 +78,10 @@ def outcomes(
         proof_images=validation_images(checkpoint),
         cache=tmp_path_factory.mktemp("cache"),
     )
-    return {(outcome.format, outcome.precision): outcome for outcome in exporter.export_all(every_artifact())}
+    further: list[tuple[Format, Precision]] = [("onnx", "fp8"), ("onnx", "int4-fc")]
+    further += [("trt", precision) for precision in ("bf16", "fp8", "int4-fc")]
+    outcomes = exporter.export_all([*every_artifact(), *further])
+    return {(outcome.format, outcome.precision): outcome for outcome in outcomes}
 
 
 def figures_of(outcome: Outcome) -> dict[str, Any]:
@@ -101,6 +104,12 @@ def test_onnx_answers_alike(outcomes: dict[tuple[Format, Precision], Outcome]) -
     assert int8["top1_agreement"] >= 0.98
     assert int8["accuracy_change"] >= -0.01
     assert int8["max_abs_error"] > 0.01, "INT8 that differs by nothing is not INT8"
+    for precision in ("fp8", "int4-fc"):
+        figures = figures_of(outcomes["onnx", precision])
+        assert figures["top1_agreement"] >= 0.98
+        assert figures["accuracy_change"] >= -0.01
+        assert figures["sqnr_db"] > 20, "ONNX Runtime's own pass over FP8 graphs leaves 10 dB"
+        assert figures["max_abs_error"] > 0.01
 
 
 def test_engines_are_built_in_the_precision_asked_for_and_not_called_proved(
@@ -108,15 +117,16 @@ def test_engines_are_built_in_the_precision_asked_for_and_not_called_proved(
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     sizes = {}
-    for precision in ("fp32", "fp16", "int8"):
+    for precision in PRECISIONS:
         artifact = outcomes["trt", precision].artifact
         assert artifact is not None, outcomes["trt", precision].error
-        assert [layer.built for layer in artifact.manifest.layers] == [precision] * 8
+        assert {layer.name: layer.built for layer in artifact.manifest.layers} == layer_types(precision)
         assert artifact.manifest.parity["verdict"] == "not run"
-        assert artifact.manifest.parity["graph"]["verdict"] == "passed"
+        assert artifact.manifest.parity["stand_in"]["verdict"] == "passed"
         sizes[precision] = artifact.path.stat().st_size
     assert sizes["fp16"] < 0.6 * sizes["fp32"]
     assert sizes["int8"] < 0.6 * sizes["fp16"]
+    assert sizes["int4-fc"] < 35e6
 
 
 def test_int8_calibrated_on_imagenet_images(checkpoint: Checkpoint, data_root: Path, tmp_path: Path) -> None:
