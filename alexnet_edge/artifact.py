@@ -7,6 +7,7 @@ manifest. Loading compares the file with the manifest's checksum before anything
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -173,7 +174,10 @@ class Artifact:
 
 
 def rebuild_command(manifest: Manifest) -> str:
-    """The command that makes the artifact again; an engine is then built for the machine it is run on."""
+    """The command that makes the artifact again; an engine is then built for the machine it is run on.
+
+    `FOLDER` stands for images that the manifest does not name.
+    """
     words = [f"alexnet-edge export --format {manifest.format}"]
     if manifest.precision != "fp32":
         words.append(f"--{manifest.precision}")
@@ -184,6 +188,12 @@ def rebuild_command(manifest: Manifest) -> str:
         for name, value in (options if isinstance(options, Mapping) else {}).items():
             if name not in NOT_REBUILT:
                 words += _as_words(str(name), value)
+    if manifest.checkpoint:
+        source = "--onnx" if manifest.checkpoint.endswith(SUFFIXES["onnx"]) else "--checkpoint"
+        words.append(f"{source} {shlex.quote(manifest.checkpoint)}")
+        if source == "--onnx":  # which records no images
+            words.append("--images FOLDER")
+            words += ["--calibration FOLDER"] if manifest.calibration is not None else []
     return " ".join(words)
 
 

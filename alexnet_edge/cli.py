@@ -211,6 +211,10 @@ def export_command(
         Path | None,
         typer.Option("--calibration-table", help="Also write the INT8 ranges as a TensorRT calibration table"),
     ] = None,
+    table_for: Annotated[
+        str | None,
+        typer.Option("--table-for", help="TensorRT version that shall read that table, as 10.3.0 [the one here]"),
+    ] = None,
     runtime: Annotated[
         str | None,
         typer.Option(
@@ -344,6 +348,22 @@ def export_command(
     _choice("--format", format, ("all", *build.FORMATS))
     _choice("--method", method, METHODS)
     _only_for_engines(context, format)
+    wanted = build.selection(format, precisions[0] if precisions else None)  # type: ignore[arg-type]
+    written_precisions = {precision for _, precision in wanted}
+    if not written_precisions & set(CALIBRATED):
+        _refuse_given(
+            context,
+            ("method", "calibration", "calibration_images", "calibration_table", "table_for"),
+            "only INT8 and FP8 are calibrated",
+            fix="add --int8 or --fp8, or leave it out",
+        )
+    table_version = ""
+    if calibration_table is not None:
+        if "int8" not in written_precisions:
+            raise UserError(
+                "a calibration table is for INT8", value=calibration_table, fix="add --int8, or leave it out"
+            )
+        table_version = build.table_version(table_for, runtime)  # type: ignore[arg-type]  # checked above
     engine = EngineOptions(
         min_batch=min_batch if min_batch is not None else 1 if dla_core is None else opt_batch,
         opt_batch=opt_batch,
@@ -378,7 +398,6 @@ def export_command(
         proof = proof if limit is None else proof.spread(limit)
     else:
         proof = open_images(images, limit=limit, classes=loaded.info.classes, class_list=class_list)
-    wanted = build.selection(format, precisions[0] if precisions else None)  # type: ignore[arg-type]
     with console.reporter(quiet) as reporter:
         exporter = build.Exporter(
             loaded,
@@ -390,16 +409,21 @@ def export_command(
             method=method,
             engine=engine,
             runtime=runtime,  # type: ignore[arg-type]  # checked above
-            calibration_table=calibration_table,
+            outputs=calibration_table is not None,
             threads=threads,
             on_bad_image=_choice("--on-bad-image", on_bad_image, ("skip", "fail")),
             reporter=reporter,
         )
-        outcomes = list(exporter.export_all(wanted))
-    if as_json:
-        _print_json([outcome.to_json() for outcome in outcomes])
-    else:
-        console.show_exports(outcomes)
+        outcomes: list[build.Outcome] = []
+        try:
+            if calibration_table is not None:
+                exporter.write_calibration_table(calibration_table, table_version)
+            outcomes.extend(exporter.export_all(wanted))
+        finally:  # what was written before a mistake was noticed is told all the same
+            if as_json:
+                _print_json([outcome.to_json() for outcome in outcomes])
+            elif outcomes:
+                console.show_exports(outcomes)
     build.require_outcomes(outcomes, everything=format == "all")
 
 
@@ -407,14 +431,16 @@ def _only_for_engines(context: typer.Context, format: str) -> None:
     """Refuse engine options where no engine is written, rather than drop them in silence."""
     if format in ("trt", "all"):
         return
+    names = [entry.name or "" for entry in context.command.params if getattr(entry, "rich_help_panel", None) == ENGINES]
+    _refuse_given(context, names, "this option is for TensorRT engines only", fix="add --format trt, or leave it out")
+
+
+def _refuse_given(context: typer.Context, names: Sequence[str], problem: str, *, fix: str) -> None:
+    """Refuse the first of these options that was given, rather than drop it in silence."""
     for parameter in context.command.params:
-        given = getattr(context.get_parameter_source(parameter.name or ""), "name", "")
-        if getattr(parameter, "rich_help_panel", None) == ENGINES and given == "COMMANDLINE":
-            raise UserError(
-                "this option is for TensorRT engines only",
-                value=parameter.opts[0],
-                fix="add --format trt, or leave it out",
-            )
+        source = getattr(context.get_parameter_source(parameter.name or ""), "name", "")
+        if parameter.name in names and source == "COMMANDLINE":
+            raise UserError(problem, value=parameter.opts[0], fix=fix)
 
 
 def _pools(given: Sequence[str]) -> dict[str, int]:
@@ -562,6 +588,13 @@ def bench_command(
         console.show_bench(value, written)
     if result.interrupted:
         raise KeyboardInterrupt
+    if all(one.subject.skipped for one in result.measured):
+        first = result.measured[0].subject
+        raise UserError(
+            f"nothing could be measured here: {first.skipped}",
+            value=first.path,
+            fix="measure it on a machine that can run it",
+        )
     if result.errors:
         raise GateError("; ".join(f"{path}: {reason}" for path, reason in result.errors.items()))
 

@@ -6,11 +6,12 @@ Source for the order of steps: docs/architecture.md, "An export".
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -117,7 +118,7 @@ class Exporter:
         method: str = "entropy",
         engine: EngineOptions | None = None,
         runtime: Runtime | None = None,
-        calibration_table: Path | None = None,
+        outputs: bool = False,
         threads: int | None = None,
         on_bad_image: OnBadImage = "fail",
         cache: Path = CACHE,
@@ -132,7 +133,7 @@ class Exporter:
             method: how calibration chooses ranges, see `alexnet_edge.export.calibrate`.
             engine: options of TensorRT engines.
             runtime: what builds them; by default the best that is here.
-            calibration_table: where to write the INT8 ranges as a TensorRT calibration table; None writes none.
+            outputs: calibrate what `write_calibration_table` needs too; implied by the calibrator `table`.
             threads: processor threads of calibration and proof.
             on_bad_image: what to do with an image that cannot be read.
             cache: folder for calibration histograms.
@@ -149,13 +150,13 @@ class Exporter:
         self.method = method
         self.engine = engine or EngineOptions()
         self.runtime = runtime
-        self.calibration_table = calibration_table
+        self.outputs = outputs or self.engine.calibrator == "table"
         self.threads = threads
         self.on_bad_image: OnBadImage = on_bad_image
         self.cache = cache
         self.reporter: Reporter = reporter or QuietReporter()
         self._calibration_images = calibration_images
-        self._calibrations: dict[str, Calibration] = {}
+        self._calibrations: dict[tuple[str, bool], Calibration] = {}
         self._reference_NK: FloatArray | None = None
         self._skipped = 0  # proof images that could not be used
         self._stand_in_reports: dict[str, ParityReport] = {}
@@ -185,6 +186,7 @@ class Exporter:
         missing = unavailable(format, self.runtime, torch=self.checkpoint.path.suffix != ".onnx")
         if missing is not None:
             raise missing
+        self._check_engine(format, precision)
         with _staging(self.out) as staging:
             self._need_space(format, precision)
             start = time.perf_counter()
@@ -209,11 +211,20 @@ class Exporter:
         Raises:
             UserError: when an input cannot be used or the output folder cannot be written: that would stop them all.
         """
+        for format, precision in wanted:  # a wrong option shall not be noticed after an hour of the others
+            with suppress(MissingComponentError):
+                self._check_engine(format, precision)
         for format, precision in wanted:
             try:
                 yield Outcome(format=format, precision=precision, artifact=self.export(format, precision))
             except (GateError, MissingComponentError) as error:
                 yield Outcome(format=format, precision=precision, error=error)
+
+    def _check_engine(self, format: Format, precision: Precision) -> None:
+        if format == "trt":
+            from alexnet_edge.export.engine import check_engine
+
+            check_engine(engine_runtime(self.runtime), self.engine, precision)
 
     def _need_space(self, format: Format, precision: Precision) -> None:
         """Refuse a full disk before the work; the libraries that write the files name no reason when it fills up."""
@@ -289,7 +300,9 @@ class Exporter:
             runtime=engine_runtime(self.runtime),
             options=self.engine,
             ranges=self._amax,
+            table=self._table,
             images=self._images_to_calibrate_on,
+            on_bad_image=self.on_bad_image,
             cache=self.cache / "calibration",
             reporter=self.reporter,
         )
@@ -312,23 +325,36 @@ class Exporter:
         from alexnet_edge.export.calibrate import calibrate
 
         method = "minmax" if precision == "fp8" else self.method
-        if method not in self._calibrations:
-            self._calibrations[method] = calibrate(
+        outputs = self.outputs and precision == "int8"
+        if (method, outputs) not in self._calibrations:
+            self._calibrations[method, outputs] = calibrate(
                 self.checkpoint,
                 self._images_to_calibrate_on(),
                 method=method,  # type: ignore[arg-type]  # checked there, with the list of methods
                 cache=self.cache / "calibration",
                 threads=self.threads,
                 on_bad_image=self.on_bad_image,
+                outputs=outputs,
                 reporter=self.reporter,
             )
-            if self.calibration_table is not None and precision == "int8":
-                from alexnet_edge.export.implicit import calibration_table
+        return self._calibrations[method, outputs]
 
-                table = calibration_table(self.checkpoint.info.arch, self._calibrations[method].amax)
-                write_text(self.calibration_table, table)
-                self.reporter.note(f"calibration table: {self.calibration_table}")
-        return self._calibrations[method]
+    def write_calibration_table(self, path: Path, version: str) -> None:
+        """Write the INT8 ranges of this export as a calibration table that TensorRT `version` (`10.3.0`) reads.
+
+        Raises:
+            DataError: when there is no image to calibrate on.
+            OutputError: when the file cannot be written.
+        """
+        write_text(path, self._table(version, False))
+        self.reporter.note(f"calibration table for TensorRT {version}: {path}")
+
+    def _table(self, version: str, for_dla: bool) -> str:
+        from alexnet_edge.export.implicit import calibration_table, table_header
+
+        ranges = self.calibration()
+        arch = self.checkpoint.info.arch
+        return calibration_table(arch, ranges.amax, ranges.output_amax, header=table_header(version), for_dla=for_dla)
 
     def _amax(self, precision: Precision) -> Mapping[str, float] | None:
         return self.calibration(precision).amax if precision in CALIBRATED else None
@@ -532,6 +558,27 @@ def engine_runtime(asked: Runtime | None) -> Runtime:
         raise MissingComponentError(
             "trtexec was not found on PATH or in /usr/src/tensorrt/bin", fix="set TRTEXEC to its path"
         )
+    return asked
+
+
+def table_version(asked: str | None, runtime: Runtime | None) -> str:
+    """The TensorRT version that a calibration table is written for: the one asked for, or that of the builder here.
+
+    Raises:
+        UserError: when none is asked for and no TensorRT is here, or it is no version.
+        MissingComponentError: when `runtime` is not here.
+    """
+    if asked is None:
+        from alexnet_edge.export.engine import builder_version
+
+        here = engine_runtime(runtime)
+        if here == "rtx":
+            raise UserError(
+                "which TensorRT shall read the calibration table? TensorRT-RTX has none", fix="add --table-for 10.3.0"
+            )
+        return builder_version(here)
+    if not re.fullmatch(r"\d+\.\d+\.\d+(\.\d+)?", asked):
+        raise UserError("a TensorRT version is written as 10.3.0", value=asked, fix="correct --table-for")
     return asked
 
 

@@ -16,7 +16,7 @@ import logging
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,6 +47,7 @@ PERCENTILE = 99.99
 """Share of the values, in percent, that `percentile` represents without saturation."""
 BATCH = 16
 """Images per inference of the collecting pass; it does not change the result."""
+_OUTPUT = "/output"
 _VERSION = 1  # raise when the collected histograms would differ for the same inputs
 
 _log = logging.getLogger(__name__)
@@ -113,6 +114,9 @@ class Calibration:
     """Images that could not be read, with the reason."""
     cached: bool = False
     """Whether the histograms came from the cache."""
+    output_amax: Mapping[str, float] = field(default_factory=dict)
+    """Largest represented magnitude at the output of the layers whose output no layer takes as it is, by layer name: those
+    before a local response normalisation, and the last. Only TensorRT's calibration tables need them."""
 
     @property
     def table_sha256(self) -> str:
@@ -128,6 +132,7 @@ class Calibration:
             "skipped": list(self.skipped),
             "amax": dict(self.amax),
             "saturated": dict(self.saturated),
+            **({"output_amax": dict(self.output_amax)} if self.output_amax else {}),
             "table_sha256": self.table_sha256,
         }
 
@@ -140,6 +145,7 @@ def calibrate(
     cache: Path | None = None,
     threads: int | None = None,
     on_bad_image: OnBadImage = "fail",
+    outputs: bool = False,
     reporter: Reporter | None = None,
 ) -> Calibration:
     """Choose the magnitudes that INT8 represents, from real images through the checkpoint's preprocessing.
@@ -151,6 +157,7 @@ def calibrate(
         cache: folder for the histograms; None keeps none, and one that cannot be written is only warned of.
         threads: processor threads of the collecting pass.
         on_bad_image: what to do with an image that cannot be read.
+        outputs: also choose `Calibration.output_amax`.
         reporter: where progress goes.
 
     Raises:
@@ -169,13 +176,15 @@ def calibrate(
             "checkpoint": checkpoint.sha256,
             "preprocessing": checkpoint.info.preprocessing.to_json(),
             "images": images_sha256,
+            **({"outputs": True} if outputs else {}),
         }
     )
+    taps = _taps(checkpoint, outputs)
     path = cache / f"{key}.npz" if cache is not None else None
-    found = _read_cache(path) if path is not None else None
+    found = _read_cache(path, list(taps)) if path is not None else None
     skipped: list[ImageError] = []
     if found is None:
-        histograms, used = _collect(checkpoint, images, threads, on_bad_image, skipped, reporter)
+        histograms, used = _collect(checkpoint, images, taps, threads, on_bad_image, skipped, reporter)
         if path is not None and not skipped:
             try:
                 _write_cache(path, histograms, used)
@@ -185,7 +194,8 @@ def calibrate(
         histograms, used = found
     if used == 0:
         raise DataError("no calibration image could be used", value=images.source, fix="give a folder of images")
-    amax = {name: choose_amax(histogram, method) for name, histogram in histograms.items()}
+    chosen = {name: choose_amax(histogram, method) for name, histogram in histograms.items()}
+    amax = {name: chosen[name] for name in LAYER_NAMES}
     return Calibration(
         amax=amax,
         saturated={name: histograms[name].saturated(value) for name, value in amax.items()},
@@ -195,7 +205,18 @@ def calibrate(
         source=images.source,
         skipped=tuple(str(error) for error in skipped),
         cached=found is not None,
+        output_amax={name.removesuffix(_OUTPUT): value for name, value in chosen.items() if name.endswith(_OUTPUT)},
     )
+
+
+def _taps(checkpoint: Checkpoint, outputs: bool) -> dict[str, str]:
+    """The tensors to watch in the FP32 graph: a layer's input by its name, an output by the name and `_OUTPUT`."""
+    from alexnet_edge.export.onnx import layer_inputs, layer_outputs
+
+    taps = layer_inputs(checkpoint.info.arch)
+    if outputs:
+        taps |= {f"{name}{_OUTPUT}": tensor for name, tensor in layer_outputs(checkpoint.info.arch).items()}
+    return taps
 
 
 def choose_amax(histogram: Histogram, method: Method) -> float:
@@ -250,24 +271,24 @@ def _divergence(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float
 def _collect(
     checkpoint: Checkpoint,
     images: ImageSet,
+    taps: Mapping[str, str],
     threads: int | None,
     on_bad_image: OnBadImage,
     skipped: list[ImageError],
     reporter: Reporter | None,
 ) -> tuple[dict[str, Histogram], int]:
     from alexnet_edge.environment import usable_cpus
-    from alexnet_edge.export.onnx import layer_inputs, onnx_from_checkpoint
+    from alexnet_edge.export.onnx import onnx_from_checkpoint
 
     with needs("onnx"):
         import onnxruntime
-    taps = layer_inputs(checkpoint.info.arch)
     model = _with_outputs(onnx_from_checkpoint(checkpoint), [name for name in taps.values() if name != INPUT])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cpus()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
-    histograms = {name: Histogram() for name in LAYER_NAMES}
+    histograms = {name: Histogram() for name in taps}
     used = 0
     if reporter is not None:
         reporter.start("calibrating", len(images))
@@ -286,11 +307,12 @@ def _collect(
 
 def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     known = {value.name: value for value in model.graph.value_info}
-    model.graph.output.extend(known[name] for name in names)
+    answers = {value.name for value in model.graph.output}
+    model.graph.output.extend(known[name] for name in names if name not in answers)
     return model
 
 
-def _read_cache(path: Path) -> tuple[dict[str, Histogram], int] | None:
+def _read_cache(path: Path, names: Sequence[str]) -> tuple[dict[str, Histogram], int] | None:
     """The cached histograms, or None when there are none or they are damaged (they are then collected again)."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
@@ -298,17 +320,17 @@ def _read_cache(path: Path) -> tuple[dict[str, Histogram], int] | None:
             tops, largest, counts = archive["top"], archive["largest"], archive["counts"]
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error, *MALFORMED):
         return None  # zipfile has no one error for a damaged file
-    layers = len(LAYER_NAMES)
-    if counts.shape != (layers, BINS) or tops.shape != (layers,) or largest.shape != (layers,):
+    rows = len(names)
+    if counts.shape != (rows, BINS) or tops.shape != (rows,) or largest.shape != (rows,):
         return None
     return {
         name: Histogram(top=float(tops[index]), largest=float(largest[index]), counts=counts[index].astype(np.int64))
-        for index, name in enumerate(LAYER_NAMES)
+        for index, name in enumerate(names)
     }, used
 
 
 def _write_cache(path: Path, histograms: Mapping[str, Histogram], used: int) -> None:
-    ordered = [histograms[name] for name in LAYER_NAMES]
+    ordered = list(histograms.values())
     with staged(path) as temporary, temporary.open("wb") as stream:
         np.savez(
             stream,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_edge.artifact import Precision
 from alexnet_edge.checkpoint import Checkpoint
-from alexnet_edge.data import ImageSet, batches
+from alexnet_edge.data import ImageSet, OnBadImage, batches
 from alexnet_edge.export.features import Features, check, graph_precision
 from alexnet_edge.export.onnx import onnx_from_checkpoint, write_emulation, write_onnx
 from alexnet_edge.export.options import EngineOptions
@@ -53,7 +53,9 @@ def build_engine_files(
     runtime: Runtime,
     options: EngineOptions,
     ranges: Callable[[Precision], Mapping[str, float] | None],
+    table: Callable[[str, bool], str],
     images: Callable[[], ImageSet],
+    on_bad_image: OnBadImage,
     cache: Path,
     reporter: Reporter,
 ) -> EngineFiles:
@@ -66,7 +68,9 @@ def build_engine_files(
         runtime: the builder, which must be here.
         options: what it is told.
         ranges: the largest magnitudes at the layers' inputs in a precision, None where it needs none.
+        table: the INT8 ranges as a calibration table for a TensorRT version, for the plain graph or that for a DLA.
         images: what TensorRT's own calibrator is fed with.
+        on_bad_image: what it does with an image that cannot be read.
         cache: folder for the tables of TensorRT's own calibrators.
         reporter: where progress goes.
 
@@ -75,15 +79,18 @@ def build_engine_files(
         ArtifactError: when the builder refuses the graph.
         PrecisionError: when a layer was not built as asked.
     """
-    features = _features(runtime)
-    for warning in check(options, precision, features, runtime):
+    for warning in check_engine(runtime, options, precision):
         reporter.note(warning)
+    features = _features(runtime)
     fed = graph_precision(precision, features, options)
     for_dla = None if options.dla_core is None else options.max_batch
     graph = staging / f"building_{fed}.onnx"
     write_onnx(onnx_from_checkpoint(checkpoint, precision=fed, amax=ranges(fed), for_dla=for_dla), graph)
     engine = staging / "building.engine"
-    table = _write_table(checkpoint, staging, features, ranges) if options.calibrator == "table" else None
+    table_path = None
+    if options.calibrator == "table":
+        table_path = staging / "calibration.table"
+        write_text(table_path, table(features.version, for_dla is not None))
     size = checkpoint.info.preprocessing.crop
     expected = weight_bytes(checkpoint.info.arch, precision)
     if runtime == "trtexec":
@@ -95,7 +102,7 @@ def build_engine_files(
             precision=precision,
             weight_bytes=expected,
             options=options,
-            calibration_table=table,
+            calibration_table=table_path,
             reporter=reporter,
         )
     else:
@@ -105,7 +112,7 @@ def build_engine_files(
         with ExitStack() as stack:
             calibrator = None
             if options.calibrator is not None:
-                calibrator = _calibrator(checkpoint, features, options, table, images, cache, stack)
+                calibrator = _calibrator(checkpoint, features, options, table_path, images, on_bad_image, cache, stack)
             built = build_engine(
                 graph,
                 engine,
@@ -118,8 +125,8 @@ def build_engine_files(
                 reporter=reporter,
             )
     sources = {f"alexnet_{fed}{'_dla' if for_dla else ''}.onnx": graph}
-    if table is not None:
-        sources["calibration.table"] = table
+    if table_path is not None:
+        sources["calibration.table"] = table_path
     return EngineFiles(
         engine=engine,
         stand_in=lambda: _stand_in(checkpoint, precision, staging, fed, graph, ranges),
@@ -127,6 +134,21 @@ def build_engine_files(
         sources=sources,
         built=built,
     )
+
+
+def check_engine(runtime: Runtime, options: EngineOptions, precision: Precision) -> tuple[str, ...]:
+    """Refuse what this builder or machine cannot do, before any work; returns what it will ignore.
+
+    Raises:
+        UserError: for an option or a precision that it lacks.
+        MissingComponentError: when the builder, or a GPU that an option needs, is not here.
+    """
+    return check(options, precision, _features(runtime), runtime)
+
+
+def builder_version(runtime: Runtime) -> str:
+    """Version of the builder, `10.3.0`."""
+    return _features(runtime).version
 
 
 def _features(runtime: Runtime) -> Features:
@@ -154,28 +176,13 @@ def _stand_in(
     return path
 
 
-def _write_table(
-    checkpoint: Checkpoint,
-    staging: Path,
-    features: Features,
-    ranges: Callable[[Precision], Mapping[str, float] | None],
-) -> Path:
-    from alexnet_edge.export.implicit import calibration_table, table_header
-
-    amax = ranges("int8")
-    assert amax is not None
-    path = staging / "calibration.table"
-    arch = checkpoint.info.arch
-    write_text(path, calibration_table(arch, amax, header=table_header(features.version)))
-    return path
-
-
 def _calibrator(
     checkpoint: Checkpoint,
     features: Features,
     options: EngineOptions,
     table: Path | None,
     images: Callable[[], ImageSet],
+    on_bad_image: OnBadImage,
     cache: Path,
     stack: ExitStack,
 ) -> Any:
@@ -194,7 +201,7 @@ def _calibrator(
     key = calibration_key(checkpoint.sha256, preprocessing, found.content_hash(), options.calibrator, features.version)
 
     def inputs() -> Iterator[FloatArray]:
-        for part in batches(found, preprocessing, batch=batch):
+        for part in batches(found, preprocessing, batch=batch, on_bad_image=on_bad_image):
             yield part.x_NCHW
 
     return make_calibrator(

@@ -57,8 +57,6 @@ PRESENT: dict[str, tuple[str, str | None]] = {
     "MemoryPoolType.TACTIC_SHARED_MEMORY": ("10.0", None),
     "HardwareCompatibilityLevel.AMPERE_PLUS": ("8.6", None),
     "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": ("10.9", None),
-    "DataType.BF16": ("10.0", None),
-    "DataType.INT4": ("10.0", None),
     "IInt8EntropyCalibrator2": ("8.6", "11.0"),
     "IInt8MinMaxCalibrator": ("8.6", "11.0"),
     "ILayer.precision": ("8.6", "11.0"),

@@ -172,25 +172,36 @@ def calibration_key(
 
 
 def calibration_table(
-    arch: Architecture, amax: Mapping[str, float], *, header: str = "TRT-8601-EntropyCalibration2"
+    arch: Architecture,
+    amax: Mapping[str, float],
+    output_amax: Mapping[str, float],
+    *,
+    header: str,
+    for_dla: bool = False,
 ) -> str:
     """The ranges of a Q/DQ graph as a TensorRT calibration table for the FP32 graph.
 
     A layer's range is written for its input and for the tensors before it that share it: flattening, max pooling and
-    ReLU keep the range, so it goes back to the layer that produced them. Local response normalisation does not: the
-    tensors before it have no entry, and the layer that feeds it answers in floating point, as it does in the Q/DQ graph.
+    ReLU keep the range, so it goes back to the layer that produced them. Local response normalisation does not, so the
+    layers before it have a range of their own, and so has the last: TensorRT wants one for every tensor that a layer in
+    INT8 reads or writes.
 
     Args:
         arch: the network.
         amax: largest magnitude at the input of each of the eight layers, by layer name.
-        header: version and algorithm; TensorRT ignores a table whose header is not its own, and calibrates again.
+        output_amax: largest magnitude at the outputs that no layer takes as they are, see `Calibration.output_amax`.
+        header: version and algorithm, see `table_header`; TensorRT ignores a table whose header is not its own, and
+            calibrates again.
+        for_dla: whether the graph is in the form that a DLA takes, where the flattening comes last.
 
     Raises:
         UserError: when a layer has no range, or not a positive one.
     """
     lines = [header]
-    for name, tensors in _shared_tensors(arch).items():
-        largest = amax.get(name)
+    entries = [(name, amax.get(name), tensors) for name, tensors in _shared_tensors(arch, for_dla).items()]
+    for name, tensors in _own_tensors(arch, for_dla).items():
+        entries.append((name, output_amax.get(name), tensors))
+    for name, largest, tensors in entries:
         if largest is None or not math.isfinite(largest) or largest <= 0:
             raise UserError("no calibrated range for a layer", value=name, fix="calibrate again with more images")
         bits = struct.pack(">f", np.float32(largest / INT8_MAX)).hex()
@@ -205,12 +216,24 @@ def table_header(version: str) -> str:
     return f"TRT-{number}-EntropyCalibration2"
 
 
-def _shared_tensors(arch: Architecture) -> dict[str, list[str]]:
+def _own_tensors(arch: Architecture, for_dla: bool) -> dict[str, list[str]]:
+    """The tensors that leave a layer and that no layer's input shares, in order."""
+    own = {spec.name: [spec.name, *([f"{spec.name}/relu"] if spec.relu else [])] for spec in arch.layers if spec.lrn}
+    last = arch.layers[-1].name
+    flattened = ["flatten"] if arch.head == "probabilities" else ["logits"]
+    if for_dla:
+        own[last] = [last, *flattened]
+    else:
+        own[last] = [last] if arch.head == "probabilities" else flattened
+    return own
+
+
+def _shared_tensors(arch: Architecture, for_dla: bool = False) -> dict[str, list[str]]:
     """The tensors of the FP32 graph that have the range of each layer's input, in order; the last is that input."""
     shared: dict[str, list[str]] = {}
     chain = [INPUT]
     for spec in arch.layers:
-        if spec.name == "fc6":
+        if spec.name == "fc6" and not for_dla:
             chain.append("flatten")
         shared[spec.name] = chain
         chain = [spec.name]

@@ -223,6 +223,16 @@ def layer_inputs(arch: Architecture) -> dict[str, str]:
     return names
 
 
+def layer_outputs(arch: Architecture) -> dict[str, str]:
+    """Name of the tensor that leaves each layer whose output no layer takes as it is, in the FP32 model.
+
+    Those are the layers before a local response normalisation, and the last one.
+    """
+    names = {spec.name: f"{spec.name}/relu" if spec.relu else spec.name for spec in arch.layers if spec.lrn}
+    last = arch.layers[-1].name
+    return {**names, last: arch.head if arch.head == "logits" else last}
+
+
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:
     """Check the model and write it to `path`.
 

@@ -114,7 +114,8 @@ class EngineOptions:
                 continue
             if self.dla_core is None:
                 raise UserError("this memory pool is a DLA's", value=name, fix="add --dla-core, or leave it out")
-            if size & (size - 1):
+        for name, size in self.pools.items():
+            if name != "workspace" and size & (size - 1):
                 raise UserError(
                     f"the size of {name} must be a power of two", value=size, fix="give 1, 2, 4, 8, ... MiB"
                 )
@@ -175,13 +176,16 @@ class EngineOptions:
         return {name: _plain(value) for name, value in values.items() if value != getattr(plain, name)}
 
     def pool_limits(self) -> dict[str, int]:
-        """Every bounded memory pool, in MiB, by its name in `POOLS`; what `memory_cap_mib` stands for is spelt out."""
+        """Every bounded memory pool, in MiB, by its name in `POOLS`; what `memory_cap_mib` stands for is spelt out.
+
+        TensorRT-RTX takes powers of two only for every pool but the workspace, so the cap's share is rounded down to one.
+        """
         limits = dict(self.pools)
         if self.workspace_mib is not None:
             limits["workspace"] = self.workspace_mib
         if self.memory_cap_mib is not None:
             limits.setdefault("workspace", max(1, int(self.memory_cap_mib * MOST_WORKSPACE_OF_CAP)))
-            limits.setdefault("tactic-dram", self.memory_cap_mib)
+            limits.setdefault("tactic-dram", 1 << self.memory_cap_mib.bit_length() - 1)
         return limits
 
 

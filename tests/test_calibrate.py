@@ -18,11 +18,13 @@ from hypothesis.extra.numpy import arrays
 from alexnet_edge.checkpoint import Checkpoint, load_checkpoint
 from alexnet_edge.data import batches, open_images
 from alexnet_edge.errors import DataError, ImageError, UserError
+from alexnet_edge.evaluate import outputs_NK
 from alexnet_edge.export import calibrate as module
 from alexnet_edge.export.build import calibration_images, random_images
 from alexnet_edge.export.calibrate import BINS, LEVELS, METHODS, PERCENTILE, Histogram, calibrate, choose_amax
 from alexnet_edge.export.onnx import layer_inputs, onnx_from_checkpoint, write_onnx
 from alexnet_edge.layers import LAYER_NAMES
+from alexnet_edge.sessions.torch import CheckpointSession
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -48,10 +50,10 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     passes: list[int] = []
 
     def collect(
-        checkpoint: Checkpoint, images: Any, threads: Any, on_bad_image: Any, skipped: Any, reporter: Any
+        checkpoint: Checkpoint, images: Any, taps: Any, threads: Any, on_bad_image: Any, skipped: Any, reporter: Any
     ) -> Any:
         passes.append(1)
-        histograms = {name: Histogram() for name in LAYER_NAMES}
+        histograms = {name: Histogram() for name in taps}
         used = 0
         for batch in batches(images, checkpoint.info.preprocessing, batch=8, on_bad_image=on_bad_image, bad=skipped):
             used += len(batch.x_NCHW)
@@ -322,7 +324,7 @@ def test_no_flipped_byte_of_the_cache_changes_the_magnitudes(
             flipped = bytearray(whole)
             flipped[place] ^= 1 << int(rng.integers(0, 8))
             path.write_bytes(flipped)
-            found = module._read_cache(path)
+            found = module._read_cache(path, LAYER_NAMES)
             if found is not None:
                 assert found[1] == good.num_images
                 amax = {name: choose_amax(histogram, "minmax") for name, histogram in found[0].items()}
@@ -400,3 +402,22 @@ def test_the_training_images_of_the_checkpoint_are_the_default(checkpoint: Check
     assert np.bincount(images.labels_N).tolist() == [2, 2, 2, 2], "evenly spread over the classes"
     named = calibration_images(trained, str(image_folder / "val"), None)
     assert len(named) == 12
+
+
+def test_outputs_that_no_layer_takes_are_calibrated_when_asked_for(
+    checkpoint: Checkpoint, few: Path, tmp_path: Path
+) -> None:
+    """On the network itself; the layers' own ranges do not change."""
+    images = open_images(few)
+    plain = calibrate(checkpoint, images, method="minmax", cache=tmp_path)
+    found = calibrate(checkpoint, images, method="minmax", cache=tmp_path, outputs=True)
+    assert plain.output_amax == {}
+    assert "output_amax" not in plain.to_json()
+    assert set(found.output_amax) == {"conv1", "conv2", "fc8"}
+    assert found.amax == plain.amax
+    again = calibrate(checkpoint, images, method="minmax", cache=tmp_path, outputs=True)
+    assert again.cached
+    assert again.output_amax == found.output_amax
+    with CheckpointSession(checkpoint) as session:
+        answers_NK, _ = outputs_NK(session, images)
+    assert found.output_amax["fc8"] == pytest.approx(float(np.abs(answers_NK).max()), rel=1e-4)

@@ -113,6 +113,13 @@ def truncated_jpeg(photo: Path, tmp_path: Path) -> Path:
         ("export --pool dla-local-dram", "a memory pool is NAME=MIB: dla-local-dram"),
         ("export --pool vram=1", "no such memory pool: vram"),
         ("export --workspace 0", "the size of workspace must be 1 MiB or more: 0"),
+        ("export --format onnx --fp16 --method minmax", "only INT8 and FP8 are calibrated: --method"),
+        ("export --format pt2 --calibration-table t", "only INT8 and FP8 are calibrated: --calibration-table"),
+        ("export --format onnx --fp8 --calibration-table t", "a calibration table is for INT8: t"),
+        (
+            "export --format onnx --int8 --calibration-table t --table-for ten",
+            "a TensorRT version is written as 10.3.0: ten",
+        ),
         ("export --calibrator best", "--calibrator has no such choice: best"),
         ("export --timing-cache-mode require", "timing cache mode require needs a timing cache"),
         ("export --gpu-fallback", "GPU fallback is for layers that a DLA cannot run"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import MakeCheckpoint
 
+from alexnet_edge.checkpoint import load_checkpoint
 from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.export.implicit import (
     amax_from_table,
@@ -19,12 +22,18 @@ from alexnet_edge.export.implicit import (
     read_calibration_table,
     table_header,
 )
-from alexnet_edge.export.onnx import layer_inputs
-from alexnet_edge.layers import ARCHITECTURES, LAYER_NAMES, architecture
+from alexnet_edge.export.onnx import layer_inputs, onnx_from_checkpoint
+from alexnet_edge.layers import ARCHITECTURES, LAYER_NAMES, Architecture, architecture
 from alexnet_edge.preprocess import FloatArray, preset
 
 AMAX = {name: 1.5 + index for index, name in enumerate(LAYER_NAMES)}
+OUTPUTS = {"conv1": 11.0, "conv2": 12.0, "fc8": 13.0}
 RECORDED = Path(__file__).parent / "data" / "trtexec" / "sampleINT8-7.0.table"
+
+
+def written(arch: Architecture, amax: Mapping[str, float] = AMAX, *, for_dla: bool = False) -> str:
+    """A table of TensorRT 8.6.1."""
+    return calibration_table(arch, amax, OUTPUTS, header=table_header("8.6.1"), for_dla=for_dla)
 
 
 def test_tensorrts_own_table_is_read() -> None:
@@ -65,14 +74,14 @@ def test_a_damaged_table_is_one_line(text: str, problem: str) -> None:
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_a_table_keeps_the_range_of_every_layers_input(name: str) -> None:
     arch = architecture(name)
-    ranges = amax_from_table(arch, read_calibration_table(calibration_table(arch, AMAX)))
+    ranges = amax_from_table(arch, read_calibration_table(written(arch)))
     assert ranges == pytest.approx(AMAX, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_a_table_names_the_tensors_that_the_graph_names(name: str) -> None:
     arch = architecture(name)
-    ranges = read_calibration_table(calibration_table(arch, AMAX))
+    ranges = read_calibration_table(written(arch))
     for layer, tensor in layer_inputs(arch).items():
         assert ranges[tensor] == pytest.approx(AMAX[layer], rel=1e-6)
 
@@ -83,27 +92,41 @@ def test_the_header_names_tensorrts_version(version: str, number: str) -> None:
 
 
 def test_the_scale_has_the_bits_that_the_qdq_graph_has() -> None:
-    line = calibration_table(architecture("one-tower"), AMAX).splitlines()[1]
+    line = written(architecture("one-tower")).splitlines()[1]
     assert line == f"input: {struct.pack('>f', np.float32(AMAX['conv1'] / 127)).hex()}"
 
 
 def test_a_range_goes_back_to_the_layer_that_made_it_but_not_through_normalisation() -> None:
-    table = calibration_table(architecture("one-tower"), AMAX)
+    table = written(architecture("one-tower"))
     tensors = [line.partition(":")[0] for line in table.splitlines()[1:]]
     assert tensors == [
         "input",
-        *("conv1/lrn", "conv1/pool"),  # conv1 and conv1/relu have another range
+        *("conv1/lrn", "conv1/pool"),
         *("conv2/lrn", "conv2/pool"),
         *("conv3", "conv3/relu"),
         *("conv4", "conv4/relu"),
         *("conv5", "conv5/relu", "conv5/pool", "flatten"),
         *("fc6", "fc6/relu"),
         *("fc7", "fc7/relu"),
+        *("conv1", "conv1/relu", "conv2", "conv2/relu", "logits"),  # these have ranges of their own
     ]
+    ranges = read_calibration_table(table)
+    assert ranges["conv1/relu"] == pytest.approx(OUTPUTS["conv1"], rel=1e-6)
+    assert ranges["logits"] == pytest.approx(OUTPUTS["fc8"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+@pytest.mark.parametrize("for_dla", [False, True])
+def test_every_tensor_of_the_graph_has_a_range(tiny_checkpoint: MakeCheckpoint, name: str, for_dla: bool) -> None:
+    """But what a softmax gives: it is no layer's."""
+    model = onnx_from_checkpoint(load_checkpoint(tiny_checkpoint(name)), for_dla=1 if for_dla else None)
+    tensors = {"input"} | {tensor for node in model.graph.node for tensor in node.output}
+    table = read_calibration_table(written(architecture(name), for_dla=for_dla))
+    assert set(table) == tensors - {"probabilities"}
 
 
 def test_without_normalisation_pooling_shares_the_range_of_the_layer() -> None:
-    ranges = read_calibration_table(calibration_table(architecture("torchvision"), AMAX))
+    ranges = read_calibration_table(written(architecture("torchvision")))
     assert ranges["conv1"] == ranges["conv1/relu"] == ranges["conv1/pool"] == pytest.approx(AMAX["conv2"], rel=1e-6)
 
 
@@ -113,7 +136,7 @@ def test_a_layer_without_a_range_is_refused(value: float | None) -> None:
     if value is not None:
         amax["fc7"] = value
     with pytest.raises(UserError, match="no calibrated range for a layer: fc7"):
-        calibration_table(architecture("one-tower"), amax)
+        written(architecture("one-tower"), amax)
 
 
 def test_a_table_of_another_network_is_refused() -> None:

@@ -56,6 +56,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"memory_cap_mib": -1}, "size of memory cap must be 1 MiB or more: -1"),
         ({"pools": {"vram": 64}}, "no such memory pool: vram; choose from workspace,"),
         ({"pools": {"tactic-dram": 0}}, "size of tactic-dram must be 1 MiB or more"),
+        ({"pools": {"tactic-dram": 100}}, "size of tactic-dram must be a power of two: 100"),
         ({"pools": {"workspace": 64}, "workspace_mib": 32}, "bounded twice: 32 and 64 MiB"),
         ({"pools": {"dla-local-dram": 64}}, "is a DLA's: dla-local-dram"),
         ({"pools": {"dla-local-dram": 48}, "dla_core": 0, "max_batch": 1}, "power of two: 48"),
@@ -93,19 +94,20 @@ def test_only_what_is_not_the_default_is_recorded() -> None:
 def test_a_memory_cap_bounds_workspace_and_tactics() -> None:
     assert EngineOptions().pool_limits() == {}
     assert EngineOptions(memory_cap_mib=1024).pool_limits() == {"workspace": 512, "tactic-dram": 1024}
+    assert EngineOptions(memory_cap_mib=3000).pool_limits() == {"workspace": 1500, "tactic-dram": 2048}
     assert EngineOptions(memory_cap_mib=1).pool_limits() == {"workspace": 1, "tactic-dram": 1}
 
 
 def test_a_memory_cap_leaves_what_is_given_by_itself() -> None:
-    given = EngineOptions(memory_cap_mib=1024, workspace_mib=100, pools={"tactic-dram": 900})
-    assert given.pool_limits() == {"workspace": 100, "tactic-dram": 900}
+    given = EngineOptions(memory_cap_mib=1024, workspace_mib=100, pools={"tactic-dram": 512})
+    assert given.pool_limits() == {"workspace": 100, "tactic-dram": 512}
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (EngineOptions(workspace_mib=2048), "the workspace is larger than the memory of the GPU (1024 MiB): 2048 MiB"),
-        (EngineOptions(pools={"tactic-dram": 1025}), "the tactic-dram is larger than the memory of the GPU"),
+        (EngineOptions(pools={"tactic-dram": 2048}), "the tactic-dram is larger than the memory of the GPU"),
         (EngineOptions(memory_cap_mib=4096, workspace_mib=1), "the memory cap is larger than the memory of the GPU"),
     ],
 )

@@ -141,7 +141,7 @@ def test_an_engine_has_the_size_of_its_weights(tiny_checkpoint: MakeCheckpoint, 
     [
         {"workspace_mib": 64},
         {"pools": {"tactic-shared-memory": 1}},
-        {"memory_cap_mib": 512},
+        {"memory_cap_mib": 3000},
         {"optimization_level": 0},
         {"sparsity": True},
         {"tf32": True},

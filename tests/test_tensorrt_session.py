@@ -537,7 +537,7 @@ def test_a_refusal_comes_before_loading(tmp_path: Path, trt: Library, machine: M
     artifact = engine_file(tmp_path)
     assert refused(TensorRTSession(artifact)) == (
         f"the engine was built with TensorRT 10.3.0, here is 10.7.0: {artifact.path}; "
-        "rebuild it here: alexnet-edge export --format trt --int8 --runtime tensorrt"
+        "rebuild it here: alexnet-edge export --format trt --int8 --runtime tensorrt --checkpoint model.safetensors"
     )
     trt.__version__ = VERSION
     machine.sm = (11, 0)
@@ -612,7 +612,19 @@ def test_another_runtime(tmp_path: Path, trt: Library) -> None:
     ],
 )
 def test_rebuild_command(change: dict[str, Any], expected: str) -> None:
-    assert rebuild_command(replace(MANIFEST, **change)) == f"alexnet-edge export --format trt {expected}"
+    assert (
+        rebuild_command(replace(MANIFEST, **change))
+        == f"alexnet-edge export --format trt {expected} --checkpoint model.safetensors"
+    )
+
+
+def test_rebuild_command_on_a_board_names_the_onnx_source() -> None:
+    board = replace(MANIFEST, precision="fp16", checkpoint="my models/alexnet_fp32.onnx")
+    assert rebuild_command(board).endswith(
+        "--fp16 --runtime tensorrt --onnx 'my models/alexnet_fp32.onnx' --images FOLDER"
+    )
+    int8 = replace(board, precision="int8", calibration={"method": "entropy"})
+    assert rebuild_command(int8).endswith("--images FOLDER --calibration FOLDER")
 
 
 def test_rebuild_command_has_options_of_the_command_line() -> None:
@@ -643,7 +655,7 @@ def test_rebuild_command_has_options_of_the_command_line() -> None:
     known = {name for parameter in get_command(app).commands["export"].params for name in parameter.opts}  # type: ignore[attr-defined]
     flags = [word for word in words if word.startswith("--")]
     assert set(flags) <= known
-    assert len(flags) == len(options) + 3
+    assert len(flags) == len(options) + 4
 
 
 # --- refusals of the library --------------------------------------------------------------------------------------------
@@ -654,7 +666,7 @@ def test_the_reason_of_the_library(tmp_path: Path, trt: Library) -> None:
     artifact.path.write_bytes(b"changed after it was checked")
     assert refused(TensorRTSession(artifact)) == (
         "TensorRT 10.3.0 cannot load the engine (Error Code 1: Serialization (magicTagRead failed. Trying to load)): "
-        f"{artifact.path}; rebuild it here: alexnet-edge export --format trt --int8 --runtime tensorrt"
+        f"{artifact.path}; rebuild it here: alexnet-edge export --format trt --int8 --runtime tensorrt --checkpoint model.safetensors"
     )
 
 
@@ -664,7 +676,7 @@ def test_code_in_an_engine_is_not_run(tmp_path: Path, trt: Library) -> None:
     line = refused(TensorRTSession(engine_file(tmp_path, plan={**PLAN, "host_code": True}, build=build)))
     assert "(Error Code 3: the plan has host code and that is not allowed)" in line
     assert line.endswith(
-        "rebuild it here: alexnet-edge export --format trt --int8 --runtime tensorrt --version-compatible"
+        "rebuild it here: alexnet-edge export --format trt --int8 --runtime tensorrt --version-compatible --checkpoint model.safetensors"
     )
 
 
@@ -735,12 +747,8 @@ def test_weight_streaming_budget(tmp_path: Path, trt: Library) -> None:
     with TensorRTSession(artifact) as session:
         assert session._loaded.engine.weight_streaming_budget_v2 == 1000
         assert session.details()["weight_streaming_budget_bytes"] == 1000
-    del trt.engine_attributes["weight_streaming_budget_v2"]
-    trt.engine_attributes["weight_streaming_budget"] = -1  # TensorRT 10.0: off
-    with TensorRTSession(artifact) as session:
-        assert session._loaded.engine.weight_streaming_budget == 0
     with TensorRTSession(engine_file(tmp_path)) as session:
-        assert session._loaded.engine.weight_streaming_budget == -1
+        assert session._loaded.engine.weight_streaming_budget_v2 == 1 << 30
         assert "weight_streaming_budget_bytes" not in session.details()
 
 
@@ -755,7 +763,9 @@ def test_damaged_files(tmp_path: Path, trt: Library) -> None:
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         line = one_line(lambda: open_session(path))
         assert "the file does not match its manifest" in line
-        assert line.endswith("copy it again, or run: alexnet-edge export --format trt --int8 --runtime tensorrt")
+        assert line.endswith(
+            "copy it again, or run: alexnet-edge export --format trt --int8 --runtime tensorrt --checkpoint model.safetensors"
+        )
         assert "the file does not match its manifest" in one_line(lambda: open_session(path, trust=True))
     for length in (0, 10, len(content) - 1):
         path.write_bytes(content[:length])
@@ -783,7 +793,7 @@ def test_open_session_gives_the_reason_and_the_command(tmp_path: Path, trt: Libr
     artifact = engine_file(tmp_path)
     assert one_line(lambda: open_session(artifact)) == (
         f"the engine was built with TensorRT 10.3.0, here is 8.6.2: {artifact.path}; "
-        "run it where it was built, or rebuild it: alexnet-edge export --format trt --int8 --runtime tensorrt"
+        "run it where it was built, or rebuild it: alexnet-edge export --format trt --int8 --runtime tensorrt --checkpoint model.safetensors"
     )
 
 
@@ -993,7 +1003,9 @@ def test_the_library_of_a_trusted_engine(
 def test_the_real_library_refuses_what_is_no_engine(tmp_path: Path, rtx: Any, machine: Machine, content: bytes) -> None:
     line = refused(TensorRTSession(rtx_file(tmp_path, content), trt=rtx))
     assert line.startswith(f"TensorRT-RTX {rtx.__version__} cannot load the engine (malformed engine): ")
-    assert line.endswith("rebuild it here: alexnet-edge export --format trt --int8 --runtime rtx")
+    assert line.endswith(
+        "rebuild it here: alexnet-edge export --format trt --int8 --runtime rtx --checkpoint model.safetensors"
+    )
 
 
 @pytest.mark.skipif(has_driver(), reason="there is an NVIDIA driver here")

@@ -143,11 +143,8 @@ class TensorRTSession(ArtifactSession):
         if not self.artifact.manifest.build.get("weight_streaming"):
             return None
         engine = self._loaded.engine
-        if hasattr(engine, "weight_streaming_budget_v2"):
-            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
-            return int(engine.weight_streaming_budget_v2)
-        engine.weight_streaming_budget = 0  # before there was a second version: the library chooses
-        return int(engine.weight_streaming_budget)
+        engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+        return int(engine.weight_streaming_budget_v2)
 
     # --- one inference ------------------------------------------------------------------------------------------------
 
