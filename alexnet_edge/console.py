@@ -130,9 +130,11 @@ def show_exports(outcomes: Sequence[Outcome]) -> None:
                 agreement = show_percent(proved["figures"]["top1_agreement"])
                 notes.setdefault(
                     f"proved instead: {proved['what']} "
-                    f"(top-1 agreement {agreement} % on {proved['images']['count']} images)",
+                    f"(top-1 agreement {agreement} %, images: {proved['images']['count']})",
                     [],
                 ).append(outcome.label)
+                for warning in proved["warnings"]:
+                    notes.setdefault(warning, []).append(outcome.label)
         else:
             kind = "not written" if isinstance(outcome.error, MissingComponentError) else "failed"
             notes.setdefault(f"{kind}: {outcome.error}", []).append(outcome.label)

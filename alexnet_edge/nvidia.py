@@ -105,10 +105,14 @@ def runtimes() -> dict[Runtime, str | None]:
 
 
 def default_runtime() -> Runtime | None:
-    """The first of TensorRT, trtexec and TensorRT-RTX that is here, or None."""
+    """The first of TensorRT, trtexec and TensorRT-RTX that is here, or None.
+
+    Raises:
+        MissingComponentError: when TRTEXEC is set and names no program: another builder was not asked for.
+    """
     if _version("tensorrt") is not None:
         return "tensorrt"
-    if _trtexec() is not None:
+    if find_trtexec() is not None:
         return "trtexec"
     return "rtx" if _version("rtx") is not None else None
 

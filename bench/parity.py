@@ -25,7 +25,7 @@ from alexnet_edge.data import ImageSet, OnBadImage
 from alexnet_edge.errors import DataError, ImageError, ParityError, UserError
 from alexnet_edge.evaluate import Head, labels_for, outputs_NK
 from alexnet_edge.preprocess import FloatArray
-from alexnet_edge.sessions import Session, open_session
+from alexnet_edge.sessions import Session, open_session, reference_session
 from alexnet_edge.sessions.base import Device
 
 Verdict = Literal["passed", "failed", "not run"]
@@ -427,9 +427,7 @@ def _outputs_of(
 ) -> FloatArray:
     with ExitStack() as stack:
         if not isinstance(reference, Session):
-            from alexnet_edge.sessions.torch import CheckpointSession
-
-            reference = stack.enter_context(CheckpointSession(reference, threads=threads))
+            reference = stack.enter_context(reference_session(reference, threads=threads))
         return outputs_NK(reference, images, batch=batch)[0]
 
 

@@ -286,7 +286,7 @@ def run_bench(
         reporter: told of the progress.
 
     Raises:
-        UserError: when there is no subject, or one is named twice.
+        UserError: when there is no subject, one is named twice, or none can be run here.
         ArtifactError, CheckpointError: when one is missing or damaged.
         OutputError: when `out` cannot be written.
     """
@@ -299,6 +299,13 @@ def run_bench(
     for index, digest in enumerate(hashes):
         if digest in hashes[:index]:
             raise UserError("the same file is named twice", value=subjects[index], fix="name each once")
+    if all(one.subject.skipped for one in measured):
+        first = measured[0].subject
+        raise UserError(
+            f"nothing can be measured here: {first.skipped}",
+            value=first.path,
+            fix="measure it on a machine that can run it",
+        )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alexnet-edge-bench-")))
         images = images if images is not None else _default_images([one.subject for one in measured])

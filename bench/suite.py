@@ -9,7 +9,7 @@ from typing import Any
 
 from alexnet_edge.artifact import Format, Precision
 from alexnet_edge.environment import gpu_node
-from alexnet_edge.errors import install_command
+from alexnet_edge.errors import MissingComponentError, install_command
 from alexnet_edge.nvidia import default_runtime
 from alexnet_edge.sessions.base import Device
 
@@ -33,8 +33,12 @@ class Case:
         """Why this machine cannot run it, or None."""
         if self.device == "cuda" and not gpu_node():
             return "no NVIDIA GPU on this machine"
-        if self.format == "trt" and default_runtime() is None:
-            return "neither TensorRT, trtexec nor TensorRT-RTX is installed"
+        if self.format == "trt":
+            try:
+                if default_runtime() is None:
+                    return "neither TensorRT, trtexec nor TensorRT-RTX is installed"
+            except MissingComponentError as error:
+                return str(error)
         needed = {"onnx": "export", "onnxruntime": "onnx"} if self.format == "onnx" else {}
         for module, extra in {"torch": "train", **needed}.items():
             if importlib.util.find_spec(module) is None:

@@ -40,7 +40,7 @@ from alexnet_edge.files import sha256_file, write_text, writing
 from alexnet_edge.nvidia import Runtime, default_runtime, find_trtexec, load_library
 from alexnet_edge.preprocess import FloatArray
 from alexnet_edge.progress import QuietReporter, Reporter
-from alexnet_edge.sessions import Session, open_session, runnable
+from alexnet_edge.sessions import reference_session, runnable
 
 if TYPE_CHECKING:
     from alexnet_edge.export.calibrate import Calibration
@@ -183,10 +183,17 @@ class Exporter:
                 fix="choose --format onnx or trt for other precisions",
             )
         target = self.path(format, precision)
+        if target.resolve() == self.checkpoint.path.resolve():
+            raise UserError(
+                "the export would replace the file it is made from", value=target, fix="choose another --out"
+            )
         missing = unavailable(format, self.runtime, torch=self.checkpoint.path.suffix != ".onnx")
         if missing is not None:
             raise missing
-        self._check_engine(format, precision)
+        if format == "trt":
+            from alexnet_edge.export.engine import check_engine
+
+            check_engine(engine_runtime(self.runtime), self.engine, precision)
         with _staging(self.out) as staging:
             self._need_space(format, precision)
             start = time.perf_counter()
@@ -211,20 +218,14 @@ class Exporter:
         Raises:
             UserError: when an input cannot be used or the output folder cannot be written: that would stop them all.
         """
-        for format, precision in wanted:  # a wrong option shall not be noticed after an hour of the others
-            with suppress(MissingComponentError):
-                self._check_engine(format, precision)
+        check_engines(
+            wanted, self.runtime, self.engine
+        )  # a wrong option shall not be noticed after an hour of the others
         for format, precision in wanted:
             try:
                 yield Outcome(format=format, precision=precision, artifact=self.export(format, precision))
             except (GateError, MissingComponentError) as error:
                 yield Outcome(format=format, precision=precision, error=error)
-
-    def _check_engine(self, format: Format, precision: Precision) -> None:
-        if format == "trt":
-            from alexnet_edge.export.engine import check_engine
-
-            check_engine(engine_runtime(self.runtime), self.engine, precision)
 
     def _need_space(self, format: Format, precision: Precision) -> None:
         """Refuse a full disk before the work; the libraries that write the files name no reason when it fills up."""
@@ -369,21 +370,13 @@ class Exporter:
         if self._reference_NK is None:
             self.reporter.start("reference answers", len(self.proof_images))
             bad: list[Any] = []
-            with self._reference_session() as session:
+            with reference_session(self.checkpoint, threads=self.threads) as session:
                 answers, used = outputs_NK(session, self.proof_images, on_bad_image=self.on_bad_image, bad=bad)
             self.proof_images = self.proof_images.subset(list(used)) if bad else self.proof_images
             self._skipped = len(bad)
             self._reference_NK = answers
             self.reporter.finish(f"{len(answers)} images")
         return self._reference_NK
-
-    def _reference_session(self) -> Session:
-        """The checkpoint in PyTorch; where an FP32 ONNX file is the source, as on a board, that file."""
-        if self.checkpoint.path.suffix == ".onnx":
-            return open_session(self.checkpoint.path, threads=self.threads)
-        from alexnet_edge.sessions.torch import CheckpointSession
-
-        return CheckpointSession(self.checkpoint, threads=self.threads)
 
     def _prove(self, candidate: Artifact, built: _Built) -> dict[str, Any]:
         """The parity record of the manifest."""
@@ -538,6 +531,20 @@ def unavailable(format: Format, runtime: Runtime | None = None, *, torch: bool =
     return None
 
 
+def check_engines(wanted: Sequence[tuple[Format, Precision]], runtime: Runtime | None, options: EngineOptions) -> None:
+    """Refuse options that the builder of the engines in `wanted` lacks, before any work; what is missing is no matter here.
+
+    Raises:
+        UserError: for an option or a precision that it lacks.
+    """
+    for format, precision in wanted:
+        if format == "trt" and unavailable("trt", runtime, torch=False) is None:
+            from alexnet_edge.export.engine import check_engine
+
+            with suppress(MissingComponentError):
+                check_engine(engine_runtime(runtime), options, precision)
+
+
 def engine_runtime(asked: Runtime | None) -> Runtime:
     """What builds TensorRT engines: the runtime asked for, or the best that is here.
 
@@ -631,6 +638,12 @@ def validation_images(checkpoint: Checkpoint) -> ImageSet:
 def _recorded(checkpoint: Checkpoint, split: str, purpose: str, option: str) -> ImageSet:
     data = checkpoint.info.data
     source = (data if split == "train" else data.get(split, {})).get("source")
+    if not source and checkpoint.path.suffix == SUFFIXES["onnx"]:
+        raise UserError(
+            f"an ONNX file records no {purpose}",
+            value=checkpoint.path,
+            fix=f"name a folder of real images with {option}",
+        )
     if not source:
         raise UserError(
             f"the checkpoint records no {split} data to take {purpose} from",

@@ -199,6 +199,12 @@ def _check_version(
 ) -> tuple[str, ...]:
     """The part of `check` that depends on the builder only."""
     name = f"{NAMES[runtime]} {features.version}"
+    if runtime == "trtexec" and options.calibrator in ("entropy2", "minmax"):
+        raise UserError(
+            "trtexec calibrates on random data",
+            value=f"--calibrator {options.calibrator}",
+            fix="choose --calibrator table",
+        )
     _check_precision(options, precision, features, name)
     _check_capabilities(options, precision, features, name)
     _check_dla(options, precision, features, runtime, name)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from engine_information import DYNAMIC_8, FORMATS_8, engine, engine_8, engine_10, engine_11, tensor
+from engine_information import DYNAMIC_8, FORMATS_8, engine, tensor
+from trtexec_stand_in import DATA, VERSIONS, WEIGHTS, MakeStandIn, StandIn, write_stand_in
 
 from alexnet_edge.artifact import Precision, layer_types
 from alexnet_edge.errors import ArtifactError, MissingComponentError, PrecisionError, UserError
@@ -24,138 +24,10 @@ from alexnet_edge.export.options import EngineOptions
 from alexnet_edge.export.trtexec import Trtexec, build_with_trtexec, probe, version_of
 from alexnet_edge.layers import LAYER_NAMES, architecture
 
-DATA = Path(__file__).parent / "data" / "trtexec"
-VERSIONS = ("8.6", "10.6", "10.13", "11.0")
-DIGITS = {"8.6": "8601", "10.6": "100600", "10.13": "101303", "11.0": "110000"}
-INFORMATION = {"8.6": engine_8, "10.6": engine_10, "10.13": engine_10, "11.0": engine_11}
-WEIGHTS = 4096
-"""Bytes of the engines that the stand-in writes."""
-
-STAND_IN = '''#!{python}
-"""Stands in for trtexec {version}: parses like it, and writes what the test told it to."""
-import json, os, re, sys, time
-from pathlib import Path
-
-help = Path({help!r}).read_text()
-told = json.loads(Path({told!r}).read_text())
-digits = {digits!r}
-command = " ".join(["trtexec", *sys.argv[1:]])
-say = lambda line: print(line, flush=True)
-log = lambda level, text: say(f"[11/23/2026-12:00:00] [{{level}}] {{text}}")
-
-def end(passed):
-    say(f"&&&& {{'PASSED' if passed else 'FAILED'}} TensorRT.trtexec [TensorRT v{{digits}}] # {{command}}")
-    sys.exit(0 if passed else 1)
-
-arguments = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-if "--help" in arguments:
-    say(help)
-    sys.exit(0)
-if "--loadEngine" not in arguments:
-    Path({seen!r}).write_text(json.dumps(arguments))
-say(f"&&&& RUNNING TensorRT.trtexec [TensorRT v{{digits}}] # {{command}}")
-known = set(re.findall(r"^  (--\\w+)", help, re.MULTILINE))
-unknown = [name for name in arguments if name not in known]
-if unknown:
-    say(help)
-    for name in unknown:
-        log("E", f"Unknown option: {{name}} {{arguments[name]}}")
-    end(False)
-shapes = [name in arguments for name in ("--minShapes", "--optShapes", "--maxShapes")]
-if any(shapes) and not all(shapes):
-    log("E", "Must specify only --optShapes or all of --minShapes, --optShapes, --maxShapes")
-    end(False)
-if any(shapes) and told.get("static"):
-    log("E", "Static model does not take explicit shapes since the shape of inference tensors will be determined by the model itself")
-    end(False)
-if "--loadEngine" in arguments:
-    if not Path(arguments["--loadEngine"]).is_file() or "loaded" not in told:
-        log("E", "Engine deserialization failed")
-        end(False)
-    Path(arguments["--exportLayerInfo"]).write_text(told["loaded"])
-    end(True)
-log("I", "Compute Capability: 8.7")
-for level, text in told.get("log", []):
-    log(level, text)
-if told.get("pid"):
-    Path(told["pid"]).write_text(str(os.getpid()))
-time.sleep(told.get("sleep", 0))
-if told.get("fails"):
-    end(False)
-if "--calib" in arguments:
-    header = Path(arguments["--calib"]).read_text().splitlines()[0]
-    if header == f"TRT-{{digits}}-EntropyCalibration2":
-        log("I", "[TRT] Reading Calibration Cache for calibrator: EntropyCalibration2")
-    else:
-        log("I", "[TRT] Starting Calibration.")
-        log("I", "[TRT]   Calibrated batch 0 in 0.1 seconds.")
-if "--timingCacheFile" in arguments:
-    cache = Path(arguments["--timingCacheFile"])
-    cache.write_bytes((cache.read_bytes() if cache.is_file() else b"") + b"+measured")
-if "--layerPrecisions" in arguments:
-    asked = dict(entry.rsplit(":", 1) for entry in arguments["--layerPrecisions"].split(","))
-    for name, kind in asked.items():
-        if kind != "fp32" and f"--{{kind}}" not in arguments:
-            log("E", f"{{name}}: {{kind}} was not enabled")
-            end(False)
-information = told["information"] if arguments.get("--profilingVerbosity") == "detailed" else '{{"Layers": ["conv1"]}}'
-Path(arguments["--exportLayerInfo"]).write_text(information)
-Path(arguments["--saveEngine"]).write_bytes(b"e" * told["size"])
-log("I", "Engine built in 2.84511 sec.")
-end(True)
-'''
-
-
-@dataclass
-class StandIn:
-    """A program that behaves as `trtexec` of one version."""
-
-    version: str
-    path: Path
-    told: Path
-    seen: Path
-
-    def tell(self, **values: Any) -> None:
-        current = json.loads(self.told.read_text(encoding="utf-8"))
-        self.told.write_text(json.dumps({**current, **values}), encoding="utf-8")
-
-    def builds(self, types: Mapping[str, str]) -> None:
-        """The engine will have these types."""
-        self.tell(information=INFORMATION[self.version](types))
-
-    @property
-    def arguments(self) -> dict[str, str]:
-        """Those of the last build, by name."""
-        value: dict[str, str] = json.loads(self.seen.read_text(encoding="utf-8"))
-        return value
-
-
-MakeStandIn = Callable[[str], StandIn]
-
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> MakeStandIn:
-    def make(version: str) -> StandIn:
-        folder = tmp_path / f"trtexec-{version}"
-        folder.mkdir()
-        program = StandIn(version, folder / "trtexec", folder / "told.json", folder / "seen.json")
-        program.path.write_text(
-            STAND_IN.format(
-                python=sys.executable,
-                version=version,
-                help=str(DATA / f"help-{version}.txt"),
-                told=str(program.told),
-                seen=str(program.seen),
-                digits=DIGITS[version],
-            ),
-            encoding="utf-8",
-        )
-        program.path.chmod(0o755)
-        program.told.write_text(json.dumps({"size": WEIGHTS}), encoding="utf-8")
-        program.builds(layer_types("fp32"))
-        return program
-
-    return make
+    return functools.partial(write_stand_in, tmp_path)
 
 
 def write_graph(path: Path, *, batch: int | str = "N", element: str = "fp32", int4: Sequence[str] = ()) -> Path:
@@ -213,6 +85,14 @@ def build(program: StandIn, graph: Path, precision: Precision = "fp32", **more: 
         binary=program.path,
         reporter=reporter,
     )
+
+
+def write_table(
+    path: Path, arch: str = "one-tower", *, header: str = "TRT-8601-EntropyCalibration2", for_dla: bool = False
+) -> None:
+    """A calibration table with the same range everywhere."""
+    amax = dict.fromkeys(LAYER_NAMES, 2.0)
+    path.write_text(calibration_table(architecture(arch), amax, amax, header=header, for_dla=for_dla), encoding="utf-8")
 
 
 def left_over(graph: Path) -> list[str]:
@@ -398,7 +278,7 @@ def test_every_option_reaches_trtexec(
         ),
         ("10.6", "fp32", {"weight_streaming": True}, "strongly typed"),
         ("10.6", "fp32", {"compute_capabilities": ("sm87",)}, "builds for the GPU it runs on"),
-        ("10.6", "int8", {"calibrator": "entropy2"}, "calibrates from a table only"),
+        ("10.6", "int8", {"calibrator": "entropy2"}, "calibrates on random data"),
     ],
 )
 def test_what_a_version_lacks_is_refused_before_it_runs(
@@ -451,10 +331,7 @@ def test_a_calibration_table_is_given_under_this_versions_header(
     stand_in: MakeStandIn, graph: Path, tmp_path: Path, version: str
 ) -> None:
     table = tmp_path / "ranges.table"
-    amax = dict.fromkeys(LAYER_NAMES, 2.0)
-    table.write_text(
-        calibration_table(architecture("one-tower"), amax, header="TRT-7000-MinMaxCalibration"), encoding="utf-8"
-    )
+    write_table(table, header="TRT-7000-MinMaxCalibration")
     program = stand_in(version)
     program.builds(layer_types("int8"))
     built = build(program, graph, "int8", calibrator="table", calibration_table=table)
@@ -466,7 +343,7 @@ def test_a_calibration_table_is_given_under_this_versions_header(
 
 def test_calibration_on_random_data_is_never_accepted(stand_in: MakeStandIn, graph: Path, tmp_path: Path) -> None:
     table = tmp_path / "ranges.table"
-    table.write_text(calibration_table(architecture("one-tower"), dict.fromkeys(LAYER_NAMES, 2.0)), encoding="utf-8")
+    write_table(table)
     program = stand_in("10.6")
     program.builds(layer_types("int8"))
     program.tell(log=[["I", "[TRT]   Calibrated batch 0 in 0.1 seconds."]])
@@ -543,7 +420,7 @@ def test_a_dla_is_asked_for_no_fp32_and_takes_int8_ranges_from_a_table(stand_in:
     with pytest.raises(UserError, match="takes its INT8 ranges from a calibrator"):
         build(program, graph, "int8", max_batch=1, dla_core=0)
     table = tmp_path / "ranges.table"
-    table.write_text(calibration_table(architecture("torchvision"), dict.fromkeys(LAYER_NAMES, 2.0)), encoding="utf-8")
+    write_table(table, "torchvision", for_dla=True)
     built = build(program, graph, "int8", max_batch=1, dla_core=0, calibrator="table", calibration_table=table)
     assert {"--int8", "--fp16", "--calib"} <= program.arguments.keys()  # FP16 for what a DLA has no INT8 for
     assert "fp32" not in program.arguments["--layerPrecisions"]

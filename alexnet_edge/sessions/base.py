@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from alexnet_edge.artifact import Artifact, TensorSpec, load_artifact, rebuild_command
+from alexnet_edge.artifact import SUFFIXES, Artifact, TensorSpec, load_artifact, rebuild_command
 from alexnet_edge.environment import usable_cpus
 from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.preprocess import FloatArray, Preprocessing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from alexnet_edge.checkpoint import Checkpoint
 
 Device = Literal["cpu", "cuda"]
 
@@ -237,6 +239,26 @@ def open_session(
     from alexnet_edge.sessions.torch import ExportedProgramSession
 
     return ExportedProgramSession(source, device=device, threads=threads)
+
+
+def reference_session(checkpoint: Checkpoint | Path, *, threads: int | None = None) -> Session:
+    """The session whose answers others are compared with: the checkpoint in PyTorch, or, where an FP32 ONNX file is the
+    source of exports, as on a board, that file.
+
+    Args:
+        checkpoint: a checkpoint, loaded or its path.
+        threads: processor threads; by default every processor this process may use.
+
+    Raises:
+        ArtifactError, CheckpointError: when the file is missing or damaged.
+        MissingComponentError: when its runtime is not here.
+    """
+    path = checkpoint if isinstance(checkpoint, Path) else checkpoint.path
+    if path.suffix == SUFFIXES["onnx"]:
+        return open_session(path, threads=threads)
+    from alexnet_edge.sessions.torch import CheckpointSession
+
+    return CheckpointSession(checkpoint, threads=threads)
 
 
 def runnable(artifact: Artifact) -> str | None:
