@@ -269,8 +269,22 @@ def show_network(arch: Architecture, costs: Sequence[LayerCost], batch: int, fac
     if facts:
         classes = ", ".join(facts["classes"][:8]) + (", ..." if len(facts["classes"]) > 8 else "")
         console.print(f"classes: {len(facts['classes'])} ({escape(classes)})", soft_wrap=True)
+    if facts.get("bytes"):
+        console.print(f"size: {facts['bytes']:,} bytes")
+    parity = facts.get("parity", {})
+    if parity:
+        proved = parity.get("stand_in")
+        console.print(
+            f"proof: {parity['verdict']}"
+            + (f"; proved instead: {proved['what']}, {proved['verdict']}" if proved else "")
+        )
     for layer in facts.get("layers", ()):
-        console.print(f"{layer['name']}: asked {layer['requested']}, built {layer['built']} ({layer['evidence']})")
+        where = " ".join(filter(None, (layer["placement"], layer["kernel"])))
+        console.print(
+            f"{layer['name']}: asked {layer['requested']}, built {layer['built']}"
+            f"{f', {where}' if where else ''} ({layer['evidence']})",
+            markup=False,
+        )
     table = _table(
         "layer",
         "output",
@@ -280,7 +294,7 @@ def show_network(arch: Architecture, costs: Sequence[LayerCost], batch: int, fac
         "weight bytes",
         "activation bytes",
         "multiply-adds / byte",
-        title=f"{arch.name}: {arch.summary}; input 3x{arch.input_size}x{arch.input_size}, batch {batch}, FP32",
+        title=f"{arch.name}: {arch.summary}; input 3x{arch.input_size}x{arch.input_size}, batch {batch}; costs in FP32",
         left=3,
     )
     for cost in costs:

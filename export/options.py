@@ -175,6 +175,18 @@ class EngineOptions:
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {name: _plain(value) for name, value in values.items() if value != getattr(plain, name)}
 
+    def record(self) -> dict[str, Any]:
+        """For the manifest: what a session must know of the build, and every option that is not at its default."""
+        told = (
+            "version_compatible",
+            "hardware_compatibility",
+            "refit",
+            "stripped",
+            "weight_streaming",
+            "dla_core",
+        )
+        return {**{name: getattr(self, name) for name in told}, "options": self.changed()}
+
     def pool_limits(self) -> dict[str, int]:
         """Every bounded memory pool, in MiB, by its name in `POOLS`; what `memory_cap_mib` stands for is spelt out.
 
