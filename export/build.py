@@ -407,7 +407,7 @@ class Exporter:
         report = self._stand_in_reports[key]
         if not report.passed:
             return report.to_json()
-        what = f"an FP32 graph that rounds to {precision.upper()}" if emulated else f"its {precision} graph"
+        what = f"an FP32 graph that rounds to {precision.upper()}" if emulated else "the graph in its precision"
         return {
             **parity_not_run(f"built, not run: {cannot_run}"),
             "stand_in": {"what": f"{what}, on ONNX Runtime", **report.to_json()},

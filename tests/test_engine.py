@@ -175,18 +175,18 @@ def test_what_cannot_run_is_proved_by_the_typed_graph(export: Export, trtexec: U
     out = export.done("--fp16", "--runtime", "trtexec")
     parity = export.manifest(FP16_ENGINE).parity
     assert parity["verdict"] == "not run"
-    assert "its fp16 graph, on ONNX Runtime" in parity["stand_in"]["what"]
+    assert "the graph in its precision, on ONNX Runtime" in parity["stand_in"]["what"]
     assert parity["stand_in"]["verdict"] == "passed"
     assert parity["stand_in"]["figures"]["max_abs_error"] > 1e-5  # of FP16: that of an FP32 graph is smaller
     assert "not run" in out
-    assert "proved instead: its fp16 graph, on ONNX Runtime (top-1 agreement" in out
+    assert "proved instead: the graph in its precision, on ONNX Runtime (top-1 agreement" in out
 
 
 def test_an_fp32_engine_is_proved_by_an_fp32_graph(export: Export, trtexec: UseTrtexec) -> None:
     trtexec("8.6", layer_types("fp32"))
     export.done("--runtime", "trtexec")
     stand_in = export.manifest("alexnet_fp32.engine").parity["stand_in"]
-    assert stand_in["what"] == "its fp32 graph, on ONNX Runtime"
+    assert stand_in["what"] == "the graph in its precision, on ONNX Runtime"
     assert stand_in["figures"]["max_abs_error"] < 1e-5
 
 
@@ -310,7 +310,7 @@ def test_trtexec_is_given_the_ranges_of_this_package(export: Export, trtexec: Us
     assert read_calibration_table(given.read_text(encoding="utf-8")).keys() <= tensors
     assert manifest.sources.keys() == {"alexnet_fp32.onnx", "calibration.table"}
     assert manifest.sources["calibration.table"] == sha256_file(given)
-    assert manifest.parity["stand_in"]["what"] == "its int8 graph, on ONNX Runtime"
+    assert manifest.parity["stand_in"]["what"] == "the graph in its precision, on ONNX Runtime"
 
 
 def test_the_table_of_a_dla_is_for_its_graph(export: Export, trtexec: UseTrtexec, tmp_path: Path) -> None:
