@@ -745,7 +745,7 @@ def demo_command(
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """The whole path on built-in images: train, export to everything, prove, measure, report. About three minutes."""
+    """The whole path on built-in images: train, export to everything, prove, measure, report. Three to four minutes."""
     from alexnet_edge import console
     from alexnet_edge.demo import run_demo
 
