@@ -214,9 +214,11 @@ def _check_version(
             f"weight streaming needs a strongly typed network, and {name} is built weakly typed",
             fix=f"leave it out, or use TensorRT {FIRST_STRONG} or later",
         )
-    if runtime != "rtx":
-        return ()
     warnings = []
+    if options.tf32 and precision != "fp32":
+        warnings.append(f"TF32 is for layers in FP32: with {precision} there is none to use it")
+    if runtime != "rtx":
+        return tuple(warnings)
     if options.timing_cache is not None:
         if options.timing_cache_mode == "require":
             raise UserError(f"{name} has no timing cache, so it cannot require one", fix="leave --timing-cache out")

@@ -326,3 +326,9 @@ def test_the_support_table_does_not_depend_on_the_machine(monkeypatch: pytest.Mo
     monkeypatch.setattr(features, "l4t_release", lambda: "36.4.3")
     assert support_table() == before
     assert support_table()["refit"]["RTX"] == "with a GPU"
+
+
+@pytest.mark.parametrize(("precision", "warned"), [("fp32", False), ("fp16", True), ("int8", True)])
+def test_tf32_without_a_layer_to_use_it_is_warned_of(precision: Precision, warned: bool) -> None:
+    warnings = check(EngineOptions(tf32=True), precision, Features.of_version("10.3.0"), "tensorrt")
+    assert any("TF32 is for layers in FP32" in line for line in warnings) == warned
