@@ -47,6 +47,32 @@ class Tolerance:
     """Top-1 accuracy that may be lost against the labels, 0.01 meaning one point; applies when labels are there."""
 
 
+_ROUNDED: dict[str, Tolerance] = {
+    "fp16": Tolerance(
+        min_top1_agreement=0.995, reason="11 significant bits: only images near a tie may change their class"
+    ),
+    "bf16": Tolerance(
+        min_top1_agreement=0.99,
+        reason="8 significant bits, in FP32's range: images near a tie may change their class, a few more than with FP16",
+    ),
+    "int8": Tolerance(
+        min_top1_agreement=0.98,
+        max_accuracy_drop=0.01,
+        reason="8-bit weights and activations: some images near a tie change class, right and wrong ones alike",
+    ),
+    "fp8": Tolerance(
+        min_top1_agreement=0.98,
+        max_accuracy_drop=0.01,
+        reason="4 significant bits of weights and activations, over a wide range: about INT8's error, spread otherwise",
+    ),
+    "int4-fc": Tolerance(
+        min_top1_agreement=0.98,
+        max_accuracy_drop=0.01,
+        reason="15 values for the weights of fc6 to fc8, which are nearly all, in blocks with scales; activations stay FP16",
+    ),
+}
+"""By precision, where weights or activations are rounded: the same for a graph and for the engine built from it."""
+
 TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("torchscript", "fp32"): Tolerance(
         max_abs_error=1e-4, reason="the same float32 kernels; freezing may fuse them and change the order of sums"
@@ -58,55 +84,12 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
         max_abs_error=1e-3,
         reason="the same float32 arithmetic by another library's kernels, which sum in another order",
     ),
-    ("onnx", "fp16"): Tolerance(
-        min_top1_agreement=0.995, reason="11 significant bits: only images near a tie may change their class"
-    ),
-    ("onnx", "bf16"): Tolerance(
-        min_top1_agreement=0.99,
-        reason="8 significant bits, in FP32's range: images near a tie may change their class, a few more than with FP16",
-    ),
-    ("onnx", "int8"): Tolerance(
-        min_top1_agreement=0.98,
-        max_accuracy_drop=0.01,
-        reason="8-bit weights and activations: some images near a tie change class, right and wrong ones alike",
-    ),
-    ("onnx", "fp8"): Tolerance(
-        min_top1_agreement=0.98,
-        max_accuracy_drop=0.01,
-        reason="4 significant bits of weights and activations, over a wide range: about INT8's error, spread otherwise",
-    ),
-    ("onnx", "int4-fc"): Tolerance(
-        min_top1_agreement=0.98,
-        max_accuracy_drop=0.01,
-        reason="15 values for the weights of fc6 to fc8, which are nearly all, in blocks with scales; activations stay FP16",
-    ),
     ("trt", "fp32"): Tolerance(
         max_abs_error=1e-2,
         min_top1_agreement=0.995,
         reason="TensorRT may compute float32 layers in TF32, which keeps 11 significant bits of each factor",
     ),
-    ("trt", "fp16"): Tolerance(
-        min_top1_agreement=0.995, reason="11 significant bits: only images near a tie may change their class"
-    ),
-    ("trt", "bf16"): Tolerance(
-        min_top1_agreement=0.99,
-        reason="8 significant bits, in FP32's range: images near a tie may change their class, a few more than with FP16",
-    ),
-    ("trt", "int8"): Tolerance(
-        min_top1_agreement=0.98,
-        max_accuracy_drop=0.01,
-        reason="8-bit weights and activations: some images near a tie change class, right and wrong ones alike",
-    ),
-    ("trt", "fp8"): Tolerance(
-        min_top1_agreement=0.98,
-        max_accuracy_drop=0.01,
-        reason="4 significant bits of weights and activations, over a wide range: about INT8's error, spread otherwise",
-    ),
-    ("trt", "int4-fc"): Tolerance(
-        min_top1_agreement=0.98,
-        max_accuracy_drop=0.01,
-        reason="15 values for the weights of fc6 to fc8, which are nearly all, in blocks with scales; activations stay FP16",
-    ),
+    **{(format, precision): bounds for format in ("onnx", "trt") for precision, bounds in _ROUNDED.items()},
 }
 """By format and precision; meant for a trained network judged on some hundred real images."""
 

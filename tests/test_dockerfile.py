@@ -347,7 +347,7 @@ def test_downloads_are_cached_and_not_left_in_the_image(image: dict[str, Stage])
             assert any("/var/lib/apt/lists" in target for target in targets), run
             assert run.arguments.count("apt-get install") == run.arguments.count("--no-install-recommends")
         if "pip install" in run.arguments or "pip wheel" in run.arguments:
-            assert any("/root/.cache/pip" in target for target in targets), run
+            assert any("/var/cache/pip" in target for target in targets), run
 
 
 def test_caches_of_the_two_systems_are_apart(text: str) -> None:
