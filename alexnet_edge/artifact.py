@@ -2,6 +2,9 @@
 
 An artifact is the raw file exactly as its runtime wants it, so every other tool opens it too; `<file>.json` beside it is the
 manifest. Loading compares the file with the manifest's checksum before anything else reads it.
+
+A format may keep its weights in a second file, the companion (OpenVINO's `.bin` beside the `.xml`). Where it is follows from
+the artifact's own name, never from what the manifest says; the manifest holds its checksum.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from alexnet_edge.preprocess import Preprocessing
 
 SCHEMA = 1
 
-Format = Literal["torchscript", "pt2", "onnx", "trt"]
+Format = Literal["torchscript", "pt2", "onnx", "openvino", "trt"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4-fc"]
 """What the eight layers compute in. `fp8` leaves conv1 in FP16: TensorRT has no FP8 convolution of more than 32 weights per
 channel, and conv1 has 121. `int4-fc` stores the weights of fc6 to fc8 in INT4 and computes in FP16."""
@@ -29,8 +32,16 @@ channel, and conv1 has 121. `int4-fc` stores the weights of fc6 to fc8 in INT4 a
 INPUT = "input"
 """Name of the input tensor in every format that has names."""
 
-SUFFIXES: dict[str, str] = {"torchscript": ".ts", "pt2": ".pt2", "onnx": ".onnx", "trt": ".engine"}
+SUFFIXES: dict[str, str] = {
+    "torchscript": ".ts",
+    "pt2": ".pt2",
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "trt": ".engine",
+}
 """File name ending of each format."""
+COMPANIONS: dict[str, str] = {"openvino": ".bin"}
+"""Name ending of the second file, of the formats that have one."""
 
 
 NOT_REBUILT = ("compute_capabilities", "stripped", "timing_cache", "timing_cache_mode")
@@ -94,6 +105,22 @@ def layer_types(precision: Precision) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Companion:
+    """What the manifest says of the second file of an artifact."""
+
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Companion:
+        """Read a JSON object; raises TypeError when it has other fields than these, or one of the wrong kind."""
+        found = cls(**value)
+        if not isinstance(found.sha256, str) or type(found.bytes) is not int:
+            raise TypeError("sha256 of the companion is not a text, or bytes no number")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """What an artifact says of itself; the file `<artifact>.json`."""
 
@@ -125,6 +152,9 @@ class Manifest:
     sha256: str = ""
     """Of the artifact's bytes; filled in by `commit`."""
     bytes: int = 0
+    """Size of the artifact, its companion included."""
+    companion: Companion | None = None
+    """The second file, of the formats in `COMPANIONS`; filled in by `commit`."""
 
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
@@ -144,7 +174,7 @@ class Manifest:
             raise ValueError(f"unknown format {value['format']}")
         if value["precision"] not in get_args(Precision) or value["head"] not in ("logits", "probabilities"):
             raise ValueError(f"unknown precision {value['precision']} or head {value['head']}")
-        fields = {name: value[name] for name in cls.__dataclass_fields__}
+        fields = {name: value[name] for name in cls.__dataclass_fields__ if name != "companion"}
         for name in ("runtime", "architecture", "checkpoint", "checkpoint_sha256", "sha256"):
             if not isinstance(fields[name], str):
                 raise TypeError(f"{name} is not a text")
@@ -156,6 +186,10 @@ class Manifest:
         fields["input"] = TensorSpec.from_json(value["input"])
         fields["output"] = TensorSpec.from_json(value["output"])
         fields["layers"] = tuple(LayerPrecision(**layer) for layer in value["layers"])
+        companion = value.get("companion")  # manifests of the other formats may be older than the field
+        if (companion is not None) != (value["format"] in COMPANIONS):
+            raise ValueError(f"{value['format']} has {'no' if companion is not None else 'a'} second file")
+        fields["companion"] = None if companion is None else Companion.from_json(companion)
         return cls(**fields)
 
 
@@ -165,6 +199,8 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+    companion: Path | None = None
+    """The second file, of the formats in `COMPANIONS`."""
 
     @property
     def label(self) -> str:
@@ -212,28 +248,42 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def commit(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
-    """Move a finished file to `path` with its manifest.
+def companion_path(path: Path, format: Format) -> Path | None:
+    """Where the second file of the artifact `path` is; None for a format that has none."""
+    return path.with_suffix(COMPANIONS[format]) if format in COMPANIONS else None
 
-    The manifest is first written as `<path>.json.next`; whoever is killed between the two renames leaves a file that
-    `load_artifact` recognises by its checksum, so a reader finds either the old pair or the new one.
+
+def commit(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
+    """Move a finished file to `path` with its manifest, and with its companion, which is expected beside it.
+
+    The new manifest and companion first get waiting names, `<path>.json.next` and `<companion>.next`; the rename of the file
+    itself decides. Whoever is killed before or after it leaves files that `load_artifact` recognises by their checksums, so
+    a reader finds either the whole old set or the whole new one.
 
     Raises:
         OutputError: when the files cannot be written.
     """
     with writing(path):
-        manifest = replace(manifest, sha256=sha256_file(temporary), bytes=temporary.stat().st_size)
+        manifest = replace(manifest, sha256=sha256_file(temporary), bytes=temporary.stat().st_size, companion=None)
         path.parent.mkdir(parents=True, exist_ok=True)
-        waiting = _next_manifest(path)
+        staged, companion = companion_path(temporary, manifest.format), companion_path(path, manifest.format)
+        if staged is not None:
+            second = Companion(sha256=sha256_file(staged), bytes=staged.stat().st_size)
+            manifest = replace(manifest, bytes=manifest.bytes + second.bytes, companion=second)
+        waiting = _next(manifest_path(path))
         write_json(waiting, manifest.to_json())
+        if staged is not None and companion is not None:
+            sync_and_replace(staged, _next(companion))
         sync_and_replace(temporary, path)
-        with suppress(FileNotFoundError):  # a reader that came between the two renames has done the second
+        with suppress(FileNotFoundError):  # a reader that came after this rename has done the others
+            if companion is not None:
+                _next(companion).replace(companion)
             waiting.replace(manifest_path(path))
-    return Artifact(path=path, manifest=manifest)
+    return Artifact(path=path, manifest=manifest, companion=companion)
 
 
 def load_artifact(path: Path, *, trust: bool = False) -> Artifact:
-    """Read the manifest of `path` and check the file against it.
+    """Read the manifest of `path` and check the file, and its companion, against it.
 
     Args:
         path: the artifact; its manifest is beside it.
@@ -241,23 +291,26 @@ def load_artifact(path: Path, *, trust: bool = False) -> Artifact:
             whoever wrote it decides what that does. A file that has a manifest is checked all the same.
 
     Raises:
-        ArtifactError: when the file or its manifest is missing or damaged, or they do not belong together.
+        ArtifactError: when the file, its companion or its manifest is missing or damaged, or they do not belong together.
         MissingComponentError: for an engine without manifest, when its library or a GPU is not here.
     """
     if not path.is_file():
         raise ArtifactError(
             "no such artifact", value=path, fix="write it with `alexnet-edge export`, or check the path"
         )
-    sidecar, waiting = manifest_path(path), _next_manifest(path)
-    try:
-        digest = sha256_file(path)
-    except OSError as error:
-        raise ArtifactError(f"cannot be read ({error.strerror})", value=path, fix="check its permissions") from error
+    sidecar, waiting = manifest_path(path), _next(manifest_path(path))
+    digest = _digest(path)
     manifest = _read_manifest(waiting)
     if manifest is not None and manifest.sha256 == digest:
-        with suppress(OSError):  # a read-only folder: the next writer finishes the rename
-            waiting.replace(sidecar)
-        return Artifact(path=path, manifest=manifest)
+        companion = companion_path(path, manifest.format)
+        found = None if companion is None else _matching(path, manifest, _next(companion), companion)
+        if companion is None or found is not None:
+            with suppress(OSError):  # a read-only folder: the next writer finishes the renames
+                if companion is not None and found != companion:
+                    _next(companion).replace(companion)
+                    found = companion
+                waiting.replace(sidecar)
+            return Artifact(path=path, manifest=manifest, companion=found)
     manifest = _read_manifest(sidecar)
     if manifest is None and path.suffix == SUFFIXES["trt"]:
         if trust:
@@ -275,15 +328,50 @@ def load_artifact(path: Path, *, trust: bool = False) -> Artifact:
             value=path,
             fix="copy the manifest along with the file, or export again",
         )
-    if manifest.sha256 != digest:
-        if sha256_file(path) != digest:  # replaced while it was read: the new pair is there now, or soon
-            return load_artifact(path, trust=trust)
+    companion = companion_path(path, manifest.format)
+    wrong = path
+    if manifest.sha256 == digest:
+        if companion is None or _matching(path, manifest, companion) is not None:
+            return Artifact(path=path, manifest=manifest, companion=companion)
+        wrong, digest = companion, _digest(companion)
+    expected = manifest.companion.sha256 if wrong is companion and manifest.companion is not None else manifest.sha256
+    if _digest(wrong) != digest or _read_manifest(sidecar) != manifest:
+        return load_artifact(path, trust=trust)  # replaced while it was read: the new files are there now, or soon
+    raise ArtifactError(
+        f"the file does not match its manifest (sha256 {digest[:12]}, not {expected[:12]})",
+        value=wrong,
+        fix=f"it was changed or cut short: copy it again, or run: {rebuild_command(manifest)}",
+    )
+
+
+def _matching(path: Path, manifest: Manifest, *places: Path) -> Path | None:
+    """The first of `places` with the bytes that the manifest gives the companion of `path`; None when there is none.
+
+    Raises:
+        ArtifactError: when the last place is empty, or leads out of the artifact's folder.
+    """
+    assert manifest.companion is not None, "from_json asks for one where the format has one"
+    for place in places:
+        if not place.is_file():
+            continue
+        if place.resolve().parent not in {path.parent.resolve(), path.resolve().parent}:
+            raise ArtifactError(
+                "the second file of the artifact leads out of its folder", value=place, fix="copy the file itself there"
+            )
+        if place.stat().st_size + path.stat().st_size == manifest.bytes and _digest(place) == manifest.companion.sha256:
+            return place
+    return None
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except FileNotFoundError as error:
         raise ArtifactError(
-            f"the file does not match its manifest (sha256 {digest[:12]}, not {manifest.sha256[:12]})",
-            value=path,
-            fix=f"it was changed or cut short: copy it again, or run: {rebuild_command(manifest)}",
-        )
-    return Artifact(path=path, manifest=manifest)
+            f"a part of the artifact is missing ({path.name})", value=path.parent, fix="copy it along, or export again"
+        ) from error
+    except OSError as error:
+        raise ArtifactError(f"cannot be read ({error.strerror})", value=path, fix="check its permissions") from error
 
 
 def _read_manifest(sidecar: Path) -> Manifest | None:
@@ -298,5 +386,6 @@ def _read_manifest(sidecar: Path) -> Manifest | None:
         ) from error
 
 
-def _next_manifest(path: Path) -> Path:
-    return path.with_name(path.name + ".json.next")
+def _next(path: Path) -> Path:
+    """The waiting name of a file that belongs to an artifact."""
+    return path.with_name(path.name + ".next")

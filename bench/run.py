@@ -20,7 +20,8 @@ import numpy as np
 
 from alexnet_edge import environment
 from alexnet_edge.artifact import Artifact, LayerPrecision, load_artifact
-from alexnet_edge.bench.measure import LatencySamples, MeasureSettings, machine_state, summarise
+from alexnet_edge.bench.machine import machine_state
+from alexnet_edge.bench.measure import LatencySamples, MeasureSettings, summarise
 from alexnet_edge.bench.stats import CONFIDENCE, bootstrap_ratios
 from alexnet_edge.bench.worker import Opened, Worker
 from alexnet_edge.checkpoint import CheckpointInfo, load_checkpoint, read_info

@@ -7,6 +7,12 @@ to the worker's standard input and reads one JSON answer per line:
     {"do": "open", "subject": PATH, "device": "cpu", "threads": 2, "trust": false, "inputs": NPY_PATH}
     {"do": "measure", "batch": 1, "settings": {...}}     one round, see `measure_latency`
     {"do": "time", "batch": 1}                           one timed inference
+    {"do": "nodes", "batch": 1, "runs": 20}              the runtime's own profile, see `Session.node_times`
+    {"do": "scenario", "settings": {...}, "logs": PATH}  one LoadGen scenario, see `scenarios.run_here`
+    {"do": "close"}                                      another may be opened then
+    {"do": "peaks", "device": "cpu", "threads": 2, ...}  what the machine can do, see `peaks.measure_here`; nothing is opened
+
+A subject named `null` is a session that answers zeros at once, for inputs of the given array's shape.
 
 An answer is `{"ok": true, ...}`, or `{"ok": false, "error": "one line"}` for the errors of this package. Anything else
 that goes wrong ends the process with its traceback on standard error.
@@ -14,6 +20,7 @@ that goes wrong ends the process with its traceback on standard error.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import itertools
 import json
@@ -24,9 +31,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -34,24 +41,22 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from alexnet_edge.artifact import SUFFIXES, Artifact, load_artifact
-from alexnet_edge.bench.measure import (
-    LatencySamples,
-    MeasureSettings,
-    batches_of,
-    measure_latency,
-    peak_memory_bytes,
-    time_once,
-)
+from alexnet_edge.bench.machine import peak_memory_bytes
+from alexnet_edge.bench.measure import LatencySamples, MeasureSettings, batches_of, measure_latency, time_once
 from alexnet_edge.errors import AlexNetEdgeError, UserError, needs
 from alexnet_edge.nvidia import load_library
 from alexnet_edge.preprocess import FloatArray
 from alexnet_edge.sessions import Session, open_session
 from alexnet_edge.sessions.base import Device
+from alexnet_edge.sessions.null import NullSession
 from alexnet_edge.sessions.tensorrt import LIBRARIES
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+
+NULL = "null"
+"""Names the session that measures the harness itself."""
 
 # --- the parent's end -------------------------------------------------------------------------------------------------
 
@@ -75,18 +80,20 @@ class Opened:
 class Worker:
     """A worker process; use it as a context manager, which ends it.
 
-    It is in a process group of its own, so that Ctrl-C on a terminal reaches the parent only, which then ends it.
+    It is in a process group of its own, so that Ctrl-C on a terminal reaches the parent only, which then ends it. Should the
+    parent be killed, the kernel ends the worker. `cpus` are the processors it may run on; by default the parent's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, cpus: Sequence[int] | None = None) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "alexnet_edge.bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            start_new_session=True,
-        )
+        with _running_on(cpus):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "alexnet_edge.bench.worker", str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                start_new_session=True,
+            )
         self._pending = b""
 
     @property
@@ -113,7 +120,7 @@ class Worker:
 
     def open(
         self,
-        subject: Path,
+        subject: Path | str,
         *,
         inputs: Path,
         device: Device = "cpu",
@@ -123,7 +130,7 @@ class Worker:
     ) -> Opened:
         """Load `subject` and run it once on the first images of `inputs` (`.npy`, `(N, 3, S, S)` float32).
 
-        `trust` takes an engine without manifest, see `load_artifact`.
+        `trust` takes an engine without manifest, see `load_artifact`; `NULL` in place of a path opens the null session.
 
         Raises:
             AlexNetEdgeError: when it cannot be loaded, or the worker dies or takes too long.
@@ -140,6 +147,14 @@ class Worker:
             timeout_s=timeout_s,
         )
         return Opened(**answer)
+
+    def close_subject(self) -> None:
+        """Give back what is open, so that another subject may be opened in the same process.
+
+        Raises:
+            AlexNetEdgeError: when nothing is open, or the worker dies or takes too long.
+        """
+        self.ask({"do": "close"}, timeout_s=120)
 
     def measure(self, *, batch: int, settings: MeasureSettings) -> tuple[LatencySamples, int | None]:
         """One round of `batch`, and the worker's peak memory so far, in bytes.
@@ -204,7 +219,25 @@ class Worker:
         return f"the worker process ended with code {code}: {lines[-1] if lines else 'nothing on standard error'}"
 
 
+@contextmanager
+def _running_on(cpus: Sequence[int] | None) -> Iterator[None]:
+    """Have this thread on `cpus`, for a process it starts inherits that, with every thread its libraries make while loading."""
+    if cpus is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 # --- the worker's end -------------------------------------------------------------------------------------------------
+
+
+_LIBRARIES = {SUFFIXES["onnx"]: ("onnxruntime", "onnx"), ".xml": ("openvino", "openvino")}
+"""What runs a file, and the extra that brings it; everything else is PyTorch's."""
 
 
 class _Subject:
@@ -230,14 +263,19 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
             try:
                 if request["do"] == "open" and subject is None:
                     subject, answer = _open(request)
+                elif request["do"] == "close" and subject is not None:
+                    subject.session.__exit__(None, None, None)
+                    subject, answer = None, {}
+                elif request["do"] == "peaks":
+                    answer = _peaks(request)
                 elif subject is None:
                     raise UserError("nothing is open yet", value=request["do"], fix="open a subject first")
-                elif request["do"] == "measure":
-                    answer = _measure(subject, request)
-                elif request["do"] == "time":
-                    answer = _time(subject, int(request["batch"]))
+                elif request["do"] in _REQUESTS:
+                    answer = _REQUESTS[request["do"]](subject, request)
                 else:
-                    raise UserError("not a request for an open subject", value=request["do"], fix="measure or time")
+                    raise UserError(
+                        "not a request for an open subject", value=request["do"], fix=f"one of {', '.join(_REQUESTS)}"
+                    )
             except AlexNetEdgeError as error:
                 answer = {"ok": False, "error": str(error)}
             else:
@@ -250,20 +288,29 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
 
 
 def _open(request: Mapping[str, Any]) -> tuple[_Subject, dict[str, Any]]:
+    x_NCHW: FloatArray = np.load(request["inputs"], allow_pickle=False)
+    if request["subject"] == NULL:
+        return _opened(NullSession(input_size=x_NCHW.shape[-1]), x_NCHW, import_ns=0)
     path = Path(request["subject"])
     source: Path | Artifact = path
     if path.suffix == SUFFIXES["trt"]:
         source = artifact = load_artifact(path, trust=request["trust"])
         import_ns = time_once(lambda: load_library(LIBRARIES[artifact.manifest.runtime]))
     else:
-        library, extra = ("onnxruntime", "onnx") if path.suffix == ".onnx" else ("torch", "train")
+        library, extra = _LIBRARIES.get(path.suffix, ("torch", "train"))
         with needs(extra):
             import_ns = time_once(lambda: importlib.import_module(library))
-    x_NCHW: FloatArray = np.load(request["inputs"], allow_pickle=False)
     start = time.perf_counter_ns()
     session = open_session(source, device=request["device"], threads=request["threads"])
+    return _opened(session, x_NCHW, import_ns=import_ns, start_ns=start)
+
+
+def _opened(
+    session: Session, x_NCHW: FloatArray, *, import_ns: int, start_ns: int | None = None
+) -> tuple[_Subject, dict[str, Any]]:
+    start_ns = time.perf_counter_ns() if start_ns is None else start_ns
     session.__enter__()
-    load_ns = time.perf_counter_ns() - start
+    load_ns = time.perf_counter_ns() - start_ns
     subject = _Subject(session, x_NCHW)
     first = subject.next_input(session.input.min_batch)
     answer = {
@@ -282,12 +329,49 @@ def _measure(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"samples": samples.to_json(), "peak_memory_bytes": peak_memory_bytes()}
 
 
-def _time(subject: _Subject, batch: int) -> dict[str, Any]:
-    x_NCHW = subject.next_input(batch)
+def _time(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
+    x_NCHW = subject.next_input(int(request["batch"]))
     return {"ns": time_once(lambda: subject.session.run(x_NCHW))}
 
 
+def _nodes(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
+    x_NCHW = subject.next_input(int(request["batch"]))
+    found = subject.session.node_times(x_NCHW, runs=int(request["runs"]))
+    return {"nodes": None if found is None else [asdict(node) for node in found]}
+
+
+def _scenario(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
+    from alexnet_edge.bench import scenarios
+
+    settings = scenarios.ScenarioSettings.from_json(request["settings"])
+    return scenarios.run_here(subject.session, subject.x_NCHW, settings, logs=Path(request["logs"]))
+
+
+def _peaks(request: Mapping[str, Any]) -> dict[str, Any]:
+    from alexnet_edge.bench import peaks
+
+    options = {name: value for name, value in request.items() if name != "do"}
+    return peaks.measure_here(**options).to_json()
+
+
+_REQUESTS: dict[str, Callable[[_Subject, Mapping[str, Any]], dict[str, Any]]] = {
+    "measure": _measure,
+    "time": _time,
+    "nodes": _nodes,
+    "scenario": _scenario,
+}
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process when `parent` ends, however that happens (Linux, prctl(2), PR_SET_PDEATHSIG = 1)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before this was said
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _main() -> None:
+    _end_with(int(sys.argv[1]))
     # Libraries print to standard output: give the pipe another number and send their words to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alexnet_edge.bench.machine import BusyElsewhere, machine_state, peak_memory_bytes
 from alexnet_edge.bench.measure import (
-    BusyElsewhere,
     LatencySamples,
     MeasureSettings,
     batches_of,
-    machine_state,
     measure_latency,
-    peak_memory_bytes,
     summarise,
 )
 from alexnet_edge.errors import UserError
@@ -261,7 +259,7 @@ def test_what_the_machine_does_not_tell_is_none_not_zero() -> None:
 def test_peak_memory_is_this_process_only() -> None:
     held = b"x" * 300_000_000
     here = peak_memory_bytes()
-    code = "from alexnet_edge.bench.measure import peak_memory_bytes; print(peak_memory_bytes())"
+    code = "from alexnet_edge.bench.machine import peak_memory_bytes; print(peak_memory_bytes())"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert here is not None
     assert here > len(held)

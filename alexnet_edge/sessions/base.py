@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
     from alexnet_edge.checkpoint import Checkpoint
 
 Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeTime:
+    """What one node of a runtime's own graph took in one inference, on average."""
+
+    name: str
+    """As the runtime names it; after its fusions several of the file's nodes are one."""
+    kind: str
+    """The runtime's name for what it computes (`Conv`, `Gemm`, `LRN`, ...)."""
+    ns: float
 
 
 class Session(ABC):
@@ -120,6 +132,18 @@ class Session(ABC):
         self._need("fetch", "enqueued")
         return self._fetch()
 
+    def node_times(self, x_NCHW: FloatArray, *, runs: int) -> list[NodeTime] | None:
+        """The runtime's own profile of one inference of this batch, the mean of `runs`; None where it has no profiler.
+
+        Profiling slows a runtime down, so nothing else is measured meanwhile.
+
+        Raises:
+            UserError: when the session is closed, or the input has another type, shape or batch than it takes.
+        """
+        self._need("node_times", "open", "prepared", "enqueued")
+        self._check(x_NCHW)
+        return self._node_times(x_NCHW, runs)
+
     def details(self) -> dict[str, Any]:
         """What really runs: provider, library version, threads."""
         return {"runtime": self.runtime, "device": self.device, "threads": self.threads}
@@ -140,6 +164,10 @@ class Session(ABC):
 
     def _synchronize(self) -> None:
         """Runtimes whose `_enqueue` returns only when the work is done have nothing to wait for."""
+
+    def _node_times(self, x_NCHW: FloatArray, runs: int) -> list[NodeTime] | None:
+        """Runtimes with a profiler say what it found."""
+        return None
 
     def _close(self) -> None:
         """Runtimes that hold nothing outside Python's memory have nothing to release."""
