@@ -9,10 +9,12 @@ the artifact's own name, never from what the manifest says; the manifest holds i
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shlex
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -270,15 +272,13 @@ def commit(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
         if staged is not None:
             second = Companion(sha256=sha256_file(staged), bytes=staged.stat().st_size)
             manifest = replace(manifest, bytes=manifest.bytes + second.bytes, companion=second)
-        waiting = _next(manifest_path(path))
-        write_json(waiting, manifest.to_json())
-        if staged is not None and companion is not None:
-            sync_and_replace(staged, _next(companion))
-        sync_and_replace(temporary, path)
-        with suppress(FileNotFoundError):  # a reader that came after this rename has done the others
-            if companion is not None:
-                _next(companion).replace(companion)
-            waiting.replace(manifest_path(path))
+        with _locked(path.parent):
+            write_json(_next(manifest_path(path)), manifest.to_json())
+            if staged is not None and companion is not None:
+                sync_and_replace(staged, _next(companion))
+            sync_and_replace(temporary, path)
+            for follows in filter(None, (companion, manifest_path(path))):
+                _next(follows).replace(follows)
     return Artifact(path=path, manifest=manifest, companion=companion)
 
 
@@ -298,6 +298,14 @@ def load_artifact(path: Path, *, trust: bool = False) -> Artifact:
         raise ArtifactError(
             "no such artifact", value=path, fix="write it with `alexnet-edge export`, or check the path"
         )
+    try:
+        return _load(path, trust=trust)
+    except ArtifactError:
+        with _locked(path.parent):  # it may have been replaced while it was read; now nobody does
+            return _load(path, trust=trust)
+
+
+def _load(path: Path, *, trust: bool) -> Artifact:
     sidecar, waiting = manifest_path(path), _next(manifest_path(path))
     digest = _digest(path)
     manifest = _read_manifest(waiting)
@@ -305,12 +313,7 @@ def load_artifact(path: Path, *, trust: bool = False) -> Artifact:
         companion = companion_path(path, manifest.format)
         found = None if companion is None else _matching(path, manifest, _next(companion), companion)
         if companion is None or found is not None:
-            with suppress(OSError):  # a read-only folder: the next writer finishes the renames
-                if companion is not None and found != companion:
-                    _next(companion).replace(companion)
-                    found = companion
-                waiting.replace(sidecar)
-            return Artifact(path=path, manifest=manifest, companion=found)
+            return Artifact(path=path, manifest=manifest, companion=_finish(path, manifest, found))
     manifest = _read_manifest(sidecar)
     if manifest is None and path.suffix == SUFFIXES["trt"]:
         if trust:
@@ -328,39 +331,77 @@ def load_artifact(path: Path, *, trust: bool = False) -> Artifact:
             value=path,
             fix="copy the manifest along with the file, or export again",
         )
+    if manifest.sha256 != digest:
+        raise _mismatch(path, digest, manifest.sha256, manifest)
     companion = companion_path(path, manifest.format)
-    wrong = path
-    if manifest.sha256 == digest:
-        if companion is None or _matching(path, manifest, companion) is not None:
-            return Artifact(path=path, manifest=manifest, companion=companion)
-        wrong, digest = companion, _digest(companion)
-    expected = manifest.companion.sha256 if wrong is companion and manifest.companion is not None else manifest.sha256
-    if _digest(wrong) != digest or _read_manifest(sidecar) != manifest:
-        return load_artifact(path, trust=trust)  # replaced while it was read: the new files are there now, or soon
-    raise ArtifactError(
-        f"the file does not match its manifest (sha256 {digest[:12]}, not {expected[:12]})",
-        value=wrong,
-        fix=f"it was changed or cut short: copy it again, or run: {rebuild_command(manifest)}",
-    )
+    if companion is not None and _matching(path, manifest, companion) is None:
+        assert manifest.companion is not None, "from_json asks for one where the format has one"
+        raise _mismatch(companion, _digest(companion), manifest.companion.sha256, manifest)
+    return Artifact(path=path, manifest=manifest, companion=companion)
 
 
 def _matching(path: Path, manifest: Manifest, *places: Path) -> Path | None:
     """The first of `places` with the bytes that the manifest gives the companion of `path`; None when there is none.
 
     Raises:
-        ArtifactError: when the last place is empty, or leads out of the artifact's folder.
+        ArtifactError: when a place leads out of the artifact's folder.
     """
     assert manifest.companion is not None, "from_json asks for one where the format has one"
     for place in places:
-        if not place.is_file():
-            continue
-        if place.resolve().parent not in {path.parent.resolve(), path.resolve().parent}:
-            raise ArtifactError(
-                "the second file of the artifact leads out of its folder", value=place, fix="copy the file itself there"
-            )
-        if place.stat().st_size + path.stat().st_size == manifest.bytes and _digest(place) == manifest.companion.sha256:
-            return place
+        with suppress(FileNotFoundError):
+            if place.resolve(strict=True).parent not in {path.parent.resolve(), path.resolve().parent}:
+                raise ArtifactError(
+                    "the second file of the artifact leads out of its folder",
+                    value=place,
+                    fix="copy the file itself there",
+                )
+            if place.stat().st_size == manifest.companion.bytes and _digest(place) == manifest.companion.sha256:
+                return place
     return None
+
+
+def _finish(path: Path, manifest: Manifest, found: Path | None) -> Path | None:
+    """Give what a killed writer left its final names; returns where the companion is then.
+
+    Whoever writes now does so himself, and in a read-only folder the next writer does.
+    """
+    with _locked(path.parent, wait=False) as locked, suppress(OSError):
+        if locked and _read_manifest(_next(manifest_path(path))) == manifest:
+            companion = companion_path(path, manifest.format)
+            if companion is not None and found != companion:
+                _next(companion).replace(companion)
+                found = companion
+            _next(manifest_path(path)).replace(manifest_path(path))
+    return found
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Inside, no other process replaces an artifact in `folder`; yields whether that is so.
+
+    The system releases the lock of a process that is killed. Where a folder cannot be locked, nobody waits for it.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        locked = False
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            locked = True
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
+def _mismatch(path: Path, digest: str, expected: str, manifest: Manifest) -> ArtifactError:
+    return ArtifactError(
+        f"the file does not match its manifest (sha256 {digest[:12]}, not {expected[:12]})",
+        value=path,
+        fix=f"it was changed or cut short: copy it again, or run: {rebuild_command(manifest)}",
+    )
 
 
 def _digest(path: Path) -> str:
@@ -368,7 +409,7 @@ def _digest(path: Path) -> str:
         return sha256_file(path)
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"a part of the artifact is missing ({path.name})", value=path.parent, fix="copy it along, or export again"
+            "a file of the artifact is missing", value=path, fix="copy it along with the others, or export again"
         ) from error
     except OSError as error:
         raise ArtifactError(f"cannot be read ({error.strerror})", value=path, fix="check its permissions") from error

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 
@@ -44,6 +45,9 @@ LimitOption = Annotated[int | None, typer.Option("--limit", help="Use so many im
 BadImageOption = Annotated[str, typer.Option("--on-bad-image", help="skip or fail")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Processor threads [all]")]
 ENGINES = "TensorRT engines (--format trt)"
+HOW = "How to measure"
+SCENARIOS = "MLPerf LoadGen"
+POWER = "Power and clocks"
 CALIBRATORS = ("entropy2", "minmax", "table")
 HARDWARE_COMPATIBILITY = ("none", "ampere-plus", "same-compute-capability")
 
@@ -535,8 +539,15 @@ def bench_command(
         list[Path] | None,
         typer.Argument(help="Artifacts and checkpoints [newest checkpoint in runs/ and all in artifacts/]"),
     ] = None,
-    batch: Annotated[
-        list[int] | None, typer.Option("--batch", help="Images per inference; may be repeated [1, 8]")
+    format: Annotated[
+        list[str] | None, typer.Option("--format", help="Of those only: torch (the checkpoint), onnx, torchscript, ...")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option("--precision", help="Of those only: fp32, fp16, int8, ...")
+    ] = None,
+    batch: Annotated[list[str] | None, typer.Option("--batch", help="Images per inference, as in 1,8,32 [1,8]")] = None,
+    threads: Annotated[
+        list[str] | None, typer.Option("--threads", help="Processor threads, as in 1,2: each is measured [all]")
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", help="Least measuring time per subject and batch")] = 3.0,
     percentile: Annotated[
@@ -549,34 +560,114 @@ def bench_command(
     ),
     device: DeviceOption = "auto",
     trust: TrustOption = False,
-    threads: ThreadsOption = None,
+    isolate: Annotated[
+        bool,
+        typer.Option("--isolate/--no-isolate", help="A fresh process for each subject and round", rich_help_panel=HOW),
+    ] = True,
+    pin: Annotated[
+        list[str] | None, typer.Option("--pin", help="Processors to run on, as in 0,1", rich_help_panel=HOW)
+    ] = None,
+    cold: Annotated[
+        bool,
+        typer.Option(
+            "--cold/--no-cold", help="Also with the last-level cache flushed between inferences", rich_help_panel=HOW
+        ),
+    ] = True,
+    in_flight: Annotated[
+        int,
+        typer.Option(
+            "--in-flight", help="Inferences in flight for the pipelined throughput (GPU)", rich_help_panel=HOW
+        ),
+    ] = 2,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like", help="trtexec-10 or trtexec-11: measure by that tool's definitions (GPU)", rich_help_panel=HOW
+        ),
+    ] = None,
+    roofline: Annotated[
+        bool,
+        typer.Option(
+            "--roofline/--no-roofline", help="The machine's bounds, and each layer's time", rich_help_panel=HOW
+        ),
+    ] = True,
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scenario",
+            help="Also by MLPerf LoadGen: single-stream, multi-stream, server, offline, or all",
+            rich_help_panel=SCENARIOS,
+        ),
+    ] = None,
+    scenario_seconds: Annotated[
+        float | None, typer.Option("--scenario-seconds", help="Least duration of a scenario", rich_help_panel=SCENARIOS)
+    ] = None,
+    latency_bound_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--latency-bound-ms", help="Server: 99 % within this [5 x the single-stream p90]", rich_help_panel=SCENARIOS
+        ),
+    ] = None,
+    target_qps: Annotated[
+        float | None,
+        typer.Option("--target-qps", help="Server: this rate [the highest that passes]", rich_help_panel=SCENARIOS),
+    ] = None,
+    power_mode: Annotated[
+        str | None,
+        typer.Option("--power-mode", help="Set nvpmodel's mode meanwhile; put back afterwards", rich_help_panel=POWER),
+    ] = None,
+    lock_clocks: Annotated[
+        bool,
+        typer.Option("--lock-clocks", help="Run jetson_clocks meanwhile; put back afterwards", rich_help_panel=POWER),
+    ] = False,
+    tegrastats: Annotated[
+        Path | None,
+        typer.Option("--tegrastats", help="A log recorded beside this bench, judged with it", rich_help_panel=POWER),
+    ] = None,
     runs: RunsOption = Path("runs"),
     folder: ArtifactsFolder = Path("artifacts"),
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure latency and throughput, each subject in processes of its own, interleaved."""
+    """Measure latency and throughput, each subject in processes of its own, interleaved.
+
+    Each option that takes a list takes commas or may be repeated; every combination is measured.
+    """
     from alexnet_edge import console
     from alexnet_edge.bench.measure import MeasureSettings
-    from alexnet_edge.bench.run import run_bench
+    from alexnet_edge.bench.run import Plan, run_bench
     from alexnet_edge.checkpoint import newest_checkpoint
     from alexnet_edge.data import open_images
 
     if not subjects:
         subjects = [newest_checkpoint(runs), *(_artifacts_in(folder) if folder.is_dir() else [])]
+    subjects = _filtered(subjects, _words(format), _words(precision))
     settings = MeasureSettings(
-        batches=tuple(batch or (1, 8)),
+        batches=_numbers("--batch", batch) or (1, 8),
         min_seconds=seconds,
         max_seconds=max(60.0, 10 * seconds),
         percentile=percentile,
         rounds=rounds,
         device=_device(device) or "cpu",  # an engine runs on the GPU all the same
-        threads=threads,
+        cold=cold,
+        in_flight=in_flight,
+        like=None if like is None else _choice("--like", like, ("trtexec-10", "trtexec-11")),
+    )
+    plan = Plan(
+        threads=_numbers("--threads", threads),
+        isolate=isolate,
+        pinned_cpus=_numbers("--pin", pin) or None,
+        roofline=roofline,
+        scenarios=_scenarios(scenario, scenario_seconds, latency_bound_ms, target_qps),
+        power_mode=power_mode,
+        lock_clocks=lock_clocks,
+        tegrastats=tegrastats,
     )
     with console.reporter(quiet) as reporter:
         result = run_bench(
             subjects,
             settings,
+            plan,
             images=open_images(images) if images is not None else None,
             out=out,
             command=["alexnet-edge", *sys.argv[1:]],
@@ -592,7 +683,141 @@ def bench_command(
     if result.interrupted:
         raise KeyboardInterrupt
     if result.errors:
-        raise GateError("; ".join(f"{path}: {reason}" for path, reason in result.errors.items()))
+        raise GateError("; ".join(f"{label}: {reason}" for label, reason in result.errors.items()))
+
+
+def _words(given: Sequence[str] | None) -> list[str]:
+    return [word.strip() for text in given or () for word in text.split(",") if word.strip()]
+
+
+def _numbers(option: str, given: Sequence[str] | None) -> tuple[int, ...]:
+    words = _words(given)
+    if given and not words:
+        raise UserError(f"{option} names no number", value=" ".join(given) or "''", fix="write it as in 1,8")
+    for word in words:
+        if not word.isdecimal():
+            raise UserError(f"{option} takes whole numbers", value=word, fix="write them as in 1,8")
+    return tuple(int(word) for word in words)
+
+
+def _filtered(subjects: Sequence[Path], formats: Sequence[str], precisions: Sequence[str]) -> list[Path]:
+    """Those of the formats and precisions named; a checkpoint is `torch` in FP32."""
+    from alexnet_edge.artifact import SUFFIXES, Precision, load_artifact
+
+    for option, words, known in (
+        ("--format", formats, ("torch", *SUFFIXES)),
+        ("--precision", precisions, get_args(Precision)),
+    ):
+        for word in words:
+            _choice(option, word, known)
+    if not formats and not precisions:
+        return list(subjects)
+    kept = []
+    for path in subjects:
+        kind = ("torch", "fp32")
+        if path.suffix not in {".safetensors", ".pt", ".pth"}:
+            manifest = load_artifact(path).manifest
+            kind = (manifest.format, manifest.precision)
+        if kind[0] in (formats or kind) and kind[1] in (precisions or kind):
+            kept.append(path)
+    if not kept:
+        raise UserError(
+            "nothing to measure is of that format and precision",
+            value=", ".join([*formats, *precisions]),
+            fix="write it with `alexnet-edge export`",
+        )
+    return kept
+
+
+def _scenarios(
+    given: Sequence[str] | None, seconds: float | None, latency_bound_ms: float | None, target_qps: float | None
+) -> tuple[Any, ...]:
+    from alexnet_edge.bench.scenarios import Scenario, ScenarioSettings
+
+    known = get_args(Scenario)
+    words = _words(given)
+    options: dict[str, Any] = {
+        name: value
+        for name, value in (("seconds", seconds), ("latency_bound_ms", latency_bound_ms), ("target_qps", target_qps))
+        if value is not None
+    }
+    if options and not words:
+        raise UserError(f"--{next(iter(options)).replace('_', '-')} belongs to a scenario", fix="add --scenario all")
+    if "all" in words:
+        words = list(known)
+    server = {name for name in options if name != "seconds"}
+    if server and "server" not in words:
+        raise UserError(
+            f"--{sorted(server)[0].replace('_', '-')} belongs to the server scenario", fix="add --scenario server"
+        )
+    return tuple(
+        ScenarioSettings(
+            scenario=_choice("--scenario", word, (*known, "all")),
+            **{name: value for name, value in options.items() if word == "server" or name not in server},
+        )
+        for word in dict.fromkeys(words)
+    )
+
+
+@app.command("compare")
+def compare_command(
+    base: Annotated[
+        Path, typer.Argument(help="Results of `alexnet-edge bench`, trtexec --exportTimes or pytest-benchmark")
+    ],
+    new: Annotated[Path, typer.Argument(help="The same, measured after a change")],
+    max_slowdown: Annotated[
+        str, typer.Option("--max-slowdown", help="Slower than this is a regression, as in 5% or 0.05")
+    ] = "5%",
+    match: Annotated[
+        list[str] | None,
+        typer.Option("--match", help="Compare only these with each other, as in 'onnx fp32=onnx fp16'; may be repeated"),
+    ] = None,
+    base_log: Annotated[
+        Path | None, typer.Option("--base-log", help="What trtexec printed, when BASE has its times")
+    ] = None,
+    new_log: Annotated[Path | None, typer.Option("--new-log", help="The same for NEW")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare all the same where power modes, definitions or inputs differ")
+    ] = False,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Also write it for a pull request")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what became slower between two results; exit code 1 when something did."""
+    from alexnet_edge import console
+    from alexnet_edge.bench.compare import compare
+    from alexnet_edge.files import write_text
+
+    pairs = [tuple(part.strip() for part in text.split("=")) for text in match or ()]
+    for text, pair in zip(match or (), pairs, strict=True):
+        if len(pair) != 2 or not all(pair):
+            raise UserError("--match takes two labels", value=text, fix="write it as in 'onnx fp32=onnx fp16'")
+    comparison = compare(
+        base,
+        new,
+        max_slowdown=_share("--max-slowdown", max_slowdown),
+        force=force,
+        match=[(pair[0], pair[1]) for pair in pairs],
+        base_log=base_log,
+        new_log=new_log,
+    )
+    if markdown is not None:
+        write_text(markdown, comparison.markdown())
+    if as_json:
+        _print_json(comparison.to_json())
+    else:
+        console.show_comparison(comparison)
+    comparison.check()
+
+
+def _share(option: str, given: str) -> float:
+    """`5%` or `0.05` as 0.05."""
+    try:
+        value = float(given.removesuffix("%")) / (100 if given.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 10:
+        raise UserError(f"{option} must be a share of 0 or more", value=given, fix="write it as in 5% or 0.05")
+    return value
 
 
 @app.command("report")
@@ -601,7 +826,7 @@ def report_command(
     out: Annotated[Path | None, typer.Option("--out", help="Page to write [beside the results]")] = None,
 ) -> None:
     """Make the Markdown, CSV and HTML again from a results file."""
-    from alexnet_edge.bench.run import read_results
+    from alexnet_edge.bench.results import read_results
 
     for path in _write_reports(read_results(results), out.with_suffix(".json") if out else results):
         print(path)

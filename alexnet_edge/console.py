@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from alexnet_edge.bench.tables import Row, headline, open_points, rows_of, show_ms, show_percent, tail_of
+from alexnet_edge.bench.tables import Row, headline, open_points, rows_of, show, show_ms, show_percent, tail_of, threads_of
 from alexnet_edge.errors import ImageError, MissingComponentError
 from alexnet_edge.layers import LAYER_NAMES, Architecture, LayerCost
 from alexnet_edge.progress import ConsoleReporter, QuietReporter, Reporter
 
 if TYPE_CHECKING:
+    from alexnet_edge.bench.compare import Comparison
     from alexnet_edge.bench.parity import ParityReport
     from alexnet_edge.demo import DemoResult
     from alexnet_edge.doctor import Component
@@ -207,6 +208,40 @@ def show_bench(bench: Mapping[str, Any], written: Sequence[Path]) -> None:
     console.print("Written: " + ", ".join(escape(str(path)) for path in written), soft_wrap=True)
 
 
+def show_comparison(comparison: Comparison) -> None:
+    """The verdict first, then what it rests on."""
+    console = output()
+    passed = "[green]passed[/]" if comparison.passed else "[bold red]FAILED[/]"
+    console.print(f"{passed}: {escape(comparison.headline())}", soft_wrap=True)
+    table = _table(
+        "measurement", "verdict", "base ms", "new ms", "new / base", "95 % interval", "P(slower)", "tail", left=2
+    )
+    for row in comparison.rows:
+        style = {"regression": "bold red", "invalid": "bold red", "improvement": "green"}.get(row.verdict)
+        table.add_row(
+            escape(row.label),
+            f"[{style}]{row.verdict}[/]" if style else row.verdict,
+            show_ms(None if row.base_ns is None else row.base_ns / 1e6),
+            show_ms(None if row.new_ns is None else row.new_ns / 1e6),
+            show(row.ratio, ".3f"),
+            _NONE if row.interval is None else f"{row.interval[0]:.3f} to {row.interval[1]:.3f}",
+            show(row.superiority, ".2f"),
+            _NONE if row.tail is None else f"{row.tail.name} x {row.tail.ratio:.2f}",
+        )
+    console.print(table)
+    for row in comparison.rows:
+        for note in row.notes:
+            console.print(f"[bold]{escape(row.label)}[/]: {escape(note)}", soft_wrap=True)
+    for title, lines in (
+        ("warning", comparison.warnings),
+        ("failed in the new run", comparison.broken),
+        ("only in the base", comparison.only_base),
+        ("only in the new", comparison.only_new),
+    ):
+        for line in lines:
+            console.print(f"[bold]{title}[/]: {escape(line)}", soft_wrap=True)
+
+
 def _show_rows(console: Console, rows: Sequence[Row], bench: Mapping[str, Any]) -> None:
     batch = bench["settings"]["batches"][0]
     table = _table(
@@ -239,7 +274,7 @@ def _show_rows(console: Console, rows: Sequence[Row], bench: Mapping[str, Any]) 
         )
     console.print(table)
     console.print(
-        f"{headline(rows)}; {bench['threads']} threads on {escape(str(bench['environment']['cpu'] or 'this processor'))}; "
+        f"{headline(rows)}; {threads_of(bench)} on {escape(str(bench['environment']['cpu'] or 'this processor'))}; "
         "host end-to-end"
     )
     for labels, points in open_points(rows):

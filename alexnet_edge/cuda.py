@@ -155,6 +155,15 @@ def gpu_info(index: int = 0) -> GpuInfo | None:
         return None
 
 
+def l2_cache_bytes(index: int = 0) -> int:
+    """Size of the L2 cache of the GPU with this number.
+
+    Raises:
+        MissingComponentError: when cuda-python, the driver or the GPU is not here.
+    """
+    return int(call("cudaDeviceGetAttribute", runtime_library().cudaDeviceAttr.cudaDevAttrL2CacheSize, index))
+
+
 # --- what is made on it -------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +201,10 @@ class Stream(_Resource):
         """
         call("cudaStreamSynchronize", self._stream)
 
+    def wait(self, event: Event) -> None:
+        """Let what is enqueued from now on begin only when the GPU has passed the mark; the caller does not wait."""
+        call("cudaStreamWaitEvent", self._stream, event.handle, 0)
+
     def close(self) -> None:
         """Destroy the stream; again does nothing."""
         stream, self._stream = self._stream, None
@@ -202,8 +215,17 @@ class Stream(_Resource):
 class Event(_Resource):
     """A mark in a stream, with the GPU's own time of passing it."""
 
-    def __init__(self) -> None:
-        self._event = call("cudaEventCreateWithFlags", runtime_library().cudaEventDefault)
+    def __init__(self, *, blocking: bool = False) -> None:
+        """A mark that no stream has yet; `blocking` gives up the processor while it is waited for."""
+        library = runtime_library()
+        self._event = call(
+            "cudaEventCreateWithFlags", library.cudaEventBlockingSync if blocking else library.cudaEventDefault
+        )
+
+    @property
+    def handle(self) -> Any:
+        """The `cudaEvent_t`."""
+        return self._event
 
     def record(self, stream: Stream) -> None:
         """Put the mark at the end of what is enqueued in `stream`."""
@@ -280,6 +302,10 @@ class DeviceBuffer(_Resource):
 
     def _copy(self, to: int, origin: int, num_bytes: int, kind: str, stream: Stream) -> None:
         call("cudaMemcpyAsync", to, origin, num_bytes, getattr(runtime_library().cudaMemcpyKind, kind), stream.handle)
+
+    def fill(self, value: int, stream: Stream) -> None:
+        """Enqueue the writing of this value to every byte."""
+        call("cudaMemsetAsync", self._address, value, self.num_bytes, stream.handle)
 
     def upload(self, array: npt.NDArray[Any]) -> int:
         """Copy an array here, growing as needed, and wait for it: the address it is at.

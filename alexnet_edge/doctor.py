@@ -10,11 +10,13 @@ from typing import Any
 
 from alexnet_edge import cuda, environment, nvidia
 from alexnet_edge.errors import MissingComponentError, UserError, install_command
+from alexnet_edge.sessions.openvino import import_quietly
 
 CAPABILITIES: dict[str, tuple[tuple[str, ...], ...]] = {
     "train": (("PyTorch",), ("safetensors",)),
     "export-onnx": (("ONNX",), ("ONNX Runtime, CPU",)),
     "build-engines": (("ONNX",), ("ONNX Runtime, CPU",), ("TensorRT", "trtexec", "TensorRT-RTX builder")),
+    "export-openvino": (("ONNX",), ("OpenVINO",)),
     "run-engines": (("NVIDIA GPU",), ("cuda-python",), ("TensorRT", "TensorRT-RTX builder")),
 }
 """What can be required of a machine: of each group, by component name, one must be there."""
@@ -52,6 +54,7 @@ def examine() -> list[Component]:
         _library("export", "TensorRT-RTX builder", "tensorrt_rtx", "rtx"),
         _library("run", "ONNX Runtime, CPU", "onnxruntime", "onnx", _cpu_provider),
         _library("run", "ONNX Runtime, CUDA", "onnxruntime", "onnx", _cuda_provider),
+        _library("run", "OpenVINO", "openvino", "openvino", load=import_quietly),
         _library("run", "PyTorch, CUDA", "torch", "train", _torch_cuda),
         _found("run", "cuda-python", _cuda_python),
         _gpu(),
@@ -113,11 +116,16 @@ def _cuda_python() -> str:
 
 
 def _library(
-    purpose: str, name: str, module: str, extra: str, check: Callable[[Any], str | None] | None = None
+    purpose: str,
+    name: str,
+    module: str,
+    extra: str,
+    check: Callable[[Any], str | None] | None = None,
+    load: Callable[[], Any] | None = None,
 ) -> Component:
-    """`check` returns why the imported module cannot serve the purpose, or None when it can."""
+    """`check` returns why the imported module cannot serve the purpose, or None when it can; `load` imports it in its own way."""
     try:
-        loaded = importlib.import_module(module)
+        loaded = importlib.import_module(module) if load is None else load()
     except Exception as error:  # noqa: BLE001  # a broken library may raise anything, and that is the finding
         why = "not installed" if isinstance(error, ModuleNotFoundError) else " ".join(str(error).split())
         return Component(purpose=purpose, name=name, present=False, detail=why, fix=install_command(extra))

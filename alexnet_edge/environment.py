@@ -26,6 +26,7 @@ LIBRARIES = (
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "cuda-bindings",
     "tensorrt",
     "tensorrt-rtx",

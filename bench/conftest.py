@@ -29,7 +29,8 @@ from rich.console import Console
 from alexnet_edge import __version__
 from alexnet_edge.artifact import Artifact, Format, Precision, load_artifact
 from alexnet_edge.bench.measure import MeasureSettings
-from alexnet_edge.bench.run import BenchResult, run_bench
+from alexnet_edge.bench.results import BenchResult
+from alexnet_edge.bench.run import Plan, run_bench
 from alexnet_edge.bench.suite import ARTIFACT_CASES, BATCHES, CASES, Case, replay
 from alexnet_edge.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from alexnet_edge.data import ImageSet, synthetic
@@ -218,14 +219,15 @@ def measured(
                 paths.append(checkpoint.path if case.format is None else artifact_of(case).path)
         settings = MeasureSettings(
             device=device,
-            threads=request.config.getoption("--bench-threads"),
             batches=tuple(batch for batch in BATCHES if batch in batches),
             percentile=90.0 if short else 99.0,
             rounds=2 if short else 3,
             min_seconds=seconds,
             max_seconds=max(60.0, 10 * seconds),
         )
-        result: BenchResult = run_bench(paths, settings, images=images, reporter=reporter)
+        threads = request.config.getoption("--bench-threads")
+        plan = Plan(threads=(threads,) if threads else ())
+        result: BenchResult = run_bench(paths, settings, plan, images=images, reporter=reporter)
         results[device] = result.to_json()
         if result.interrupted:
             pytest.exit("interrupted while measuring", returncode=2)
@@ -243,7 +245,8 @@ def subject(
     sha256 = checkpoint.sha256 if case.format is None else artifact_of(case).manifest.sha256
     result = measured[case.device]
     (entry,) = (one for one in result["subjects"] if one["sha256"] == sha256)
-    return {**entry, "settings": result["settings"], "clock": result["clock"], "threads": result["threads"]}
+    about = ("clock", "load", "settings", "inputs", "isolate", "pinned_cpus", "power", "peaks", "harness", "environment")
+    return {**entry, "bench": {name: result[name] for name in about}}
 
 
 _INVALID = pytest.StashKey[list[str]]()

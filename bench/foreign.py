@@ -16,11 +16,12 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from alexnet_edge.bench.run import KIND, read_results
+from alexnet_edge.bench.measure import CONVENTIONS
+from alexnet_edge.bench.results import KIND, read_results
 from alexnet_edge.errors import UserError
 from alexnet_edge.files import MALFORMED
 
@@ -172,27 +173,49 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
+def _optional(value: Any) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _count(value: Any) -> int | None:
+    """A whole number above 0, or None; raises ValueError for anything else."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"not a count: {str(value)[:40]}")
+    return value
+
+
+def _verdict(value: Any) -> Verdict:
+    if value not in ("VALID", "INVALID", ""):
+        raise ValueError(f"no verdict: {str(value)[:40]}")
+    known: Verdict = value
+    return known
+
+
 # --- results of alexnet-edge bench --------------------------------------------------------------------------------------
 
 
 def _of_results(results: Mapping[str, Any]) -> list[Measurement]:
-    notes = ("interrupted: only what was finished by then",) if results.get("interrupted") else ()
+    cut = results.get("interrupted") or results.get("finished") is False
+    notes = ("it did not finish: only what was measured by then",) if cut else ()
     found = []
     for subject in results["subjects"]:
         common = _subject_common(subject, results)
-        identity = {
-            "format": subject["format"],
-            "precision": subject["precision"],
-            "device": subject.get("device") or results["settings"].get("device"),
-            "threads": subject.get("threads") or results.get("threads"),
-        }
+        key = Key(
+            format=_text(subject["format"]),
+            precision=_text(subject["precision"]),
+            device=_text(subject.get("device")),
+            threads=_count(subject.get("threads")),
+            batch=None,
+            what=HOST,
+        )
         reason = subject["error"] or subject["skipped"]
         if reason:
-            key = Key(**identity, batch=None, what=HOST)
             verdict: Verdict = "ERROR" if subject["error"] else "NOT RUN"
-            found.append(Measurement(key=key, **common, verdict=verdict, reasons=(reason,), notes=notes))
+            found.append(Measurement(key=key, **common, verdict=verdict, reasons=(str(reason),), notes=notes))
         for entry in subject["batches"]:
-            found += _of_entry(entry, identity, common, results, notes)
+            found += _of_entry(entry, key, common, results, notes)
     return found
 
 
@@ -204,12 +227,12 @@ def _subject_common(subject: Mapping[str, Any], results: Mapping[str, Any]) -> d
     mode = (results.get("power") or {}).get("mode")
     arrays = (results.get("inputs") or {}).get("arrays") or {}
     return {
-        "label": subject["label"],
+        "label": str(subject["label"]),
         "file": Path(subject["file"]).name,
-        "bytes": subject.get("bytes"),
-        "sha256": subject.get("sha256"),
-        "accuracy": figures.get("candidate_accuracy"),
-        "agreement": figures.get("top1_agreement"),
+        "bytes": _count(subject.get("bytes")),
+        "sha256": _text(subject.get("sha256")),
+        "accuracy": _optional(figures.get("candidate_accuracy")),
+        "agreement": _optional(figures.get("top1_agreement")),
         "versions": {name: str(version) for name, version in (environment.get("versions") or {}).items()},
         "conditions": {
             "processor": _text(environment.get("cpu")),
@@ -218,7 +241,7 @@ def _subject_common(subject: Mapping[str, Any], results: Mapping[str, Any]) -> d
             "power mode": _power_mode(mode),
             "frequency governor": _text(environment.get("cpu_governor")),
             "pinned processors": _text(results.get("pinned_cpus")),
-            INPUTS: {name: one["sha256"] for name, one in arrays.items()} or None,
+            INPUTS: {name: str(one["sha256"]) for name, one in arrays.items()} or None,
         },
     }
 
@@ -228,40 +251,44 @@ def _gpu_name(environment: Mapping[str, Any], details: Mapping[str, Any]) -> str
     return _text(gpu.get("name") if isinstance(gpu, Mapping) else gpu)
 
 
-def _power_mode(mode: Any) -> str | None:
-    """The settings in what describes it; its numbers are readings, which change from minute to minute."""
-    if isinstance(mode, Mapping):
-        kept = {name: value for name, value in sorted(mode.items()) if isinstance(value, str | bool)}
-        return ", ".join(f"{name} {value}" for name, value in kept.items()) or None
-    return _text(mode)
+def _power_mode(mode: Mapping[str, Any] | None) -> str | None:
+    """The settings in what describes it, without the clocks that were read."""
+    if mode is None:
+        return None
+    nvpmodel, clocks = mode.get("nvpmodel"), mode.get("jetson_clocks")
+    said = [str(nvpmodel["name"])] if nvpmodel else []
+    if clocks:
+        said.append("clocks locked" if clocks["locked"] else "clocks not locked")
+    return ", ".join(said) or None
 
 
 def _of_entry(
     entry: Mapping[str, Any],
-    identity: Mapping[str, Any],
+    subject: Key,
     common: Mapping[str, Any],
     results: Mapping[str, Any],
     notes: tuple[str, ...],
 ) -> list[Measurement]:
     settings = results["settings"]
-    like = settings.get("like")
+    like = _text(settings.get("like"))
     own = "as alexnet-edge measures" + (f" like {like}" if like else "")
-    clock = results.get("clock")
-    energy = (entry.get("energy") or {}).get("mj_per_image")
+    clock = _text(results.get("clock"))
+    energy = _optional((entry.get("energy") or {}).get("mj_per_image"))
+    batch = _count(entry["batch"])
 
-    def one(what: str, definition: str, summary: Mapping[str, Any] = entry, **more: Any) -> Measurement:
-        verdict = summary.get("verdict") or entry["verdict"]
+    def measured(what: str, definition: str, summary: Mapping[str, Any] = entry, **more: Any) -> Measurement:
+        verdict = _verdict(summary.get("verdict") or entry["verdict"])
         return Measurement(
-            key=Key(**identity, batch=entry["batch"], what=what),
+            key=replace(subject, batch=batch, what=what),
             **{**common, "conditions": {"clock": clock, DEFINITION: definition, **common["conditions"]}},
             verdict=verdict,
-            reasons=tuple(summary.get("reasons", entry["reasons"])),
+            reasons=tuple(map(str, summary.get("reasons", entry["reasons"]))),
             notes=notes,
             **more,
         )
 
     found = [
-        one(
+        measured(
             HOST,
             own,
             rounds=_rounds_of(entry.get("samples")),
@@ -271,28 +298,43 @@ def _of_entry(
     ]
     if cold := entry.get("cold"):
         found.append(
-            one(
-                COLD, own, cold, rounds=_rounds_of(entry.get("cold_samples")), figures=_percentiles(cold["percentiles_ns"])
+            measured(
+                COLD,
+                own,
+                cold,
+                rounds=_rounds_of(entry.get("cold_samples")),
+                figures=_percentiles(cold["percentiles_ns"]),
             )
         )
     if device := entry.get("device"):
         definition = _like_definition(like) or own
-        for what, summary in (
-            (DEVICE, device.get("latency_ns")),
-            (DEVICE_COMPUTE, device.get("compute_ns")),
-            (DEVICE_GRAPH, (device.get("graph") or {}).get("compute_ns")),
+        taken, graph = entry.get("device_samples") or (), entry.get("graph_samples") or ()
+        for what, summary, rounds in (
+            (DEVICE, device.get("latency_ns"), [_phases(one, ("h2d_ns", "compute_ns", "d2h_ns")) for one in taken]),
+            (DEVICE_COMPUTE, device.get("compute_ns"), [_phases(one, ("compute_ns",)) for one in taken]),
+            (
+                DEVICE_GRAPH,
+                (device.get("graph") or {}).get("compute_ns"),
+                [_phases(one, ("compute_ns",)) for one in graph],
+            ),
         ):
             if summary:
-                found.append(one(what, definition, figures=_percentiles(summary)))
+                found.append(measured(what, definition, rounds=tuple(rounds), figures=_percentiles(summary)))
     if pipelined := entry.get("pipelined"):
         per_query_ns = 1e9 / _number(pipelined["queries_per_s"])
         definition = f"{own}, {pipelined['in_flight']} in flight"
-        found.append(one(PIPELINED, definition, figures={"p50": per_query_ns}))
+        found.append(measured(PIPELINED, definition, figures={"p50": per_query_ns}))
     return found
 
 
 def _rounds_of(samples: Sequence[Mapping[str, Any]] | None) -> tuple[tuple[float, ...], ...]:
     return tuple(_times_ns(taken["samples_ns"]) for taken in samples or () if taken["samples_ns"])
+
+
+def _phases(taken: Mapping[str, Any], names: Sequence[str]) -> tuple[float, ...]:
+    """The sum of the phases that were measured, per inference; without transfers there are none to add."""
+    phases = [_times_ns(taken[name]) for name in names if taken[name] is not None]
+    return tuple(sum(parts) for parts in zip(*phases, strict=True))
 
 
 def _percentiles(values: Mapping[str, Any]) -> dict[str, float]:
@@ -304,11 +346,11 @@ def _percentiles(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _like_definition(like: str | None) -> str | None:
-    """What `--like` asks for, in the words of trtexec's own options."""
+    """What `--like` measures, in the words of trtexec's own options."""
     if like is None:
         return None
-    newer = like == "trtexec-11"
-    return _trtexec_definition(transfers=not newer, spin=newer, graph=newer, streams=1)
+    (convention,) = (known for name, known in CONVENTIONS.items() if name == like)
+    return _trtexec_definition(transfers=convention.transfers, spin=convention.spin, graph=convention.graph, streams=1)
 
 
 # --- trtexec ------------------------------------------------------------------------------------------------------------
@@ -344,6 +386,9 @@ def _of_trtexec(value: Sequence[Any], path: Path, log: Path | None) -> list[Meas
         notes.append(log_note)
     h2d = "h2dMs" if "h2dMs" in trace[0] else "inMs"  # `in` and `out` until TensorRT 8.2
     transfers = any(_number(one.get(h2d, 0)) > 0 for one in trace)
+    fields = "fields h2d, d2h" if h2d == "h2dMs" else "fields in, out"
+    if "endToEndMs" in trace[0]:
+        fields += ", end to end"
     definition = said.definition if said else None
     if definition is None:
         notes.append(
@@ -353,7 +398,7 @@ def _of_trtexec(value: Sequence[Any], path: Path, log: Path | None) -> list[Meas
     conditions = {
         "clock": "CUDA events, per inference",
         DEFINITION: definition,
-        "seen in the trace": f"transfers {'on' if transfers else 'off'}, fields of {sorted(trace[0])[-1]}",
+        "seen in the trace": f"transfers {'on' if transfers else 'off'}, {fields}",
         "GPU": said.gpu if said else None,
         INPUTS: None,
     }
@@ -376,8 +421,10 @@ def _of_trtexec(value: Sequence[Any], path: Path, log: Path | None) -> list[Meas
     return found
 
 
-def _without_warmup(trace: Sequence[Mapping[str, Any]], said: _TrtexecLog | None) -> tuple[list[Mapping[str, Any]], str]:
-    """The trace without trtexec's own warm-up, which versions before 8.6 or so exported too, and a note when it was cut.
+def _without_warmup(
+    trace: Sequence[Mapping[str, Any]], said: _TrtexecLog | None
+) -> tuple[list[Mapping[str, Any]], str]:
+    """The trace without trtexec's own warm-up, which older versions export too, and a note when it was cut.
 
     trtexec counts as warm-up what begins to compute before `--warmUp` milliseconds have passed.
     """
@@ -385,7 +432,7 @@ def _without_warmup(trace: Sequence[Mapping[str, Any]], said: _TrtexecLog | None
     if said and said.warmups is not None and said.queries is not None:
         cut = said.warmups if len(rows) == said.warmups + said.queries else 0
     else:
-        cut = sum(_number(one.get("startComputeMs", math.inf if one is None else 1e9)) < _TRTEXEC_WARMUP_MS for one in rows)
+        cut = sum("startComputeMs" in one and _number(one["startComputeMs"]) < _TRTEXEC_WARMUP_MS for one in rows)
     if not cut or cut >= len(rows):
         return rows, ""
     return rows[cut:], f"the first {cut} of {len(rows)} inferences are trtexec's warm-up and left out"
@@ -416,9 +463,7 @@ def _read_log(text: str, path: Path) -> _TrtexecLog:
 
     if said(r"&&&& RUNNING (TensorRT\.trtexec|TensorRT_RTX|tensorrt_rtx)") is None:
         raise UserError("not a log of trtexec", value=path, fix="name what trtexec printed, from its first line on")
-    options = {
-        name: said(rf"\] {name}: (Enabled|Disabled)") for name in ("Data transfers", "Spin-wait", "CUDA Graph")
-    }
+    options = {name: said(rf"\] {name}: (Enabled|Disabled)") for name in ("Data transfers", "Spin-wait", "CUDA Graph")}
     streams = said(r"\] (?:Inference )?Streams: (\d+)")
     definition = None
     if all(options.values()) and streams:
@@ -462,26 +507,27 @@ def _of_benchmark(
     conditions: dict[str, Any] = {"processor": processor, "processors": count, INPUTS: None}
     timer = (one.get("options") or {}).get("timer")
     if {"format", "precision", "batch", "clock"} <= info.keys():  # written by `pytest bench`
+        device = info.get("device") or (info.get("details") or {}).get("device")
         key = Key(
-            format=info["format"],
-            precision=info["precision"],
-            device=info.get("device") or (info.get("details") or {}).get("device"),
-            threads=info.get("threads"),
-            batch=info["batch"],
+            format=_text(info["format"]),
+            precision=_text(info["precision"]),
+            device=_text(device),
+            threads=_count(info.get("threads")),
+            batch=_count(info["batch"]),
             what=HOST,
         )
         return Measurement(
             key=key,
-            label=info["label"],
+            label=str(info["label"]),
             file=Path(info["file"]).name,
             rounds=_split(data, info.get("samples_per_round")),
             figures=_percentiles(info.get("percentiles_ns") or {"p50": _number(stats["median"]) * 1e9}),
-            conditions={"clock": info["clock"], DEFINITION: "as alexnet-edge measures", **conditions},
+            conditions={"clock": _text(info["clock"]), DEFINITION: "as alexnet-edge measures", **conditions},
             versions=versions,
-            verdict=info.get("verdict", ""),
-            reasons=tuple(info.get("reasons", ())),
-            bytes=info.get("bytes"),
-            sha256=info.get("sha256"),
+            verdict=_verdict(info.get("verdict", "")),
+            reasons=tuple(map(str, info.get("reasons", ()))),
+            bytes=_count(info.get("bytes")),
+            sha256=_text(info.get("sha256")),
         )
     name = str(one.get("fullname") or one["name"])
     notes = () if data else ("without raw samples: saved without --benchmark-save-data",)

@@ -1,15 +1,34 @@
 """The machine around a measurement: what it is doing meanwhile, and what changes latencies from minute to minute.
 
-Nothing here is guessed: what cannot be read is None, and is shown as "unavailable".
+Nothing here is guessed: what cannot be read is absent or None, and is shown as "unavailable". `root` is the folder in
+which `/proc` and `/sys` are looked for.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from alexnet_edge.environment import cpu_governor
+from alexnet_edge.environment import ROOT, cpu_governor
+
+COLDEST_C = -50.0
+"""A sensor that is switched off reads -256 °C on a Jetson Orin: anything colder than this is no temperature."""
+
+_GPU_NAMES = re.compile(r"gpu|gp10b|gv11b|ga10b|gb10b")
+"""What a Jetson's GPU is called under /sys/class/devfreq: 17000000.gpu, 17000000.ga10b, gpu-gpc-0 (Thor)."""
+
+_EMC_RATES = ("sys/kernel/debug/bpmp/debug/clk/emc/rate", "sys/kernel/debug/clk/emc/clk_rate")
+"""The memory clock of a Jetson, readable for root."""
+
+_THROTTLING = re.compile(r".*-alert|devfreq-.*|.*cpufreq-.*|.*devfreq-.*|Processor|intel_powerclamp")
+"""Cooling devices that take performance away; the others are fans and lamps."""
+
+_OVER_CURRENT = {"oc1": "under-voltage (oc1)", "oc2": "average over-current (oc2)", "oc3": "peak over-current (oc3)"}
+"""Jetson Linux Developer Guide, Platform Power and Performance: OC event counters of Orin and Thor."""
 
 
 class BusyElsewhere:
@@ -38,28 +57,137 @@ def _busy_seconds() -> float | None:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def machine_state() -> dict[str, float | str | None]:
-    """What may change from minute to minute and changes latencies; None is unavailable."""
+def machine_state(root: Path = ROOT) -> dict[str, Any]:
+    """What may change from minute to minute and changes latencies; None is unavailable.
+
+    Returns:
+        `cpu_governor`; `cpu_mhz`, `gpu_mhz` and `emc_mhz` (the fastest of each kind, the GPU's and the memory's on a
+        Jetson only); `temperature_c` (the hottest zone) and `temperatures_c` by zone; `throttled`, what takes
+        performance away at this moment; `throttle_counts` since boot; `load_average_1min`.
+    """
+    clocks = read_all(clock_files(root), 1e6)
+    cooling = cooling_files(root)
+    temperatures = {name: value for name, value in read_all(zone_files(root), 1e3).items() if value > COLDEST_C}
     return {
-        "cpu_governor": cpu_governor(),
-        "cpu_mhz": _scaled("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", 1e3),
-        "temperature_c": max(
-            (
-                value
-                for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*/temp"))
-                if (value := _scaled(str(zone), 1e3)) is not None
-            ),
-            default=None,
-        ),
+        "cpu_governor": cpu_governor(root),
+        "cpu_mhz": clocks.get("CPU"),
+        "gpu_mhz": clocks.get("GPU"),
+        "emc_mhz": clocks.get("EMC"),
+        "temperature_c": max(temperatures.values(), default=None),
+        "temperatures_c": temperatures,
+        "throttled": sorted(name for name, state in read_all(cooling).items() if state > 0) if cooling else None,
+        "throttle_counts": {name: int(count) for name, count in read_all(count_files(root), of_several=sum).items()},
         "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
 
-def _scaled(path: str, divisor: float) -> float | None:
+# --- which files say what -----------------------------------------------------------------------------------------------
+
+Files = Mapping[str, tuple[tuple[Path, float], ...]]
+"""By name of a quantity: the files that hold it, each with what its integer is multiplied by."""
+
+
+def clock_files(root: Path = ROOT) -> Files:
+    """`CPU`, `GPU` and `EMC` (a Jetson's memory): clocks in Hz; of several files the fastest counts."""
+    cpus = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*/scaling_cur_freq"))
+    gpus = sorted(
+        folder / "cur_freq"
+        for folder in (root / "sys/class/devfreq").glob("*")
+        if _GPU_NAMES.search(folder.name) and not folder.name.startswith("gpu-nvd")  # the video part of Thor's GPU
+    )
+    memories = [root / path for path in _EMC_RATES if _readable(root / path)][:1]
+    found = {
+        "CPU": tuple((path, 1e3) for path in cpus),
+        "GPU": tuple((path, 1.0) for path in gpus),
+        "EMC": tuple((path, 1.0) for path in memories),
+    }
+    return {name: files for name, files in found.items() if files}
+
+
+def zone_files(root: Path = ROOT) -> Files:
+    """Temperatures in millidegrees by thermal zone, such as `tj` and `gpu`, without the kernel's suffix `-thermal`.
+
+    The zone of a GPU that is switched off cannot be read (EAGAIN) until it is used.
+    """
+    found: dict[str, tuple[tuple[Path, float], ...]] = {}
+    for folder in _numbered(root / "sys/class/thermal", "thermal_zone"):
+        name = (_text(folder / "type") or folder.name).removesuffix("-thermal").removesuffix("-therm")
+        found[name if name not in found else f"{name} {folder.name.removeprefix('thermal_zone')}"] = (
+            (folder / "temp", 1.0),
+        )
+    return found
+
+
+def cooling_files(root: Path = ROOT) -> Files:
+    """Cooling devices that take performance away, by name; a state above 0 means that they do so now."""
+    found: dict[str, tuple[tuple[Path, float], ...]] = {}
+    for folder in _numbered(root / "sys/class/thermal", "cooling_device"):
+        name = _text(folder / "type")
+        if name and _THROTTLING.fullmatch(name):
+            found[name] = (*found.get(name, ()), (folder / "cur_state", 1.0))
+    return found
+
+
+def count_files(root: Path = ROOT) -> Files:
+    """Counters of throttling events since boot: a Jetson's over-current events, and Intel's thermal throttling.
+
+    The latter are added up over the processors, so a core's event is counted once for each of its threads.
+    """
+    found: dict[str, tuple[tuple[Path, float], ...]] = {}
+    for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
+        name = path.name.removesuffix("_event_cnt")
+        found[_OVER_CURRENT.get(name, name)] = ((path, 1.0),)
+    for kind in ("core", "package"):
+        pattern = f"cpu[0-9]*/thermal_throttle/{kind}_throttle_count"
+        paths = sorted((root / "sys/devices/system/cpu").glob(pattern))
+        if paths:
+            found[f"processor {kind} too hot"] = tuple((path, 1.0) for path in paths)
+    return found
+
+
+def read_all(
+    files: Files, divisor: float = 1, *, of_several: Callable[[Iterable[float]], float] = max
+) -> dict[str, float]:
+    """Each quantity over `divisor`, of several files the largest; one that cannot be read now is left out."""
+    found = {}
+    for name, paths in files.items():
+        values = [number * factor for path, factor in paths if (number := read_number(path)) is not None]
+        if values:
+            found[name] = of_several(values) / divisor
+    return found
+
+
+def read_number(path: Path) -> int | None:
+    """The integer a file of `/sys` holds; None when it cannot be read or holds something else."""
     try:
-        return int(Path(path).read_text(encoding="ascii")) / divisor
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a third of the time of `Path.read_text`
+    except OSError:
+        return None
+    try:
+        return int(os.read(handle, 64))
     except (OSError, ValueError):
         return None
+    finally:
+        os.close(handle)
+
+
+def _numbered(folder: Path, prefix: str) -> list[Path]:
+    """Entries by number: `cooling_device10` comes after `cooling_device2`."""
+    return sorted(
+        (path for path in folder.glob(f"{prefix}*") if path.name.removeprefix(prefix).isdigit()),
+        key=lambda path: int(path.name.removeprefix(prefix)),
+    )
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() or None
+    except OSError:
+        return None
+
+
+def _readable(path: Path) -> bool:
+    return read_number(path) is not None
 
 
 def peak_memory_bytes() -> int | None:

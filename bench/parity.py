@@ -84,12 +84,18 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
         max_abs_error=1e-3,
         reason="the same float32 arithmetic by another library's kernels, which sum in another order",
     ),
+    ("openvino", "fp32"): Tolerance(
+        max_abs_error=1e-3,
+        reason="the same float32 arithmetic by another library's kernels, which sum in another order; BF16, which keeps 8 "
+        "significant bits and which OpenVINO takes by itself where the processor has it, is not allowed to it",
+    ),
     ("trt", "fp32"): Tolerance(
         max_abs_error=1e-2,
         min_top1_agreement=0.995,
         reason="TensorRT may compute float32 layers in TF32, which keeps 11 significant bits of each factor",
     ),
     **{(format, precision): bounds for format in ("onnx", "trt") for precision, bounds in _ROUNDED.items()},
+    **{("openvino", precision): _ROUNDED[precision] for precision in ("fp16", "int8")},
 }
 """By format and precision; meant for a trained network judged on some hundred real images."""
 

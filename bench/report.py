@@ -5,55 +5,71 @@ The page loads nothing: styles and the plotting library are inside it. It reads 
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from alexnet_edge import __version__
 from alexnet_edge.artifact import Artifact
-from alexnet_edge.bench.run import CLOCK, LOAD, subject_of
+from alexnet_edge.bench import plots
+from alexnet_edge.bench.subjects import subject_of
 from alexnet_edge.bench.tables import (
     NOT_AVAILABLE,
+    NOT_MEASURED,
     Row,
+    Table,
+    batch_table,
+    device_table,
+    energy_table,
+    fastest_of_each,
+    fastest_proved,
+    harness_table,
     headline,
     open_points,
+    peaks_table,
+    roofline_table,
     rows_of,
+    scenario_table,
+    scorecard,
     show,
     show_ms,
-    show_percent,
-    tail_of,
+    thermal_table,
+    threads_of,
+    verdict,
+    worst_layer,
+    worst_overall,
 )
 from alexnet_edge.checkpoint import CheckpointInfo
 from alexnet_edge.errors import UserError, needs
 from alexnet_edge.files import write_text
 from alexnet_edge.layers import LAYER_NAMES
 
-COLOURS = ("#1F87C9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7A00", "#7F7F7F")
-"""Okabe and Ito's palette, told apart with every common colour blindness; blue and yellow are shifted to read on white and on black."""
 
-MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bar:
+    """A layer's time and its floor, as shares of the longest bar of its panel."""
 
-_AXIS: dict[str, Any] = {"gridcolor": "rgba(128,128,128,0.22)", "zeroline": False, "automargin": True, "ticks": ""}
+    name: str
+    measured: str
+    floor: str
+    bound: str
+    width: float
+    """Percent of the longest."""
+    floor_width: float
+    worst: bool
 
 
-def _axis(title: str = "", **options: Any) -> dict[str, Any]:
-    return {**_AXIS, "title": {"text": title, "font": {"size": 13}, "standoff": 8}, **options}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """The layers of one subject."""
 
-
-_LAYOUT: dict[str, Any] = {
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-    "font": {"family": "system-ui, sans-serif", "size": 13},
-    "margin": {"l": 8, "r": 16, "t": 8, "b": 8},
-    "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "bgcolor": "rgba(0,0,0,0)"},
-    "dragmode": False,
-    "hoverlabel": {"font": {"color": "#ffffff"}, "bgcolor": "#333333"},
-}
-_CONFIG = {"responsive": True, "displayModeBar": False, "scrollZoom": False}
+    label: str
+    style: plots.Style
+    note: str
+    bars: tuple[Bar, ...]
 
 
 def write_report(
@@ -90,7 +106,10 @@ def write_report(
         raise UserError("nothing to report", value=out, fix="give results or artifacts")
     settings = bench["settings"] if bench else None
     rows = rows_of(subjects, settings)
-    plots = _plots(subjects, rows, settings, history)
+    chosen = fastest_of_each(rows)
+    styles = plots.styles_of(rows)
+    drawn = _plots(subjects, rows, settings, history, styles)
+    panels = _layer_panels(rows, subjects, styles)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -99,32 +118,40 @@ def write_report(
         title=title,
         version=__version__,
         created=bench["created"] if bench else datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        interrupted=bool(bench and bench["interrupted"]),
+        unfinished=_unfinished(bench),
+        verdict=verdict(rows, settings),
         headline=headline(rows),
-        all_proved=all(row.proof in ("passed", "reference") for row in rows),
-        tiles=_tiles(rows),
+        tiles=_tiles(rows, settings),
         open_points=open_points(rows),
-        rows=rows,
-        tail=tail_of(settings),
-        first_batch=settings["batches"][0] if settings else None,
-        reference=next((row.label for row in rows if row.proof == "reference"), None),
-        plots=plots,
-        plotly_js=get_plotlyjs() if plots else "",
-        batches=[(subject, entry) for subject in subjects for entry in subject["batches"]],
-        layers=_layer_table(subjects),
+        scorecard=scorecard(chosen, settings),
+        all_rows=scorecard(rows, settings, name="scorecard-all") if len(chosen) < len(rows) else None,
+        plots=drawn,
+        plotly_js=get_plotlyjs() if drawn else "",
+        worst_layer=worst_overall(rows, subjects),
+        panels=panels,
+        tables={table.name: table for table in _tables(bench, rows, subjects)},
+        power=_facts(_power_facts(bench)) if bench else [],
+        summaries=_scenario_summaries(rows, subjects),
+        layers=_layer_table(subjects, rows),
         calibrations=_calibrations(subjects),
         checkpoint=_facts(_checkpoint_facts(checkpoint_info, subjects)),
         machine=_facts(_machine_facts(bench, artifacts)),
         method=_facts(_method_facts(bench)) if bench else [],
         commands=list(commands) or ([shlex.join(bench["command"])] if bench else []),
-        hashes=[(row, subject["sha256"]) for row, subject in zip(rows, subjects, strict=True)],
+        hashes=list(dict.fromkeys((row.name, subject["sha256"]) for row, subject in zip(rows, subjects, strict=True))),
         show=show,
-        show_ms=show_ms,
-        show_percent=show_percent,
         not_available=NOT_AVAILABLE,
     )
     write_text(out, page)
     return out
+
+
+def _unfinished(bench: Mapping[str, Any] | None) -> str:
+    if bench and bench["interrupted"]:
+        return "the bench was interrupted: what was finished is shown"
+    if bench and not bench.get("finished", True):
+        return "the bench did not finish: what was finished is shown"
+    return ""
 
 
 def _all_subjects(bench: Mapping[str, Any] | None, artifacts: Sequence[Artifact]) -> list[Mapping[str, Any]]:
@@ -137,44 +164,151 @@ def _all_subjects(bench: Mapping[str, Any] | None, artifacts: Sequence[Artifact]
 # --- text -----------------------------------------------------------------------------------------------------------------
 
 
-def _tiles(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
-    """Figure, unit, caption."""
-    artifacts = [row for row in rows if row.proof != "reference"]
+def _tables(bench: Mapping[str, Any] | None, rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> list[Table]:
+    if bench is None:
+        return []
+    return [
+        roofline_table(rows, subjects),
+        scenario_table(rows, subjects),
+        device_table(rows, subjects),
+        energy_table(rows, subjects),
+        thermal_table(rows, subjects),
+        harness_table(bench.get("harness"), rows),
+        peaks_table(bench.get("peaks") or ()),
+        batch_table(rows, subjects),
+    ]
+
+
+def _tiles(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """Figure, unit, caption; of proved and validly measured artifacts only."""
+    artifacts = {row.group: row for row in rows if row.proof != "reference"}
+    proved = [row for row in rows if row.proof == "passed"]
     tiles = [
         (
-            f"{sum(row.proof == 'passed' for row in artifacts)}/{len(artifacts)}",
+            f"{len({row.group for row in proved})}/{len(artifacts)}",
             "proved",
             "within the stated tolerance of the checkpoint",
         )
     ]
-    timed = [row for row in artifacts if row.p50_ms is not None and row.proof == "passed"]
-    if timed:
-        fastest = min(timed, key=lambda row: row.p50_ms or 0)
-        tiles.append((show_ms(fastest.p50_ms), "ms p50", f"fastest proved: {fastest.label}"))
-        busiest = max(timed, key=lambda row: row.images_per_s or 0)
-        tiles.append(
-            (
-                show(busiest.images_per_s, ".0f"),
-                "images/s",
-                f"most: {busiest.label}, batch {busiest.images_per_s_batch}",
-            )
-        )
-    proved = [row for row in artifacts if row.proof == "passed"]
+    fastest = fastest_proved(rows)
+    if fastest is not None and settings is not None:
+        batch = settings["batches"][0]
+        tiles.append((show_ms(fastest.p50_ms), "ms", f"median at batch {batch}: {fastest.label} is the fastest"))
+    valid = [row for row in proved if row.measured == "VALID"]
+    if busiest := max(valid, key=lambda row: row.images_per_s or 0, default=None):
+        caption = f"most: {busiest.label}, batch {busiest.images_per_s_batch}"
+        tiles.append((show_ms(busiest.images_per_s), "images/s", caption))
     if proved:
         smallest = min(proved, key=lambda row: row.megabytes)
-        tiles.append((show(smallest.megabytes, ".0f"), "MB", f"smallest proved: {smallest.label}"))
+        tiles.append((show_ms(smallest.megabytes), "MB", f"smallest: {smallest.group}"))
+    metered = [row for row in valid if row.mj_per_image is not None]
+    if metered:
+        frugal = min(metered, key=lambda row: row.mj_per_image or 0)
+        tiles.append((show_ms(frugal.mj_per_image), "mJ an image", f"least energy: {frugal.label}"))
     return tiles
 
 
-def _layer_table(subjects: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """Per layer one cell per artifact: what was built, and whether it is what was asked for. The first row is the header."""
-    shown = [subject for subject in subjects if subject["layers"]]
+def _layer_panels(
+    rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]], styles: Mapping[str, plots.Style]
+) -> list[Panel]:
+    """Per artifact whose layers were timed, at its fastest: each layer's time over its floor."""
+    subject_of_row = {row.label: subject for row, subject in zip(rows, subjects, strict=True)}
+    panels = []
+    for row in fastest_of_each(rows):
+        roofline = subject_of_row[row.label].get("roofline")
+        if not roofline or roofline["unavailable"]:
+            continue
+        layers = roofline["layers"]
+        longest = max(max(layer["measured_ns"] or 0, layer["floor_ns"]) for layer in layers)
+        bars = tuple(
+            Bar(
+                name=layer["name"],
+                measured=show_ms(None if layer["measured_ns"] is None else layer["measured_ns"] / 1e6),
+                floor=show_ms(layer["floor_ns"] / 1e6),
+                bound=layer["bound"],
+                width=100 * (layer["measured_ns"] or 0) / longest,
+                floor_width=100 * layer["floor_ns"] / longest,
+                worst=layer["name"] == roofline["worst"],
+            )
+            for layer in layers
+        )
+        worst = worst_layer(roofline)
+        note = "" if worst is None else f"{worst['name']}: {show_ms(worst['above_ns'] / 1e6)} ms above its floor"
+        panels.append(Panel(label=row.label, style=styles[row.group], note=note, bars=bars))
+    return panels
+
+
+def _scenario_summaries(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """LoadGen's own words, by subject and scenario."""
+    return [
+        (f"{row.label}, {entry['scenario']}", entry["summary"])
+        for row, subject in zip(rows, subjects, strict=True)
+        for entry in subject.get("scenarios") or ()
+        if entry.get("summary")
+    ]
+
+
+def _power_facts(bench: Mapping[str, Any]) -> dict[str, Any]:
+    power = bench.get("power") or {}
+    facts: dict[str, Any] = {"meter": power.get("meter") or f"unavailable: {power.get('reason') or NOT_MEASURED}"}
+    if power.get("meter"):
+        facts |= _idle_facts(power.get("idle"))
+    mode = power.get("mode") or {}
+    why = mode.get("reasons") or {}
+    for name in dict.fromkeys((*mode, *why)):
+        if name != "reasons":
+            known = ", ".join(f"{inner} {_fact(value)}".strip() for inner, value in _flat(mode.get(name)))
+            facts[name.replace("_", " ")] = known or f"unavailable: {why.get(name) or NOT_MEASURED}"
+    if power.get("set"):
+        facts["set for this bench"] = power["set"]
+    if power.get("reasons"):
+        facts["against every figure"] = "; ".join(power["reasons"])
+    return facts
+
+
+def _idle_facts(idle: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the machine drew with nothing running."""
+    if idle is None:
+        return {"idle": f"unavailable: {NOT_MEASURED}"}
+    if idle.get("watts") is None:
+        return {"idle": f"unavailable: {'; '.join(idle.get('reasons') or ()) or NOT_MEASURED}"}
+    facts = {"idle": f"{show_ms(idle['watts'])} W on {idle.get('rail')}, {idle.get('samples')} samples"}
+    if idle.get("rail_watts"):
+        facts["idle rails"] = ", ".join(f"{name} {show_ms(watts)} W" for name, watts in idle["rail_watts"].items())
+    if idle.get("temperatures_c"):
+        facts["idle temperatures"] = ", ".join(
+            f"{name} {zone[1]:.1f} °C" for name, zone in idle["temperatures_c"].items()
+        )
+    if idle.get("clocks"):
+        facts["idle clocks"] = ", ".join(f"{name} {clock['median']:.0f} MHz" for name, clock in idle["clocks"].items())
+    if idle.get("throttled"):
+        facts["throttled while idle"] = ", ".join(idle["throttled"])
+    return facts
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
+    """The leaves of nested mappings, each with its path in words as its name; what is None is left out."""
+    if isinstance(value, Mapping):
+        return [
+            leaf
+            for key, inner in value.items()
+            for leaf in _flat(inner, f"{name} {str(key).replace('_', ' ')}".strip())
+        ]
+    return [] if value is None else [(name, value)]
+
+
+def _layer_table(
+    subjects: Sequence[Mapping[str, Any]], rows: Sequence[Row]
+) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """Per artifact one cell per layer: what was built, and whether it is what was asked for. The first row is the header."""
+    shown = {row.group: subject for row, subject in zip(rows, subjects, strict=True) if subject["layers"]}
     if not shown:
         return []
-    table: list[tuple[str, list[tuple[str, bool]]]] = [("layer", [(subject["label"], True) for subject in shown])]
-    for name in LAYER_NAMES:
+    header = [(name, True) for name in (*LAYER_NAMES, "read from")]
+    table: list[tuple[str, list[tuple[str, bool]]]] = [("artifact", header)]
+    for group, subject in shown.items():
         cells = []
-        for subject in shown:
+        for name in LAYER_NAMES:
             layer = next((entry for entry in subject["layers"] if entry["name"] == name), None)
             if layer is None:
                 cells.append((NOT_AVAILABLE, True))
@@ -182,9 +316,9 @@ def _layer_table(subjects: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[
                 cells.append((layer["built"], True))
             else:
                 cells.append((f"{layer['requested']} asked, {layer['built']} built", False))
-        table.append((name, cells))
-    evidence = [(", ".join(sorted({entry["evidence"] for entry in subject["layers"]})), True) for subject in shown]
-    return [*table, ("read from", evidence)]
+        evidence = ", ".join(sorted({entry["evidence"] for entry in subject["layers"]}))
+        table.append((group, [*cells, (evidence, True)]))
+    return table
 
 
 def _calibrations(subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -254,14 +388,12 @@ def _machine_facts(bench: Mapping[str, Any] | None, artifacts: Sequence[Artifact
 
 def _method_facts(bench: Mapping[str, Any]) -> dict[str, Any]:
     settings = bench["settings"]
-    states = [
-        taken[when] for subject in bench["subjects"] for taken in subject["rounds"] for when in ("before", "after")
-    ]
     return {
-        "clock": CLOCK,
-        "load time": LOAD,
+        "clock": bench["clock"],
+        "load time": bench["load"],
         "device": settings["device"],
-        "threads": bench["threads"],
+        "threads": threads_of(bench),
+        "processes": _isolation(bench),
         "rounds": f"{settings['rounds']}, each in a fresh process, subjects interleaved",
         "stop": f"after {settings['min_seconds']:g} s and the samples p{settings['percentile']:g} needs, at most "
         f"{settings['max_seconds']:g} s per batch",
@@ -270,16 +402,17 @@ def _method_facts(bench: Mapping[str, Any]) -> dict[str, Any]:
         "valid": f"enough samples, stable after warm-up, coefficient of variation at most {settings['max_cv']:.0%}, "
         f"median known to {settings['max_median_error']:.0%}, drift at most {settings['max_drift']:.0%}, one mode, "
         f"others use at most {settings['max_other_cpus']:g} processors",
+        "cold cache": "the processor's caches are flushed before every inference"
+        if settings.get("cold")
+        else "not measured",
         "inputs": f"{bench['inputs']['images']} real images in rotation ({_source(bench['inputs']['source'])})",
-        "temperature °C": _range([state["temperature_c"] for state in states]),
-        "processor MHz": _range([state["cpu_mhz"] for state in states]),
-        "load average": _range([state["load_average_1min"] for state in states]),
     }
 
 
-def _range(values: Sequence[float | None]) -> str | None:
-    known = [value for value in values if value is not None]
-    return f"{min(known):.1f} to {max(known):.1f}" if known else None
+def _isolation(bench: Mapping[str, Any]) -> str:
+    text = "fresh for every subject and round" if bench.get("isolate", True) else "not isolated"
+    pinned = bench.get("pinned_cpus")
+    return f"{text}, pinned to processors {', '.join(map(str, pinned))}" if pinned else text
 
 
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -289,6 +422,8 @@ def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _fact(value: Any) -> str:
     if value is None or value == "" or value == []:
         return "unavailable"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
@@ -304,179 +439,15 @@ def _plots(
     rows: Sequence[Row],
     settings: Mapping[str, Any] | None,
     history: Sequence[Mapping[str, Any]] | None,
-) -> list[dict[str, str]]:
-    """Title, caption and HTML of each plot that has data."""
-    plots = []
-    timed = [(index, subject) for index, subject in enumerate(subjects) if subject["batches"]]
+    styles: Mapping[str, plots.Style],
+) -> list[plots.Plot]:
+    """The plots that have data, in order."""
+    timed = [(row, subject) for row, subject in zip(rows, subjects, strict=True) if subject["batches"]]
+    drawn: list[plots.Plot | None] = [plots.tradeoff(rows, styles)]
     if settings and timed:
-        batch = settings["batches"][0]
-        plots.append(
-            _plot(
-                "distribution",
-                f"Latency, batch {batch}",
-                "Every sample. Box: the middle half; line: the median. Logarithmic scale; further left is faster.",
-                _distribution(timed, batch),
-                height=90 + 44 * len(timed),
-            )
-        )
-        plots.append(
-            _plot(
-                "throughput",
-                "Throughput over batch",
-                "Images answered per second of wall time. Higher is faster.",
-                _throughput(timed, settings),
-                height=400,
-            )
-        )
-    placed = [(index, row) for index, row in enumerate(rows) if row.p50_ms is not None and row.accuracy is not None]
-    if placed:
-        plots.append(
-            _plot(
-                "tradeoff",
-                "Accuracy, latency, size",
-                "Area of a mark: size of the file. Further up and left is better.",
-                _tradeoff(placed),
-                height=400,
-            )
-        )
+        drawn.append(plots.distribution(timed, settings, styles))
+        drawn += plots.over_batch(timed, styles)
+        drawn.append(plots.over_threads(timed, settings, styles))
     if history:
-        plots.append(_plot("training", "Training", "Loss and top-1 accuracy by epoch.", _training(history), height=380))
-    return plots
-
-
-def _plot(
-    name: str, title: str, caption: str, figure: tuple[list[dict[str, Any]], dict[str, Any]], *, height: int
-) -> dict[str, str]:
-    with needs("bench"):
-        from plotly import graph_objects, io
-    traces, layout = figure
-    drawn = graph_objects.Figure(data=traces, layout={"template": "none", **_LAYOUT, "height": height, **layout})
-    html = io.to_html(
-        drawn, config=_CONFIG, include_plotlyjs=False, full_html=False, div_id=f"plot-{name}", default_height=height
-    )
-    return {"name": name, "title": title, "caption": caption, "html": html}
-
-
-def _style(index: int) -> tuple[str, str, str]:
-    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
-
-
-def _distribution(
-    timed: Sequence[tuple[int, Mapping[str, Any]]], batch: int
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    traces = []
-    for index, subject in timed:
-        entry = next((entry for entry in subject["batches"] if entry["batch"] == batch), None)
-        if entry is None:
-            continue
-        colour, _, _ = _style(index)
-        milliseconds = [round(value / 1e6, 4) for taken in entry["samples"] for value in taken["samples_ns"]]
-        traces.append(
-            {
-                "type": "box",
-                "orientation": "h",
-                "x": milliseconds,
-                "y": [subject["label"]] * len(milliseconds),
-                "name": subject["label"],
-                "showlegend": False,
-                "line": {"color": colour, "width": 1.5},
-                "marker": {"color": colour, "size": 4, "opacity": 0.6},
-                "boxpoints": "outliers",
-                "hoverinfo": "x",
-            }
-        )
-    ticks = _ticks([value for trace in traces for value in trace["x"]])
-    x = _axis("milliseconds", type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
-    return traces, {"xaxis": x, "yaxis": _axis(autorange="reversed", showgrid=False)}
-
-
-def _ticks(values: Sequence[float]) -> list[float]:
-    """1, 2, 5, 10, ... within the range of `values`, and the next one on either side."""
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    steps = [step * 10.0**power for power in range(low, high + 1) for step in (1, 2, 5)]
-    return [step for step in steps if min(values) / 2.5 <= step <= max(values) * 2.5]
-
-
-def _throughput(
-    timed: Sequence[tuple[int, Mapping[str, Any]]], settings: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    traces = []
-    for index, subject in timed:
-        colour, marker, dash = _style(index)
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "x": [entry["batch"] for entry in subject["batches"]],
-                "y": [round(entry["images_per_s"], 2) for entry in subject["batches"]],
-                "name": subject["label"],
-                "line": {"color": colour, "dash": dash, "width": 2},
-                "marker": {"color": colour, "symbol": marker, "size": 9},
-                "hovertemplate": "%{y:.1f} images/s at batch %{x}<extra>%{fullData.name}</extra>",
-            }
-        )
-    ticks = sorted(settings["batches"])
-    x = _axis("batch (images)", type="log", tickvals=ticks, ticktext=list(map(str, ticks)))
-    return traces, {"xaxis": x, "yaxis": _axis("images/s", rangemode="tozero")}
-
-
-def _tradeoff(placed: Sequence[tuple[int, Row]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    largest = max(row.megabytes for _, row in placed)
-    traces = []
-    for index, row in placed:
-        colour, _, _ = _style(index)
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": [row.p50_ms],
-                "y": [100 * (row.accuracy or 0)],
-                "name": f"{row.label}, {row.megabytes:.0f} MB",
-                "marker": {
-                    "color": colour,
-                    "size": 12 + 30 * (row.megabytes / largest) ** 0.5,
-                    "opacity": 0.75,
-                    "line": {"color": colour, "width": 1},
-                    "symbol": MARKERS[index % len(MARKERS)],
-                },
-                "hovertemplate": "%{x:.2f} ms, %{y:.2f} %<extra>%{fullData.name}</extra>",
-            }
-        )
-    accuracies = [100 * (row.accuracy or 0) for _, row in placed]
-    room = max(1.0, (max(accuracies) - min(accuracies)) * 0.4)
-    return traces, {
-        "xaxis": _axis("median latency (ms)", rangemode="tozero"),
-        "yaxis": _axis("top-1 (%)", range=[min(accuracies) - 1.03 * room, max(accuracies) + room]),
-        "legend": {**_LAYOUT["legend"], "itemsizing": "constant"},
-    }
-
-
-def _training(history: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    epochs = [row["epoch"] for row in history]
-    curves = (
-        ("training loss", "loss", 1.0, "y", 1, "dash"),
-        ("validation loss", "val_loss", 1.0, "y", 1, "solid"),
-        ("training top-1", "accuracy", 100.0, "y2", 2, "dash"),
-        ("validation top-1", "top1", 100.0, "y2", 2, "solid"),
-    )
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "x": epochs,
-            "y": [row[key] * scale for row in history],
-            "name": name,
-            "xaxis": "x",
-            "yaxis": axis,
-            "line": {"color": COLOURS[colour - 1], "dash": dash, "width": 2},
-            "marker": {"color": COLOURS[colour - 1], "symbol": MARKERS[colour - 1], "size": 7},
-        }
-        for name, key, scale, axis, colour, dash in curves
-    ]
-    return traces, {
-        "xaxis": _axis("epoch", tickformat="d", dtick=max(1, len(epochs) // 10)),
-        "yaxis": _axis("loss (nat)", rangemode="tozero"),
-        "yaxis2": _axis(
-            "top-1 (%)", overlaying="y", side="right", range=[0, 102], tickmode="linear", dtick=20, showgrid=False
-        ),
-    }
+        drawn += plots.training(history)
+    return [plot for plot in drawn if plot is not None]

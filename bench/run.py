@@ -1,270 +1,89 @@
 """Measure artifacts and checkpoints side by side: each in processes of its own, in interleaved rounds.
 
-Round 1 measures A B C, round 2 again A B C, so that a machine that slows down meanwhile slows all of them.
-Results are one JSON object, see `BenchResult.to_json`; Markdown, CSV and HTML are made from it.
+Round 1 measures A B C, round 2 again A B C, so that a machine that slows down meanwhile slows all of them. After the rounds,
+also in processes of their own: what the machine can do at best, where each subject's time goes, and LoadGen's scenarios.
+The results are written again, whole, after every step, so that whoever is killed leaves what was finished.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from alexnet_edge import environment
-from alexnet_edge.artifact import Artifact, LayerPrecision, load_artifact
+from alexnet_edge.bench import harness, peaks, roofline, scenarios
 from alexnet_edge.bench.machine import machine_state
-from alexnet_edge.bench.measure import LatencySamples, MeasureSettings, summarise
-from alexnet_edge.bench.stats import CONFIDENCE, bootstrap_ratios
+from alexnet_edge.bench.measure import MeasureSettings
+from alexnet_edge.bench.power import Recorder, describe_power, tegrastats_window, thermal_reasons
+from alexnet_edge.bench.meters import find_meters
+from alexnet_edge.bench.power_mode import power_mode, restore_left_over
+from alexnet_edge.bench.results import BenchResult, Measured, PowerFindings, Round
+from alexnet_edge.bench.scenarios import ScenarioSettings
+from alexnet_edge.bench.subjects import Subject, default_images, open_subject, swept, told_apart, write_inputs
 from alexnet_edge.bench.worker import Opened, Worker
-from alexnet_edge.checkpoint import CheckpointInfo, load_checkpoint, read_info
-from alexnet_edge.data import ImageSet, batches, reopen, synthetic
-from alexnet_edge.errors import AlexNetEdgeError, DataError, UserError
-from alexnet_edge.files import sha256_file, sha256_json, write_json
-from alexnet_edge.preprocess import FloatArray, Preprocessing
+from alexnet_edge.data import ImageSet
+from alexnet_edge.errors import AlexNetEdgeError, UserError
+from alexnet_edge.files import write_json
+from alexnet_edge.layers import architecture
+from alexnet_edge.preprocess import Preprocessing
 from alexnet_edge.progress import QuietReporter, Reporter
-from alexnet_edge.sessions import runnable
+from alexnet_edge.sessions.base import NodeTime
 
-SCHEMA = 1
-KIND = "alexnet-edge bench"
+PROFILE_RUNS = 20
+"""Inferences that a runtime's profile of its layers is the mean of."""
 
-CLOCK = "host end-to-end: prepare, enqueue, synchronize and fetch, from host memory to host memory, perf_counter_ns"
-
-LOAD = "from the path to a session that can answer, checksum included, importing the library not included"
-
-_MIN_IMAGES = 16  # different images that inferences rotate through
+IDLE_SECONDS = 3.0
+"""How long the idle machine's power is read before the first round, where a meter is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
-    """What is measured: an artifact or a checkpoint."""
+class Plan:
+    """What is measured besides latencies, and in which processes."""
 
-    path: Path
-    label: str
-    """For tables: `onnx fp16`, or `torch fp32` for a checkpoint."""
-    format: str
-    """An artifact's format, or `checkpoint`."""
-    precision: str
-    runtime: str
-    sha256: str
-    bytes: int
-    checkpoint_sha256: str
-    architecture: str
-    preprocessing: Preprocessing
-    data: Mapping[str, Any]
-    """What the checkpoint was trained on, where that is known."""
-    min_batch: int = 1
-    max_batch: int | None = None
-    parity: Mapping[str, Any] = field(default_factory=dict)
-    """As in the manifest; empty for a checkpoint."""
-    layers: tuple[LayerPrecision, ...] = ()
-    calibration: Mapping[str, Any] | None = None
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    """A checkpoint's own."""
-    skipped: str = ""
-    """Why it cannot be run here."""
+    threads: tuple[int, ...] = ()
+    """Numbers of processor threads to measure each subject with; none for every usable processor."""
+    isolate: bool = True
+    """A fresh process for each subject and round; without, one process for all, in which runtimes may disturb each other."""
+    pinned_cpus: tuple[int, ...] | None = None
+    """The processors that subjects may run on."""
+    roofline: bool = True
+    """Measure what the machine can do at best, and each layer's time, after the rounds."""
+    harness: bool = True
+    """Measure first what the harness itself costs."""
+    scenarios: tuple[ScenarioSettings, ...] = ()
+    """LoadGen's scenarios, for each subject after the rounds."""
+    power_mode: str | None = None
+    """nvpmodel mode (a Jetson's) or frequency governor to set meanwhile."""
+    lock_clocks: bool = False
+    """Run jetson_clocks meanwhile."""
+    tegrastats: Path | None = None
+    """A log recorded beside this bench, judged as a whole."""
 
-    def to_json(self) -> dict[str, Any]:
-        """What results say of a subject before it is measured."""
-        return {
-            "label": self.label,
-            "file": str(self.path),
-            "format": self.format,
-            "precision": self.precision,
-            "runtime": self.runtime,
-            "architecture": self.architecture,
-            "sha256": self.sha256,
-            "bytes": self.bytes,
-            "checkpoint_sha256": self.checkpoint_sha256,
-            "parity": dict(self.parity),
-            "layers": [asdict(layer) for layer in self.layers],
-            "calibration": None if self.calibration is None else dict(self.calibration),
-            "metrics": dict(self.metrics),
-            "skipped": self.skipped,
-            "error": "",
-            "details": {},
-            "rounds": [],
-            "batches": [],
-        }
-
-
-def open_subject(path: Path, *, trust: bool = False) -> Subject:
-    """Read what `path` says of itself; its bytes are compared with its manifest. `trust` as in `load_artifact`.
-
-    Raises:
-        ArtifactError, CheckpointError: when it is missing or damaged.
-    """
-    if path.suffix in {".safetensors", ".pt", ".pth"}:
-        info = read_info(path) if path.suffix == ".safetensors" else load_checkpoint(path).info
-        digest = sha256_file(path)
-        return Subject(
-            path=path,
-            label="torch fp32",
-            format="checkpoint",
-            precision="fp32",
-            runtime="torch",
-            sha256=digest,
-            bytes=path.stat().st_size,
-            checkpoint_sha256=digest,
-            architecture=info.architecture,
-            preprocessing=info.preprocessing,
-            data=info.data,
-            metrics=info.metrics,
-        )
-    return subject_of(load_artifact(path, trust=trust))
-
-
-def subject_of(artifact: Artifact) -> Subject:
-    """What a loaded artifact's manifest says, in the form that results keep."""
-    manifest = artifact.manifest
-    return Subject(
-        path=artifact.path,
-        label=artifact.label,
-        format=manifest.format,
-        precision=manifest.precision,
-        runtime=manifest.runtime,
-        sha256=manifest.sha256,
-        bytes=manifest.bytes,
-        checkpoint_sha256=manifest.checkpoint_sha256,
-        architecture=manifest.architecture,
-        preprocessing=manifest.preprocessing,
-        data=_recorded_data(Path(manifest.checkpoint)),
-        min_batch=manifest.input.min_batch,
-        max_batch=manifest.input.max_batch,
-        parity=manifest.parity,
-        layers=manifest.layers,
-        calibration=manifest.calibration,
-        skipped=runnable(artifact) or "",
-    )
-
-
-def _recorded_data(checkpoint: Path) -> Mapping[str, Any]:
-    """What the source checkpoint was trained on; nothing when it is not there any more, as on a device."""
-    try:
-        info: CheckpointInfo = read_info(checkpoint)
-    except AlexNetEdgeError:
-        return {}
-    return info.data
-
-
-@dataclass(kw_only=True, slots=True)
-class _Round:
-    opened: Opened | None = None
-    before: Mapping[str, Any] = field(default_factory=dict)
-    after: Mapping[str, Any] = field(default_factory=dict)
-    peak_memory_bytes: int | None = None
-    batches: dict[int, LatencySamples] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **({} if self.opened is None else asdict(self.opened)),
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "before": dict(self.before),
-            "after": dict(self.after),
-        }
-
-
-@dataclass(kw_only=True, slots=True)
-class _Measured:
-    subject: Subject
-    rounds: list[_Round] = field(default_factory=list)
-    error: str = ""
-
-    def samples(self, batch: int) -> list[LatencySamples]:
-        return [one.batches[batch] for one in self.rounds if batch in one.batches]
-
-
-@dataclass(kw_only=True, slots=True)
-class BenchResult:
-    """Everything a bench measured."""
-
-    settings: MeasureSettings
-    command: Sequence[str]
-    inputs: Mapping[str, Any]
-    measured: list[_Measured]
-    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    environment: Mapping[str, Any] = field(default_factory=environment.describe)
-    interrupted: bool = False
-    """Whether Ctrl-C ended it early; what was finished by then is kept."""
-
-    @property
-    def errors(self) -> dict[str, str]:
-        """What went wrong, by subject."""
-        return {str(one.subject.path): one.error for one in self.measured if one.error}
-
-    def to_json(self) -> dict[str, Any]:
-        """The results file: raw samples and their summary. Keys end in their unit; null is "not available"."""
-        return {
-            "schema": SCHEMA,
-            "kind": KIND,
-            "created": self.created,
-            "command": list(self.command),
-            "clock": CLOCK,
-            "load": LOAD,
-            "confidence": CONFIDENCE,
-            "environment": dict(self.environment),
-            "settings": self.settings.to_json(),
-            "threads": self.settings.threads or environment.usable_cpus(),
-            "inputs": dict(self.inputs),
-            "interrupted": self.interrupted,
-            "subjects": [self._subject_json(one) for one in self.measured],
-        }
-
-    def _subject_json(self, one: _Measured) -> dict[str, Any]:
-        opened = [taken.opened for taken in one.rounds if taken.opened is not None]
-        return {
-            **one.subject.to_json(),
-            "error": one.error,
-            "details": dict(opened[0].details) if opened else {},
-            "rounds": [taken.to_json() for taken in one.rounds],
-            "batches": [
-                {
-                    **summarise(samples, self.settings).to_json(),
-                    "speed_up": self._speed_up(one, batch),
-                    "samples": [taken.to_json() for taken in samples],
-                }
-                for batch in self.settings.batches
-                if (samples := one.samples(batch))
-            ],
-        }
-
-    def _speed_up(self, one: _Measured, batch: int) -> dict[str, Any] | None:
-        """The checkpoint's median latency over this one's, where its checkpoint was measured too."""
-        reference = next(
-            (
-                other
-                for other in self.measured
-                if other.subject.format == "checkpoint"
-                and other.subject.sha256 == one.subject.checkpoint_sha256
-                and other.samples(batch)
-            ),
-            None,
-        )
-        if reference is None or reference is one:
-            return None
-        pairs = [
-            (against.batches[batch].samples_ns, own.batches[batch].samples_ns)
-            for against, own in zip(
-                reference.rounds, one.rounds, strict=False
-            )  # an error ends a subject's rounds early
-            if batch in against.batches and batch in own.batches
-        ]
-        if not pairs:
-            return None
-        ratio, (low, high) = bootstrap_ratios(pairs)
-        return {"against": reference.subject.label, "ratio": ratio, "interval": [low, high]}
+    def __post_init__(self) -> None:
+        if any(count < 1 for count in self.threads):
+            raise UserError("threads must be 1 or more", value=self.threads, fix="leave it out to use every processor")
+        if len(set(self.threads)) != len(self.threads):
+            raise UserError("a number of threads is named twice", value=self.threads, fix="name each once")
+        if self.pinned_cpus is not None:
+            usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+            missing = sorted(set(self.pinned_cpus) - usable)
+            if missing or not self.pinned_cpus:
+                raise UserError(
+                    "this process may not run on these processors",
+                    value=missing,
+                    fix=f"choose from {', '.join(map(str, sorted(usable))) or 'none: this system cannot pin'}",
+                )
 
 
 def run_bench(
     subjects: Sequence[Path],
     settings: MeasureSettings | None = None,
+    plan: Plan | None = None,
     *,
     images: ImageSet | None = None,
     out: Path | None = None,
@@ -280,162 +99,266 @@ def run_bench(
     Args:
         subjects: artifacts and checkpoints (`.safetensors`, `.pt`, `.pth`).
         settings: how to measure; the defaults of `MeasureSettings`.
+        plan: what else to do; the defaults of `Plan`.
         images: what to answer; by default the data that the first checkpoint was trained on, or else the synthetic set.
-        out: results file (JSON), rewritten whole after every subject and round, so that a killed bench leaves it.
+        out: results file (JSON), rewritten whole after every step; LoadGen's logs go into a folder beside it.
         command: recorded as the way to repeat this; by default this process's own.
         trust: take engines without manifest, see `load_artifact`.
         reporter: told of the progress.
 
     Raises:
-        UserError: when there is no subject, one is named twice, or none can be run here.
+        UserError: when there is no subject, one is named twice, none can be run here, or the power mode cannot be set.
         ArtifactError, CheckpointError: when one is missing or damaged.
         OutputError: when `out` cannot be written.
     """
-    settings = settings or MeasureSettings()
-    reporter = reporter or QuietReporter()
+    settings, plan = settings or MeasureSettings(), plan or Plan()
     if not subjects:
         raise UserError("nothing to measure", value="no artifact", fix="write one with `alexnet-edge export`")
-    measured = [_Measured(subject=open_subject(path, trust=trust)) for path in subjects]
-    hashes = [one.subject.sha256 for one in measured]
+    opened = [open_subject(path, device=settings.device, trust=trust) for path in subjects]
+    hashes = [subject.sha256 for subject in opened]
     for index, digest in enumerate(hashes):
         if digest in hashes[:index]:
             raise UserError("the same file is named twice", value=subjects[index], fix="name each once")
-    if all(one.subject.skipped for one in measured):
-        first = measured[0].subject
+    if all(subject.skipped for subject in opened):
         raise UserError(
-            f"nothing can be measured here: {first.skipped}",
-            value=first.path,
+            f"nothing can be measured here: {opened[0].skipped}",
+            value=opened[0].path,
             fix="measure it on a machine that can run it",
         )
+    measured = [Measured(subject=subject) for subject in swept(told_apart(opened), plan.threads)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alexnet-edge-bench-")))
-        images = images if images is not None else _default_images([one.subject for one in measured])
-        inputs, about_inputs = _write_inputs(folder, measured, settings, images)
+        inputs, about_inputs = write_inputs(
+            folder,
+            opened,
+            images if images is not None else default_images(opened),
+            largest_batch=max(settings.batches),
+        )
         result = BenchResult(
             settings=settings,
             command=list(sys.argv if command is None else command),
             inputs=about_inputs,
             measured=measured,
+            isolate=plan.isolate,
+            pinned_cpus=plan.pinned_cpus,
         )
-        running = [one for one in measured if not one.subject.skipped]
-        for one in measured:
+        bench = _Bench(
+            result=result,
+            plan=plan,
+            inputs=inputs,
+            trust=trust,
+            out=out,
+            logs=folder / "loadgen" if out is None else out.with_name(f"{out.stem}-loadgen"),
+            reporter=reporter or QuietReporter(),
+        )
+        bench.run()
+    return result
+
+
+@dataclass(kw_only=True, slots=True)
+class _Bench:
+    """One run of `run_bench`, step by step."""
+
+    result: BenchResult
+    plan: Plan
+    inputs: Mapping[Preprocessing, Path]
+    trust: bool
+    out: Path | None
+    logs: Path
+    reporter: Reporter
+    _shared: Worker | None = None
+
+    def run(self) -> None:
+        result, plan = self.result, self.plan
+        for one in result.measured:
             if one.subject.skipped:
-                reporter.note(f"{one.subject.label}: not run here, {one.subject.skipped}")
-        reporter.start("bench", settings.rounds * len(running) * len(settings.batches))
-        done = 0
+                self.reporter.note(f"{one.subject.label}: not run here, {one.subject.skipped}")
+        self._keep()
         try:
-            for number in range(settings.rounds):
-                for one in running:
-                    if not one.error:
-                        where = f"{one.subject.label}, round {number + 1} of {settings.rounds}"
-                        reporter.update(done, where)
-                        _one_round(one, settings, inputs[one.subject.preprocessing], trust, reporter, done)
-                        if one.error:
-                            reporter.note(f"{one.subject.label}: {one.error}")
-                        if out is not None:
-                            write_json(out, result.to_json())
-                    done += len(settings.batches)
-                    reporter.update(done)
+            with ExitStack() as stack:
+                if left := restore_left_over():
+                    self.reporter.note(left)
+                if plan.power_mode is not None or plan.lock_clocks:
+                    setting = stack.enter_context(power_mode(plan.power_mode, clocks=plan.lock_clocks))
+                    result.power.set = str(setting)
+                recorder = self._watch_power(stack)
+                stack.callback(self._end_shared_worker)
+                if plan.harness:
+                    result.harness = harness.harness_overhead(inputs=next(iter(self.inputs.values())))
+                self._rounds(recorder)
+                if plan.roofline:
+                    self._rooflines()
+                if plan.scenarios:
+                    self._scenarios()
+            result.finished = True
         except KeyboardInterrupt:
             result.interrupted = True
-            reporter.note("interrupted: keeping what was measured")
-        reporter.finish(f"{len(running)} measured")
-    if out is not None:
-        write_json(out, result.to_json())
-    return result
+            self.reporter.note("interrupted: keeping what was measured")
+        self._keep()
 
+    def _keep(self) -> None:
+        if self.out is not None:
+            write_json(self.out, self.result.to_json())
 
-def _one_round(
-    one: _Measured, settings: MeasureSettings, inputs: Path, trust: bool, reporter: Reporter, done: int
-) -> None:
-    subject = one.subject
-    taken = _Round(before=machine_state())
-    one.rounds.append(taken)
-    try:
-        with Worker() as worker:
-            device = "cuda" if subject.format == "trt" else settings.device
-            taken.opened = worker.open(
-                subject.path, inputs=inputs, device=device, threads=settings.threads, trust=trust
-            )
-            for index, batch in enumerate(settings.batches):
-                if _takes(subject, batch):
-                    taken.batches[batch], taken.peak_memory_bytes = worker.measure(batch=batch, settings=settings)
-                reporter.update(done + index + 1, f"{subject.label}, batch {batch}")
-    except AlexNetEdgeError as error:
-        one.error = str(error)
-    finally:
-        taken.after = machine_state()
+    def _running(self) -> list[Measured]:
+        return [one for one in self.result.measured if not one.subject.skipped and not one.error]
 
+    # --- processes ----------------------------------------------------------------------------------------------------
 
-def _takes(subject: Subject, batch: int) -> bool:
-    return subject.min_batch <= batch and (subject.max_batch is None or batch <= subject.max_batch)
+    @contextmanager
+    def _worker(self) -> Iterator[Worker]:
+        if self.plan.isolate:
+            with Worker(cpus=self.plan.pinned_cpus) as worker:
+                yield worker
+            return
+        if self._shared is None:
+            self._shared = Worker(cpus=self.plan.pinned_cpus)
+        try:
+            yield self._shared
+            self._shared.close_subject()
+        except BaseException:
+            self._end_shared_worker()
+            raise
 
-
-def _default_images(subjects: Sequence[Subject]) -> ImageSet:
-    for subject in subjects:
-        source = subject.data.get("source")
-        if isinstance(source, Mapping):
-            try:
-                return reopen(source)
-            except DataError:  # the folder is on another machine
-                continue
-    return synthetic("val")
-
-
-def input_images(images: ImageSet, spec: Preprocessing, count: int) -> FloatArray:
-    """`count` images spread over `images`, preprocessed: `(count, 3, S, S)` float32; fewer when there are fewer.
-
-    Raises:
-        DataError: when none can be used.
-    """
-    parts = [part.x_NCHW for part in batches(images.spread(count), spec, batch=count, on_bad_image="skip")]
-    if not parts:
-        raise DataError("none of the images can be used", value=images.source.get("path"), fix="give other images")
-    return np.concatenate(parts)
-
-
-def _write_inputs(
-    folder: Path, measured: Sequence[_Measured], settings: MeasureSettings, images: ImageSet
-) -> tuple[dict[Preprocessing, Path], dict[str, Any]]:
-    count = max(_MIN_IMAGES, *settings.batches)
-    paths: dict[Preprocessing, Path] = {}
-    about: dict[str, Any] = {}
-    for one in measured:
-        spec = one.subject.preprocessing
-        if spec not in paths and not one.subject.skipped:
-            x_NCHW = input_images(images, spec, count)
-            key = sha256_json(spec.to_json())[:12]
-            paths[spec] = folder / f"{key}.npy"
-            np.save(paths[spec], x_NCHW)
-            about[key] = {
-                "preprocessing": spec.to_json(),
-                "shape": list(x_NCHW.shape),
-                "sha256": sha256_file(paths[spec]),
-            }
-    return paths, {"images": min(count, len(images)), "source": dict(images.spread(count).source), "arrays": about}
-
-
-# --- reading results ----------------------------------------------------------------------------------------------------
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """The results file that `run_bench` wrote.
-
-    Raises:
-        UserError: when it is missing or is something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        known = value["kind"] == KIND and value["schema"] == SCHEMA
-    except OSError as error:
-        raise UserError(
-            f"cannot read the results ({error.strerror})", value=path, fix="run `alexnet-edge bench`"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError("not a results file of `alexnet-edge bench`", value=path, fix="name another") from error
-    if not known:
-        raise UserError(
-            f"results of another kind or schema ({value['kind']} {value['schema']})", value=path, fix="measure again"
+    def _open(self, worker: Worker, subject: Subject) -> Opened:
+        return worker.open(
+            subject.path,
+            inputs=self.inputs[subject.preprocessing],
+            device=subject.device,
+            threads=subject.threads,
+            trust=self.trust,
         )
-    result: dict[str, Any] = value
-    return result
+
+    def _end_shared_worker(self) -> None:
+        if self._shared is not None:
+            shared, self._shared = self._shared, None
+            shared.__exit__(None, None, None)
+
+    # --- power --------------------------------------------------------------------------------------------------------
+
+    def _watch_power(self, stack: ExitStack) -> Recorder:
+        meters = find_meters(device="cuda" if any(one.subject.device == "cuda" for one in self._running()) else "cpu")
+        power = PowerFindings(meter=meters.name, reason=meters.reason, mode=describe_power(), set=self.result.power.set)
+        if self.plan.tegrastats is not None:
+            recorded = tegrastats_window(self.plan.tegrastats)
+            power.reasons = tuple(
+                f"{self.plan.tegrastats.name}: {why}" for why in thermal_reasons([recorded], device="cuda")
+            )
+        recorder = stack.enter_context(Recorder(meters))
+        if meters.name is not None:
+            self.reporter.note(f"reading the idle machine's power for {IDLE_SECONDS:g} s ({meters.name})")
+            power.idle = recorder.idle(IDLE_SECONDS)
+        self.result.power = power
+        return recorder
+
+    # --- the steps ----------------------------------------------------------------------------------------------------
+
+    def _rounds(self, recorder: Recorder) -> None:
+        settings, running = self.result.settings, self._running()
+        batches = len(settings.batches)
+        self.reporter.start("bench", settings.rounds * len(running) * batches)
+        done = 0
+        for number in range(settings.rounds):
+            for one in running:
+                if not one.error:
+                    self.reporter.update(done, f"{one.subject.label}, round {number + 1} of {settings.rounds}")
+                    self._one_round(one, recorder, done)
+                    if one.error:
+                        self.reporter.note(f"{one.subject.label}: {one.error}")
+                    self._keep()
+                done += batches
+                self.reporter.update(done)
+        self.reporter.finish(f"{len(running)} measured")
+
+    def _one_round(self, one: Measured, recorder: Recorder, done: int) -> None:
+        subject, settings = one.subject, self.result.settings
+        taken = Round(before=machine_state())
+        one.rounds.append(taken)
+        try:
+            with self._worker() as worker:
+                taken.opened = self._open(worker, subject)
+                for index, batch in enumerate(settings.batches):
+                    if subject.takes(batch):
+                        found, peak = worker.measure(batch=batch, settings=settings)
+                        taken.batches[batch] = found
+                        taken.peak_memory_bytes = peak if self.plan.isolate else None
+                        start_ns = found.warm.started_ns
+                        taken.windows[batch] = recorder.window(start_ns, start_ns + found.warm.duration_ns)
+                    self.reporter.update(done + index + 1, f"{subject.label}, batch {batch}")
+        except AlexNetEdgeError as error:
+            one.error = str(error)
+        finally:
+            taken.after = machine_state()
+
+    def _rooflines(self) -> None:
+        running = self._running()
+        found: dict[tuple[str, int | None], int] = {}
+        self.reporter.start("layers", len(running))
+        for done, one in enumerate(running):
+            subject = one.subject
+            self.reporter.update(done, f"{subject.label}: what the machine can do at best, and the time of each layer")
+            key = (subject.device, subject.threads)
+            try:
+                if key not in found:
+                    best = peaks.measure_peaks(device=subject.device, threads=subject.threads)
+                    found[key] = len(self.result.peaks)
+                    self.result.peaks.append(best)
+                one.roofline = self._roofline(one, found[key])
+            except AlexNetEdgeError as error:
+                self.reporter.note(f"{subject.label}: no roofline: {error}")
+            self._keep()
+        self.reporter.finish(f"{len(running)} compared with the machine's bounds")
+
+    def _roofline(self, one: Measured, index: int) -> dict[str, Any] | None:
+        subject, batch = one.subject, self.result.settings.batches[0]
+        entry = one.entry(batch, self.result.settings, self.result.power)
+        if entry is None:
+            return None
+        with self._worker() as worker:
+            self._open(worker, subject)
+            answer = worker.ask({"do": "nodes", "batch": batch, "runs": PROFILE_RUNS}, timeout_s=300)
+        nodes = answer["nodes"]
+        value = roofline.roofline(
+            architecture=architecture(subject.architecture, subject.num_classes),
+            layers=subject.layers,
+            batch=batch,
+            peaks=self.result.peaks[index],
+            nodes=None if nodes is None else [NodeTime(**node) for node in nodes],
+            p50_ns=entry["percentiles_ns"]["p50"],
+            runtime=subject.runtime,
+        )
+        return {**value, "peaks": index}
+
+    def _scenarios(self) -> None:
+        running = self._running()
+        self.reporter.start("scenarios", len(running) * len(self.plan.scenarios))
+        done = 0
+        for one in running:
+            for wanted in self.plan.scenarios:
+                subject = one.subject
+                self.reporter.update(done, f"{subject.label}: {wanted.scenario}")
+                folder = self.logs / _file_name(subject.label) / wanted.scenario
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    one.scenarios.append(
+                        scenarios.run_scenario(
+                            subject.path,
+                            wanted,
+                            inputs=self.inputs[subject.preprocessing],
+                            device=subject.device,
+                            threads=subject.threads,
+                            logs=folder,
+                            trust=self.trust,
+                        )
+                    )
+                except AlexNetEdgeError as error:
+                    one.error = str(error)
+                    self.reporter.note(f"{subject.label}: {wanted.scenario}: {error}")
+                self._keep()
+                done += 1
+                self.reporter.update(done)
+        self.reporter.finish(f"{done} run by LoadGen")
+
+
+def _file_name(label: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in label)

@@ -61,6 +61,17 @@ def percentile_of(samples: npt.ArrayLike, percentile: float) -> float | None:
     return float(values[max(rank, 1) - 1])
 
 
+def trtexec_percentile(samples: npt.ArrayLike, percentile: float) -> float:
+    """The percentile by `trtexec`'s rule: of n sorted samples, without the int((1 - p/100) n) largest, the last.
+
+    It is computed in single precision as there, so that p99 of 100 samples is the largest of them. It is given however few
+    the samples are. Source: `findPercentile` in `samples/common/sampleReporting.cpp` of TensorRT 10.
+    """
+    values = np.sort(np.asarray(samples, np.float64))
+    excluded = int((np.float32(1) - np.float32(percentile) / np.float32(100)) * np.float32(len(values)))
+    return float(values[max(len(values) - 1 - excluded, 0)])
+
+
 def coefficient_of_variation(samples: npt.ArrayLike) -> float | None:
     """Standard deviation over mean, 0.05 meaning 5 %; None with fewer than two samples."""
     values = np.asarray(samples, np.float64)
@@ -108,11 +119,13 @@ def bootstrap_medians(rounds: Sequence[npt.ArrayLike], *, resamples: int = RESAM
     rng = np.random.default_rng(0)  # the same samples always give the same interval
     arrays = [np.asarray(samples, np.float64) for samples in rounds if np.size(samples)]
     assert arrays, "a median needs samples"
-    medians = np.empty(resamples)
-    for index in range(resamples):
-        drawn = [arrays[pick] for pick in rng.integers(len(arrays), size=len(arrays))]
-        medians[index] = np.median(np.concatenate([_redraw_blocks(samples, rng) for samples in drawn]))
-    return medians
+    edges = _edges(arrays)
+    redrawn = np.stack([_redraw_counts(samples, edges, rng, resamples) for samples in arrays])
+    counts = np.zeros((resamples, len(edges)))
+    for _ in arrays:
+        # Which round, and which of its redrawn counts: two draws of one round in one resample are not to be the same.
+        counts += redrawn[rng.integers(len(arrays), size=resamples), rng.integers(resamples, size=resamples)]
+    return _medians_of_counts(counts, edges)
 
 
 def bootstrap_ratios(
@@ -128,24 +141,75 @@ def bootstrap_ratios(
     rng = np.random.default_rng(0)
     arrays = [(np.asarray(first, np.float64), np.asarray(second, np.float64)) for first, second in pairs]
     ratio = math.exp(np.mean([math.log(np.median(first) / np.median(second)) for first, second in arrays]))
-    drawn = np.empty(resamples)
-    for index in range(resamples):
-        chosen = [arrays[pick] for pick in rng.integers(len(arrays), size=len(arrays))]
-        logs = [
-            math.log(np.median(_redraw_blocks(first, rng)) / np.median(_redraw_blocks(second, rng)))
-            for first, second in chosen
-        ]
-        drawn[index] = math.exp(np.mean(logs))
+
+    def medians(samples: Array) -> Array:
+        edges = _edges([samples])
+        return _medians_of_counts(_redraw_counts(samples, edges, rng, resamples), edges)
+
+    logs = np.stack([np.log(medians(first) / medians(second)) for first, second in arrays])
+    chosen = rng.integers(len(arrays), size=(len(arrays), resamples))
+    drawn = np.exp(logs[chosen, rng.integers(resamples, size=chosen.shape)].mean(axis=0))
     return ratio, interval_of(drawn)
 
 
-def _redraw_blocks(samples: Array, rng: np.random.Generator) -> Array:
+_BINS = 256
+_MAX_STARTS = 2048
+
+
+def _block(count: int) -> int:
+    return max(1, round(count ** (1 / 3)))
+
+
+def _edges(rounds: Sequence[Array]) -> Array:
+    """Increasing values that samples are counted by, each up to and including its own.
+
+    Every value there is; of many, those that a redrawn median can fall on, finely, and quantiles of the others.
+    """
+    pooled = np.concatenate(rounds)
+    values = np.unique(pooled)
+    if len(values) <= _BINS:
+        return values
+    # Five standard deviations of a median's rank, if blocks held but one value each.
+    half = [min(0.5, 2.5 * math.sqrt(_block(len(samples)) / len(samples))) for samples in rounds]
+    low = min(np.quantile(samples, 0.5 - reach) for samples, reach in zip(rounds, half, strict=True))
+    high = max(np.quantile(samples, 0.5 + reach) for samples, reach in zip(rounds, half, strict=True))
+    near = pooled[(pooled >= low) & (pooled <= high)]
+    parts = [
+        np.quantile(part, np.linspace(0, 1, bins), method="inverted_cdf")
+        for part, bins in ((pooled, _BINS // 4), (near, 3 * _BINS // 4))
+    ]
+    return np.unique(np.concatenate(parts))
+
+
+def _redraw_counts(samples: Array, edges: Array, rng: np.random.Generator, resamples: int) -> Array:
+    """`(resamples, len(edges))`: how many samples of each redrawing are above the edge before and not above this one.
+
+    Counting instead of copying: the counts of every block are made once, and a redrawing is the sum of those it draws. Of
+    very many samples not every one begins a block, yet each is in one.
+    """
     count = len(samples)
-    block = max(1, round(count ** (1 / 3)))
-    starts = rng.integers(count, size=math.ceil(count / block))
-    positions = (starts[:, None] + np.arange(block)).ravel()[:count] % count
-    redrawn: Array = samples[positions]
-    return redrawn
+    block = _block(count)
+    starts = np.arange(0, count, min(max(1, count // _MAX_STARTS), block))
+    bins = np.searchsorted(edges, samples)
+    positions = (starts[:, None] + np.arange(block)) % count
+    cells = np.arange(len(starts))[:, None] * len(edges) + bins[positions]
+    in_block = np.bincount(cells.ravel(), minlength=len(starts) * len(edges)).reshape(len(starts), len(edges))
+    blocks = math.ceil(count / block)
+    picks = rng.integers(len(starts), size=(resamples, blocks)) + np.arange(resamples)[:, None] * len(starts)
+    times = np.bincount(picks.ravel(), minlength=resamples * len(starts)).reshape(resamples, len(starts))
+    # Single precision is exact up to 2^24, more than a redrawing has samples in one bin; every round weighs alike.
+    counts: Array = (times.astype(np.float32) @ in_block.astype(np.float32)).astype(np.float64)
+    return counts
+
+
+def _medians_of_counts(counts: Array, edges: Array) -> Array:
+    """The median of each row of counts: half-way between the two middle samples, where these are not in one bin."""
+    reached = counts.cumsum(axis=1)
+    half = reached[:, -1:] / 2
+    below = edges[(reached >= half).argmax(axis=1)]
+    above = edges[(reached > half).argmax(axis=1)]
+    medians: Array = (below + above) / 2
+    return medians
 
 
 def interval_of(values: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -161,6 +225,15 @@ def drift(samples: npt.ArrayLike) -> float | None:
         return None
     third = len(values) // 3
     return float(np.median(values[-third:]) / np.median(values[:third]) - 1)
+
+
+def trend(medians: Sequence[float]) -> float | None:
+    """Relative change from the first round's median to the last's where each goes further the same way, as a machine that
+    heats up does; None with fewer than three rounds, or where they go up and down."""
+    steps = np.diff(medians)
+    if len(steps) < 2 or not ((steps > 0).all() or (steps < 0).all()):
+        return None
+    return float(medians[-1] / medians[0] - 1)
 
 
 def two_modes(samples: npt.ArrayLike) -> tuple[float, float] | None:

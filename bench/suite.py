@@ -88,12 +88,17 @@ class ReplayClock:
 
 CLOCK = ReplayClock()
 
+_OF_SUBJECT = (
+    *("label", "file", "format", "precision", "runtime", "architecture", "sha256", "checkpoint_sha256", "bytes"),
+    *("device", "threads", "details", "roofline"),
+)
+
 
 def replay(benchmark: Any, subject: Mapping[str, Any], batch: int) -> Mapping[str, Any]:
     """Give the samples of `batch` to pytest-benchmark, with everything that makes them a result; returns their summary.
 
-    `subject` is an entry of the results' `subjects`, with the results' `clock` and `threads`; the test's pytest-benchmark
-    timer must be `CLOCK`.
+    `subject` is an entry of the results' `subjects`, with what the results say of all of them as `bench`; the test's
+    pytest-benchmark timer must be `CLOCK`.
     """
     assert not subject["error"], subject["error"]
     entry: Mapping[str, Any]
@@ -102,11 +107,8 @@ def replay(benchmark: Any, subject: Mapping[str, Any], batch: int) -> Mapping[st
     first = subject["rounds"][0]
     benchmark.extra_info.update(
         {
-            **{name: subject[name] for name in ("label", "file", "format", "precision", "sha256", "checkpoint_sha256")},
-            "bytes": subject["bytes"],
-            "details": subject["details"],
-            "clock": subject["clock"],
-            "threads": subject["threads"],
+            **{name: subject[name] for name in _OF_SUBJECT},
+            **subject["bench"],
             "rounds": len(subject["rounds"]),
             "warmup_counts": [taken["warmup_count"] for taken in entry["samples"]],
             "load_ns": [taken["load_ns"] for taken in subject["rounds"]],
@@ -115,7 +117,7 @@ def replay(benchmark: Any, subject: Mapping[str, Any], batch: int) -> Mapping[st
             "before": first["before"],
             "after": subject["rounds"][-1]["after"],
             "proof": subject["parity"].get("verdict", "reference"),
-            **{name: value for name, value in entry.items() if name != "samples"},
+            **{name: value for name, value in entry.items() if not name.endswith("samples")},
         }
     )
     benchmark.pedantic(CLOCK.replay(samples_ns), rounds=len(samples_ns), iterations=1, warmup_rounds=0)

@@ -5,7 +5,7 @@ changes where memory lies; so nothing is measured in the process that compares. 
 to the worker's standard input and reads one JSON answer per line:
 
     {"do": "open", "subject": PATH, "device": "cpu", "threads": 2, "trust": false, "inputs": NPY_PATH}
-    {"do": "measure", "batch": 1, "settings": {...}}     one round, see `measure_latency`
+    {"do": "measure", "batch": 1, "settings": {...}}     one round, see `measure_batch`
     {"do": "time", "batch": 1}                           one timed inference
     {"do": "nodes", "batch": 1, "runs": 20}              the runtime's own profile, see `Session.node_times`
     {"do": "scenario", "settings": {...}, "logs": PATH}  one LoadGen scenario, see `scenarios.run_here`
@@ -42,7 +42,7 @@ import numpy as np
 
 from alexnet_edge.artifact import SUFFIXES, Artifact, load_artifact
 from alexnet_edge.bench.machine import peak_memory_bytes
-from alexnet_edge.bench.measure import LatencySamples, MeasureSettings, batches_of, measure_latency, time_once
+from alexnet_edge.bench.measure import BatchRound, MeasureSettings, batches_of, measure_batch, time_once
 from alexnet_edge.errors import AlexNetEdgeError, UserError, needs
 from alexnet_edge.nvidia import load_library
 from alexnet_edge.preprocess import FloatArray
@@ -156,7 +156,7 @@ class Worker:
         """
         self.ask({"do": "close"}, timeout_s=120)
 
-    def measure(self, *, batch: int, settings: MeasureSettings) -> tuple[LatencySamples, int | None]:
+    def measure(self, *, batch: int, settings: MeasureSettings) -> tuple[BatchRound, int | None]:
         """One round of `batch`, and the worker's peak memory so far, in bytes.
 
         Raises:
@@ -166,7 +166,7 @@ class Worker:
         answer = self.ask(
             {"do": "measure", "batch": batch, "settings": settings.to_json()}, timeout_s=10 * limit_s + 120
         )
-        return LatencySamples.from_json(answer["samples"]), answer["peak_memory_bytes"]
+        return BatchRound.from_json(answer["round"]), answer["peak_memory_bytes"]
 
     def time(self, *, batch: int) -> int:
         """Nanoseconds of one inference of `batch` images.
@@ -325,8 +325,8 @@ def _opened(
 
 def _measure(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
     settings = MeasureSettings.from_json(request["settings"])
-    samples = measure_latency(subject.session, subject.x_NCHW, batch=int(request["batch"]), settings=settings)
-    return {"samples": samples.to_json(), "peak_memory_bytes": peak_memory_bytes()}
+    taken = measure_batch(subject.session, subject.x_NCHW, batch=int(request["batch"]), settings=settings)
+    return {"round": taken.to_json(), "peak_memory_bytes": peak_memory_bytes()}
 
 
 def _time(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -341,17 +341,17 @@ def _nodes(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scenario(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
-    from alexnet_edge.bench import scenarios
+    from alexnet_edge.bench.scenarios import ScenarioSettings, run_here
 
-    settings = scenarios.ScenarioSettings.from_json(request["settings"])
-    return scenarios.run_here(subject.session, subject.x_NCHW, settings, logs=Path(request["logs"]))
+    settings = ScenarioSettings.from_json(request["settings"])
+    return run_here(subject.session, subject.x_NCHW, settings, logs=Path(request["logs"]))
 
 
 def _peaks(request: Mapping[str, Any]) -> dict[str, Any]:
-    from alexnet_edge.bench import peaks
+    from alexnet_edge.bench.peaks import measure_here
 
     options = {name: value for name, value in request.items() if name != "do"}
-    return peaks.measure_here(**options).to_json()
+    return measure_here(**options).to_json()
 
 
 _REQUESTS: dict[str, Callable[[_Subject, Mapping[str, Any]], dict[str, Any]]] = {

@@ -53,6 +53,7 @@ WRITABLE: dict[Format, tuple[Precision, ...]] = {
     "torchscript": ("fp32",),
     "pt2": ("fp32",),
     "onnx": PRECISIONS,
+    "openvino": ("fp32", "fp16", "int8"),
     "trt": PRECISIONS,
 }
 """The precisions each format is written in."""
@@ -229,8 +230,12 @@ class Exporter:
 
     def _need_space(self, format: Format, precision: Precision) -> None:
         """Refuse a full disk before the work; the libraries that write the files name no reason when it fills up."""
-        files = 2 if format == "trt" else 1  # an engine's graph is staged too
-        needed = int(1.1 * files * weight_bytes(self.checkpoint.info.arch, precision))
+        staged: list[Precision] = [precision]
+        if format == "trt":
+            staged = [precision, precision]  # the graph that the engine is built from is staged too
+        elif format == "openvino":
+            staged = [precision, "fp32" if precision == "fp16" else precision]
+        needed = int(1.1 * sum(weight_bytes(self.checkpoint.info.arch, kind) for kind in staged))
         free = shutil.disk_usage(self.out).free
         if free < needed:
             raise OutputError(
@@ -249,11 +254,13 @@ class Exporter:
             "torchscript": self._build_torchscript,
             "pt2": self._build_pt2,
             "onnx": self._build_onnx,
+            "openvino": self._build_openvino,
             "trt": self._build_engine,
         }
         with writing(staging):
             built = builders[format](precision, staging)
-        self.reporter.finish(f"{built.path.stat().st_size / 1e6:.1f} MB")
+        parts = filter(None, (built.path, artifacts.companion_path(built.path, format)))
+        self.reporter.finish(f"{sum(part.stat().st_size for part in parts) / 1e6:.1f} MB")
         return built
 
     def _build_torchscript(self, precision: Precision, staging: Path) -> _Built:
@@ -289,6 +296,23 @@ class Exporter:
             layers=layers,
             build={"opset": model.opset_import[0].version},
             stand_in=lambda: write_emulation(self.checkpoint, precision, staging),
+        )
+
+    def _build_openvino(self, precision: Precision, staging: Path) -> _Built:
+        from alexnet_edge.export.onnx import onnx_from_checkpoint, write_onnx
+        from alexnet_edge.export.openvino import GRAPHS, write_openvino
+
+        kind = GRAPHS[precision]
+        graph, path = staging / f"graph_{kind}.onnx", staging / "building.xml"
+        write_onnx(onnx_from_checkpoint(self.checkpoint, precision=kind, amax=self._amax(kind)), graph)
+        source = sha256_file(graph)
+        written = write_openvino(graph, path, precision, source_sha256=source)
+        return _Built(
+            path=path,
+            runtime="openvino",
+            layers=written.layers,
+            build=written.build,
+            sources={f"alexnet_{kind}.onnx": source},
         )
 
     def _build_engine(self, precision: Precision, staging: Path) -> _Built:
@@ -519,6 +543,8 @@ def unavailable(format: Format, runtime: Runtime | None = None, *, torch: bool =
 
     source = [("train", "torch"), ("train", "safetensors")] if torch or format in ("torchscript", "pt2") else []
     modules = [*source, ("export", "onnx"), ("onnx", "onnxruntime")] if format in ("onnx", "trt") else source
+    if format == "openvino":
+        modules = [*source, ("export", "onnx"), ("openvino", "openvino")]
     try:
         for extra, module in modules:
             with needs(extra):

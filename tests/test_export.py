@@ -246,8 +246,8 @@ def test_selection() -> None:
     assert selection("onnx", None) == [("onnx", "fp32")]
     assert selection("trt", "int8") == [("trt", "int8")]
     assert selection("all", None) == every_artifact()
-    assert selection("all", "fp16") == [("onnx", "fp16"), ("trt", "fp16")]
-    assert len(every_artifact()) == 8
+    assert selection("all", "fp16") == [("onnx", "fp16"), ("openvino", "fp16"), ("trt", "fp16")]
+    assert len(every_artifact()) == 11
 
 
 def test_outcome_of_nothing_is_plain_json() -> None:

@@ -55,6 +55,7 @@ def taken(
     samples_ns = tuple(round(value * 1e6) for value in samples_ms)
     return LatencySamples(
         batch=batch,
+        started_ns=1,
         samples_ns=samples_ns,
         duration_ns=sum(samples_ns),
         warmup_count=5,

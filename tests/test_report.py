@@ -23,7 +23,9 @@ import pytest
 from alexnet_edge.artifact import Artifact, LayerPrecision, Manifest, Precision, TensorSpec, commit
 from alexnet_edge.bench.measure import MeasureSettings
 from alexnet_edge.bench.report import write_report
-from alexnet_edge.bench.run import BenchResult, open_subject, read_results, run_bench
+from alexnet_edge.bench.results import BenchResult, read_results
+from alexnet_edge.bench.run import run_bench
+from alexnet_edge.bench.subjects import open_subject
 from alexnet_edge.bench.tables import csv_of, headline, markdown_of, open_points, rows_of
 from alexnet_edge.bench.worker import Worker
 from alexnet_edge.checkpoint import CheckpointInfo, read_info

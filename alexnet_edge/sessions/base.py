@@ -5,8 +5,11 @@ Letters: N batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from alexnet_edge.artifact import SUFFIXES, Artifact, TensorSpec, load_artifact, rebuild_command
-from alexnet_edge.environment import usable_cpus
+from alexnet_edge.environment import last_level_cache_bytes, usable_cpus
 from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.preprocess import FloatArray, Preprocessing
+from alexnet_edge.sessions.device import CacheFlush, DeviceQueries
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from alexnet_edge.checkpoint import Checkpoint
 
 Device = Literal["cpu", "cuda"]
+
+_UNKNOWN_CACHE_FLUSH_BYTES = 64 << 20
+"""Streamed through where the system does not tell the size of its last-level cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +151,44 @@ class Session(ABC):
         self._check(x_NCHW)
         return self._node_times(x_NCHW, runs)
 
+    def device_queries(
+        self,
+        inputs: Sequence[FloatArray],
+        *,
+        graph: bool = False,
+        transfers: bool = True,
+        spin: bool = True,
+    ) -> AbstractContextManager[DeviceQueries]:
+        """Inferences timed phase by phase with CUDA events, one in flight for each of `inputs`, beside what `run` uses.
+
+        Args:
+            inputs: batches of one size; each is placed in pinned memory once, and its copy from there is what is timed.
+            graph: launch the inference as a recorded CUDA graph.
+            transfers: copy input and output with every query; else the input is copied once.
+            spin: wait for the GPU without giving up the processor, which costs power and saves the wake-up.
+
+        Raises:
+            UserError: with the reason when this session cannot be timed so, and when it is closed or takes no such input.
+        """
+        assert inputs
+        self._need("device_queries", "open", "prepared", "enqueued")
+        for x_NCHW in inputs:
+            self._check(x_NCHW)
+        assert len({len(x_NCHW) for x_NCHW in inputs}) == 1
+        return self._device_queries(inputs, graph=graph, transfers=transfers, spin=spin)
+
+    def cache_flush(self) -> AbstractContextManager[CacheFlush]:
+        """What empties the cache that weights may stay in from one inference to the next: the device's.
+
+        For the processor it streams through a buffer of twice the last-level cache, once on each processor this process
+        may use, as each has caches of its own. That evicts everything: weights, activations, the input, the runtime's code.
+
+        Raises:
+            UserError: with the reason when this session cannot.
+        """
+        self._need("cache_flush", "open", "prepared", "enqueued")
+        return self._cache_flush()
+
     def details(self) -> dict[str, Any]:
         """What really runs: provider, library version, threads."""
         return {"runtime": self.runtime, "device": self.device, "threads": self.threads}
@@ -168,6 +213,20 @@ class Session(ABC):
     def _node_times(self, x_NCHW: FloatArray, runs: int) -> list[NodeTime] | None:
         """Runtimes with a profiler say what it found."""
         return None
+
+    def _device_queries(
+        self, inputs: Sequence[FloatArray], *, graph: bool, transfers: bool, spin: bool
+    ) -> AbstractContextManager[DeviceQueries]:
+        """Runtimes on a GPU that let events be put between the phases open them."""
+        if self.device == "cpu":
+            raise UserError("the processor computes in the calling thread: there is no device to time apart")
+        raise UserError(f"{self.runtime} lets no events be put between copies and kernels")
+
+    def _cache_flush(self) -> AbstractContextManager[CacheFlush]:
+        """Runtimes on a GPU flush its cache."""
+        if self.device == "cpu":
+            return _host_cache_flush()
+        raise UserError(f"{self.runtime} gives no access to the GPU's memory")
 
     def _close(self) -> None:
         """Runtimes that hold nothing outside Python's memory have nothing to release."""
@@ -195,6 +254,27 @@ class Session(ABC):
             raise UserError(
                 f"batch must be from {spec.min_batch} to {bound}", value=batch, fix="split the batch or export again"
             )
+
+
+@contextmanager
+def _host_cache_flush() -> Iterator[CacheFlush]:
+    cache = last_level_cache_bytes()
+    num_bytes = 2 * cache if cache else _UNKNOWN_CACHE_FLUSH_BYTES
+    buffer = np.ones(num_bytes // 8, np.int64)  # written: untouched pages would all be the same page of zeros
+
+    def flush() -> None:
+        if not hasattr(os, "sched_setaffinity"):  # elsewhere than on Linux a thread cannot be moved
+            buffer.sum()
+            return
+        allowed = os.sched_getaffinity(0)
+        try:
+            for cpu in allowed:
+                os.sched_setaffinity(0, {cpu})  # of the calling thread only
+                buffer.sum()
+        finally:
+            os.sched_setaffinity(0, allowed)
+
+    yield CacheFlush(num_bytes=num_bytes, flush=flush)
 
 
 class ArtifactSession(Session):
@@ -260,6 +340,10 @@ def open_session(
         from alexnet_edge.sessions.onnxruntime import OnnxRuntimeSession
 
         return OnnxRuntimeSession(source, device=device, threads=threads)
+    if manifest.format == "openvino":
+        from alexnet_edge.sessions.openvino import OpenVINOSession
+
+        return OpenVINOSession(source, device=device, threads=threads)
     if manifest.format == "torchscript":
         from alexnet_edge.sessions.torchscript import TorchScriptSession
 

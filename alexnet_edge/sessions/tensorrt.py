@@ -12,8 +12,8 @@ Letters: N batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +27,8 @@ from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError
 from alexnet_edge.files import sha256_file
 from alexnet_edge.nvidia import Library, library_calls, load_library, make_logger, platform_name
 from alexnet_edge.preprocess import PRESETS, FloatArray
-from alexnet_edge.sessions.base import ArtifactSession, Device
+from alexnet_edge.sessions.base import ArtifactSession, Device, NodeTime
+from alexnet_edge.sessions.device import CacheFlush, DeviceQueries
 
 LIBRARIES: dict[str, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 """The library that runs an engine, by the runtime its manifest names."""
@@ -118,9 +119,9 @@ class TensorRTSession(ArtifactSession):
             self._batch = 0
             self._opened = opened.pop_all()
 
-    def _make_context(self) -> Any:
+    def _make_context(self, *, cuda_graph: bool | None = None) -> Any:
         engine = self._loaded.engine
-        if self._records_itself:
+        if (self.cuda_graph if cuda_graph is None else cuda_graph) and self._can_record_itself:
             config = engine.create_runtime_config()
             config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             context = engine.create_execution_context(config)
@@ -135,8 +136,8 @@ class TensorRTSession(ArtifactSession):
         return context
 
     @property
-    def _records_itself(self) -> bool:
-        return self.cuda_graph and hasattr(self._trt, "CudaGraphStrategy")
+    def _can_record_itself(self) -> bool:
+        return hasattr(self._trt, "CudaGraphStrategy")
 
     def _set_weight_budget(self) -> int | None:
         """Let the library choose how many bytes of the weights stay on the GPU; None without weight streaming."""
@@ -167,32 +168,42 @@ class TensorRTSession(ArtifactSession):
             self._free_host()
             self._y_host = self._cuda.PinnedBuffer(y_bytes)
             self._x_host = self._cuda.PinnedBuffer(x_bytes)  # the last: whether it is there stands for both
+        self._set_shape(batch)
+        self._set_addresses(self._x_device, self._y_device)
+        self._batch = batch
+
+    def _set_shape(self, batch: int) -> None:
         shape = (batch, *self.input.shape)
         if not self._context.set_input_shape(self.input.name, shape):
             raise self._failed("takes no input of this shape", value=shape)
-        for spec, buffer in ((self.input, self._x_device), (self.output, self._y_device)):
+
+    def _set_addresses(self, x_device: Any, y_device: Any) -> None:
+        for spec, buffer in ((self.input, x_device), (self.output, y_device)):
             if not self._context.set_tensor_address(spec.name, buffer.address):
                 raise self._failed(f"takes no address for {spec.name}", value=self.artifact.path)
-        self._batch = batch
 
     def _enqueue(self) -> None:
         if self._graph is not None:
             self._graph.launch(self._stream)
             return
         self._launch()
-        if self.cuda_graph and not self._records_itself:
-            self._stream.synchronize()  # that run has settled what the new shape left to do: now a record is complete
-            try:
-                self._graph = self._cuda.Graph.capture(self._stream, self._launch)
-            except UserError as error:
-                raise UserError(
-                    f"the inference cannot be recorded as a CUDA graph ({error.problem})",
-                    value=self.artifact.path,
-                    fix="leave CUDA graphs off",
-                ) from error
+        if self.cuda_graph and not self._can_record_itself:
+            self._graph = self._record(self._stream)
 
-    def _launch(self) -> None:
-        if not self._context.execute_async_v3(self._stream.handle):
+    def _record(self, stream: Any) -> Any:
+        """The inference that the context is set for, which has run once, as a graph."""
+        stream.synchronize()  # that run has settled what the new shape left to do: now a record is complete
+        try:
+            return self._cuda.Graph.capture(stream, lambda: self._launch(stream))
+        except UserError as error:
+            raise UserError(
+                f"the inference cannot be recorded as a CUDA graph ({error.problem})",
+                value=self.artifact.path,
+                fix="leave CUDA graphs off",
+            ) from error
+
+    def _launch(self, stream: Any = None) -> None:
+        if not self._context.execute_async_v3((stream or self._stream).handle):
             raise self._failed("cannot run the engine", value=self.artifact.path)
 
     def _failed(self, problem: str, *, value: object) -> UserError:
@@ -208,6 +219,80 @@ class TensorRTSession(ArtifactSession):
         self._stream.synchronize()
         y_NK: FloatArray = self._y_host.view((self._batch, *self.output.shape)).copy()
         return y_NK
+
+    def _node_times(self, x_NCHW: FloatArray, runs: int) -> list[NodeTime] | None:
+        """From TensorRT's own profiler, in a context of its own without CUDA graphs; nothing is prepared afterwards.
+
+        Only one context at a time may use the engine's profile, so the session's is made anew when it is done.
+        """
+        self._state = "open"
+        with library_calls():
+            profile = _profiler(self._trt)
+            try:
+                self._renew_context(self._loaded.engine.create_execution_context)
+                self._prepare(x_NCHW)
+                for _ in range(_PROFILE_WARMUP):
+                    self._launch()
+                self._stream.synchronize()
+                self._context.profiler = profile
+                self._context.enqueue_emits_profile = False  # with it each enqueue waits for the GPU by itself
+                for _ in range(runs):
+                    self._launch()
+                    self._stream.synchronize()
+                    if not self._context.report_to_profiler():
+                        raise self._failed("reports no layer times", value=self.artifact.path)
+            finally:
+                self._stream.synchronize()
+                self._renew_context(self._make_context)
+        found: list[NodeTime] = profile.node_times(runs)
+        return found
+
+    @contextmanager
+    def _device_queries(
+        self, inputs: Sequence[FloatArray], *, graph: bool, transfers: bool, spin: bool
+    ) -> Iterator[DeviceQueries]:
+        """In a context of their own; nothing is prepared afterwards.
+
+        One context serves all queries: they run one after the other in one stream, and each takes the addresses of its slot
+        along when it is enqueued, or, with graphs, recorded.
+        """
+        self._state = "open"
+        with library_calls(), ExitStack() as opened:
+            opened.callback(self._renew_context, self._make_context)
+            self._renew_context(lambda: self._make_context(cuda_graph=graph))
+            streams = [opened.enter_context(self._cuda.Stream()) for _ in range(3)]
+            work = _Work(self, inputs, streams, opened)
+            if graph and not self._can_record_itself:
+                work.record()
+            for stream in streams:
+                opened.callback(stream.synchronize)  # the first to go: what still runs
+            yield DeviceQueries(
+                work,
+                slots=len(inputs),
+                streams=streams,
+                make_event=lambda: opened.enter_context(self._cuda.Event(blocking=not spin)),
+                transfers=transfers,
+            )
+
+    @contextmanager
+    def _cache_flush(self) -> Iterator[CacheFlush]:
+        num_bytes = 2 * self._cuda.l2_cache_bytes()
+        with self._cuda.DeviceBuffer(num_bytes) as buffer:
+
+            def flush() -> None:
+                buffer.fill(0, self._stream)
+                self._stream.synchronize()
+
+            yield CacheFlush(num_bytes=num_bytes, flush=flush)
+
+    def _renew_context(self, make: Callable[[], Any]) -> None:
+        """Another context in the place of this one, which goes first; its shape and addresses are to be set again."""
+        self._drop_graph()
+        self._batch = 0
+        self._context = None
+        self._context = make()
+        if self._context is None:
+            raise self._failed("cannot make an execution context", value=self.artifact.path)
 
     # --- release ------------------------------------------------------------------------------------------------------
 
@@ -247,6 +332,85 @@ class TensorRTSession(ArtifactSession):
         if self._weight_budget is not None:
             facts["weight_streaming_budget_bytes"] = self._weight_budget
         return facts
+
+
+class _Work:
+    """What the queries of a session enqueue, with buffers for each."""
+
+    def __init__(
+        self, session: TensorRTSession, inputs: Sequence[FloatArray], streams: Sequence[Any], opened: ExitStack
+    ) -> None:
+        self._session = session
+        self._in, self._compute, self._out = streams
+        self._opened = opened
+        batch, cuda = len(inputs[0]), session._cuda
+        self._x_bytes, y_bytes = _num_bytes(batch, session.input), _num_bytes(batch, session.output)
+        self._y_shape = (batch, *session.output.shape)
+        self._x_host, self._x_device, self._y_device, self._y_host = (
+            [opened.enter_context(kind(num_bytes)) for _ in inputs]
+            for kind, num_bytes in (
+                (cuda.PinnedBuffer, self._x_bytes),
+                (cuda.DeviceBuffer, self._x_bytes),
+                (cuda.DeviceBuffer, y_bytes),
+                (cuda.PinnedBuffer, y_bytes),
+            )
+        )
+        for host, x_NCHW in zip(self._x_host, inputs, strict=True):
+            np.copyto(host.view(x_NCHW.shape), x_NCHW)
+        self._graphs: list[Any] = []
+        session._set_shape(batch)
+
+    def record(self) -> None:
+        """Make a graph of each slot's inference."""
+        for slot in range(len(self._x_host)):
+            self.copy_in(slot)
+            self._in.synchronize()
+            self.compute(slot)
+        # All are run before the first is recorded: from then on `compute` launches records.
+        self._compute.synchronize()
+        graphs = []
+        for x_device, y_device in zip(self._x_device, self._y_device, strict=True):
+            self._session._set_addresses(x_device, y_device)
+            graphs.append(self._opened.enter_context(self._session._record(self._compute)))
+        self._graphs = graphs
+
+    def copy_in(self, slot: int) -> None:
+        self._x_device[slot].copy_from(self._x_host[slot], self._x_bytes, self._in)
+
+    def compute(self, slot: int) -> None:
+        if self._graphs:
+            self._graphs[slot].launch(self._compute)
+            return
+        self._session._set_addresses(self._x_device[slot], self._y_device[slot])
+        self._session._launch(self._compute)
+
+    def copy_out(self, slot: int) -> None:
+        host = self._y_host[slot]
+        self._y_device[slot].copy_to(host, host.num_bytes, self._out)
+
+    def answer(self, slot: int) -> FloatArray:
+        y_NK: FloatArray = self._y_host[slot].view(self._y_shape).copy()
+        return y_NK
+
+
+_PROFILE_WARMUP = 3
+
+
+def _profiler(trt: Any) -> Any:
+    """A profiler for a context: it sums what the library reports, layer by layer in the order they run."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]  # the library is known at run time only
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self._milliseconds: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self._milliseconds[layer_name] = self._milliseconds.get(layer_name, 0.0) + ms
+
+        def node_times(self, runs: int) -> list[NodeTime]:
+            return [NodeTime(name=name, kind="", ns=1e6 * ms / runs) for name, ms in self._milliseconds.items()]
+
+    return Profiler()
 
 
 def _num_bytes(batch: int, spec: TensorSpec) -> int:

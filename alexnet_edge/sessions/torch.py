@@ -1,9 +1,12 @@
-"""Sessions on PyTorch: a checkpoint run eagerly (the reference of every parity check) and a `torch.export` program."""
+"""Sessions on PyTorch: a checkpoint run eagerly (the reference of every parity check) and a `torch.export` program.
+
+Source of the profile: `torch.profiler`, https://docs.pytorch.org/docs/stable/profiler.html.
+"""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ import numpy as np
 from alexnet_edge.artifact import INPUT, TensorSpec
 from alexnet_edge.checkpoint import Checkpoint, load_checkpoint
 from alexnet_edge.errors import ArtifactError, MissingComponentError, needs
+from alexnet_edge.layers import LAYER_NAMES
 from alexnet_edge.preprocess import FloatArray
-from alexnet_edge.sessions.base import ArtifactSession, Device, Session
+from alexnet_edge.sessions.base import ArtifactSession, Device, NodeTime, Session
 
 with needs("train"):
     import torch
@@ -59,11 +63,82 @@ class TorchSession(Session):
         y_NK: FloatArray = self._y.cpu().numpy()
         return y_NK
 
+    def _node_times(self, x_NCHW: FloatArray, runs: int) -> list[NodeTime] | None:
+        """The operators that PyTorch was asked for, without those they call themselves.
+
+        The eight that multiply weights bear their layer's name: they run in the order of the layers, also in a frozen
+        graph, which keeps no other names. On a GPU it is the time of the kernels that an operator started. None where
+        an inference differs from the next, or does not multiply eight weights: then no operator is surely a layer's.
+        """
+        x = torch.from_numpy(x_NCHW.copy()).to(self.device)
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self.device == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.inference_mode():
+            for _ in range(_PROFILE_WARMUP):
+                self._call(x)
+            self._synchronize()
+            with torch.profiler.profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
+                for _ in range(runs):
+                    with torch.profiler.record_function(_PROFILED):
+                        self._call(x)
+                    self._synchronize()
+        taken = [
+            [operator for child in event.cpu_children for operator in _operators(child)]
+            for event in profiler.events() or ()
+            if event.name == _PROFILED and event.device_type.name == "CPU"
+        ]
+        names = _layer_names([operator.name for operator in taken[0]]) if taken else None
+        if names is None or any([o.name for o in each] != [o.name for o in taken[0]] for each in taken):
+            return None
+        clock = "device_time_total" if self.device == "cuda" else "cpu_time_total"  # in microseconds
+        return [
+            NodeTime(
+                name=name,
+                kind=f"{same[0].name}({self._computed_in(same[0])})",
+                ns=1e3 * float(np.mean([getattr(operator, clock) for operator in same])),
+            )
+            for name, same in zip(names, zip(*taken, strict=True), strict=True)
+        ]
+
+    def _computed_in(self, operator: Any) -> str:
+        """Element type of an operator's first tensor; `tf32` where PyTorch may round FP32 operands to it."""
+        dtype = next((name for name in operator.input_dtypes or () if name and not name.startswith("Scalar")), "")
+        if self.device == "cpu" or dtype != "float" or torch.cuda.get_device_capability() < (8, 0):
+            return dtype
+        rounds = {"conv": torch.backends.cudnn.allow_tf32, "linear": torch.backends.cuda.matmul.allow_tf32}
+        return "tf32" if any(word in operator.name and allowed for word, allowed in rounds.items()) else dtype
+
     def _close(self) -> None:
         self.__dict__.pop("_call", None)
 
     def details(self) -> dict[str, Any]:
         return {**super().details(), "version": str(torch.__version__)}
+
+
+_PROFILED = "inference"
+_PROFILE_WARMUP = 3
+"""A TorchScript graph is rewritten in its first two runs."""
+_MULTIPLIES = {"aten::conv2d": "conv", "aten::_convolution": "conv", "aten::convolution": "conv", "aten::linear": "fc"}
+"""Operators that multiply a layer's weights, and the kind of layer they are."""
+
+
+def _operators(event: Any) -> Iterator[Any]:
+    """The outermost operators of a profiled event: itself, or, of a frame such as TorchScript's `forward`, those in it."""
+    if event.name.startswith("aten::") or not event.cpu_children:
+        yield event
+        return
+    for child in event.cpu_children:
+        yield from _operators(child)
+
+
+def _layer_names(operators: list[str]) -> list[str] | None:
+    """The operators' names, with the layer's name in the place of each that multiplies its weights."""
+    kinds = [_MULTIPLIES[name] for name in operators if name in _MULTIPLIES]
+    if kinds != [name.rstrip("0123456789") for name in LAYER_NAMES]:
+        return None
+    layers = iter(LAYER_NAMES)
+    return [next(layers) if name in _MULTIPLIES else name for name in operators]
 
 
 class CheckpointSession(TorchSession):

@@ -1,0 +1,272 @@
+"""A session on an OpenVINO IR (`.xml` and `.bin`), run by OpenVINO's CPU plugin.
+
+Source: https://docs.openvino.ai (CPU Device; Precision Control; High-level Performance Hints), and what the compiled model
+answers to `get_property` and `get_runtime_model`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from alexnet_edge.artifact import Artifact
+from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError, install_command, needs
+from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.sessions.base import ArtifactSession, Device, NodeTime
+
+INFERENCE_PRECISION = "f32"
+"""What everything that is not INT8 is computed in. Left to itself the plugin computes an FP32 model in BF16 where the processor
+has instructions for that, and so it does when it is asked for `f16` and has none for FP16."""
+
+_TELEMETRY = "openvino_telemetry"
+
+
+def load_library() -> ModuleType:
+    """Import `openvino` by `import_quietly`.
+
+    Raises:
+        MissingComponentError: when it is not installed, or is too damaged to be imported.
+    """
+    try:
+        with needs("openvino"):
+            return import_quietly()
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise MissingComponentError(
+            f"openvino cannot be imported ({reason})", fix=f"run: {install_command('openvino')} --force-reinstall"
+        ) from error
+
+
+def import_quietly() -> ModuleType:
+    """Import `openvino` and keep it from sending usage statistics.
+
+    With its dependency `openvino_telemetry` there, the import itself reports to a web service, from a process that it
+    starts, and leaves files in the home folder, unless a file there refuses. Without it `openvino` does all of its work and
+    sends nothing; so while it is imported here it does not see that package.
+    """
+    with _hidden(_TELEMETRY):
+        return importlib.import_module("openvino")
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Inside, importing `module` raises ModuleNotFoundError, unless it has been imported before."""
+    hide = module not in sys.modules
+    if hide:
+        sys.modules[module] = None  # type: ignore[assignment]  # what the import system documents for this
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules[module]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutedNode:
+    """One node of a compiled model, as the plugin executes it."""
+
+    name: str
+    """As the plugin names it."""
+    kind: str
+    """The plugin's name for what it computes (`Convolution`, `FullyConnected`, `LRN`, `Reorder`, ...)."""
+    primitive: str
+    """The kernel: its name ends in what it computes in. Those of a free batch are known after the first inference."""
+    inputs: tuple[str, ...]
+    """Element type of each input."""
+    fused: tuple[str, ...]
+    """The nodes of the ONNX graph that it does the work of; none for a change of layout that the plugin adds."""
+
+
+def executed_nodes(compiled: Any) -> list[ExecutedNode]:
+    """The nodes of a compiled model in the order in which they are executed, constants left out."""
+    nodes = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = {key: node.rt_info[key].astype(str) for key in ("layerType", "primitiveType", "originalLayersNames")}
+        if info["layerType"] != "Const":
+            nodes.append(
+                ExecutedNode(
+                    name=str(node.get_friendly_name()),
+                    kind=info["layerType"],
+                    primitive=info["primitiveType"],
+                    inputs=tuple(source.get_element_type().to_string() for source in node.inputs()),
+                    fused=_graph_names(info["originalLayersNames"]),
+                )
+            )
+    return nodes
+
+
+def kernel_type(primitive: str) -> str:
+    """What a kernel computes in, by the end of its name: `f32`, `bf16`, `f16`, `i8`, `u8`, ..."""
+    return primitive.rpartition("_")[2].lower()
+
+
+def _graph_names(originals: str) -> tuple[str, ...]:
+    """The ONNX graph's own names in what the plugin lists: its reader and its INT8 passes append to them and add others."""
+    names = (name.split("/WithoutBiases")[0].removesuffix("/DequantizationMultiply") for name in originals.split(","))
+    return tuple(dict.fromkeys(name for name in names if name and not re.fullmatch(r"[A-Za-z]+_\d+", name)))
+
+
+def read_model(openvino: ModuleType, core: Any, path: Path, weights: Path) -> Any:
+    """Read an IR.
+
+    Raises:
+        RuntimeError: OpenVINO's own, with the reason in its last line.
+    """
+    if not openvino.frontend.FrontEndManager().load_by_framework("ir").supported(str(path)):
+        raise RuntimeError(
+            "not an IR of a version that it reads"
+        )  # asked here: `Core` would try other formats, noisily
+    return core.read_model(str(path), str(weights))
+
+
+def reason_of(error: RuntimeError) -> str:
+    """The reason in an error of OpenVINO, which begins with the places in its source."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip().rstrip("!.") if lines else type(error).__name__
+
+
+class OpenVINOSession(ArtifactSession):
+    """An OpenVINO IR on the processor: one stream, as many threads as were asked for, answers computed as they were proved.
+
+    Input and output are the caller's memory and an array of this session: nothing is copied on the way in, and the logits
+    on the way out. The first inference of a batch size takes longer than the next, for the model's batch is free and the
+    plugin prepares kernels for each.
+    """
+
+    runtime = "openvino"
+
+    def __init__(self, artifact: Artifact, *, device: Device = "cpu", threads: int | None = None) -> None:
+        """A closed session.
+
+        Raises:
+            UserError: when another device than the processor is asked for, or `threads` is not positive.
+        """
+        if device != "cpu":
+            raise UserError(
+                "an OpenVINO file runs on the processor only", value=f"--device {device}", fix="leave --device out"
+            )
+        super().__init__(artifact, device=device, threads=threads)
+
+    def _load(self) -> None:
+        self._openvino = load_library()
+        version = str(self._openvino.get_version())
+        self._version = version.split("-")[0]
+        self._core = self._openvino.Core()
+        if "CPU" not in self._core.available_devices:
+            raise MissingComponentError(
+                "this OpenVINO has no CPU plugin", fix="install OpenVINO from the package index"
+            )
+        self._compiled = self._compile({})
+        found = str(self._property("INFERENCE_PRECISION_HINT"))
+        if found != INFERENCE_PRECISION:
+            raise MissingComponentError(
+                f"OpenVINO computes in {found} here, where {INFERENCE_PRECISION} was asked for",
+                fix="use the ONNX file with ONNX Runtime",
+            )
+        self._request = self._compiled.create_infer_request()
+
+    def _compile(self, further: Mapping[str, Any]) -> Any:
+        """The model in the plugin's form, with these options besides this session's own."""
+        path, weights = self.artifact.path, self.artifact.companion
+        assert weights is not None, "an artifact of this format has a second file"
+        options = {
+            "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": self.threads,
+            "ENABLE_CPU_PINNING": False,  # where the process may run is for whoever started it to say
+            **further,
+        }
+        try:
+            compiled = self._core.compile_model(read_model(self._openvino, self._core, path, weights), "CPU", options)
+            compiled.input(self.input.name)
+            compiled.output(self.output.name)
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"OpenVINO {self._version} cannot load the file ({reason_of(error)})", value=path, fix=self._fix()
+            ) from error
+        return compiled
+
+    def _fix(self) -> str:
+        """What to do about a file that its checksum holds for whole."""
+        versions = self.artifact.manifest.environment.get("versions")
+        written = versions.get("openvino") if isinstance(versions, Mapping) else None
+        if written is None or written == self._version:
+            return "export it again"
+        return f"export it again, or install the OpenVINO that wrote it: pip install openvino=={written}"
+
+    def _prepare(self, x_NCHW: FloatArray) -> None:
+        self._x_NCHW = _shareable(x_NCHW)  # kept: the request reads this memory
+        self._y_NK = np.empty((len(x_NCHW), *self.output.shape), np.float32)
+        self._bind(self._request, self._x_NCHW, self._y_NK)
+
+    def _bind(self, request: Any, x_NCHW: FloatArray, y_NK: FloatArray) -> None:
+        tensor = self._openvino.Tensor
+        request.set_tensor(self.input.name, tensor(x_NCHW, shared_memory=True))
+        request.set_tensor(self.output.name, tensor(y_NK, shared_memory=True))
+
+    def _enqueue(self) -> None:
+        self._request.infer()
+
+    def _fetch(self) -> FloatArray:
+        y_NK: FloatArray = self._y_NK.copy()
+        return y_NK
+
+    def _node_times(self, x_NCHW: FloatArray, runs: int) -> list[NodeTime] | None:
+        """From a second compiled model, with the plugin's counters on: this session's own stays as it is.
+
+        A node is named as `conv1 + conv1/relu`, by the nodes of the ONNX graph that it does the work of, and its kind is the
+        plugin's with what its kernel computes in, as `Convolution(f32)`.
+        """
+        compiled = self._compile({"PERF_COUNT": True})
+        x_NCHW, y_NK = _shareable(x_NCHW), np.empty((len(x_NCHW), *self.output.shape), np.float32)
+        request = compiled.create_infer_request()
+        self._bind(request, x_NCHW, y_NK)
+        request.infer()  # prepares the kernels of this batch size
+        total_us: dict[tuple[str, str], float] = {}
+        for _ in range(runs):
+            request.infer()
+            for entry in request.profiling_info:
+                if entry.status != entry.Status.EXECUTED:  # fused into another
+                    continue
+                key = (entry.node_name, f"{entry.node_type}({kernel_type(entry.exec_type)})")
+                total_us[key] = total_us.get(key, 0.0) + entry.real_time.total_seconds() * 1e6
+        fused = {node.name: node.fused for node in executed_nodes(compiled)}
+        return [
+            NodeTime(name=" + ".join(fused.get(name) or (name,)), kind=kind, ns=1000 * total / runs)
+            for (name, kind), total in total_us.items()
+        ]
+
+    def _close(self) -> None:
+        for name in ("_request", "_compiled", "_core", "_x_NCHW", "_y_NK"):
+            self.__dict__.pop(name, None)
+
+    def _property(self, name: str) -> Any:
+        value = self._compiled.get_property(name)
+        return value.to_string() if isinstance(value, self._openvino.Type) else value
+
+    def details(self) -> dict[str, Any]:
+        return {
+            **super().details(),
+            "version": self._version,
+            "device_name": str(self._core.get_property("CPU", "FULL_DEVICE_NAME")),
+            "inference_precision": str(self._property("INFERENCE_PRECISION_HINT")),
+            "threads": int(self._property("INFERENCE_NUM_THREADS")),
+            "streams": int(self._property("NUM_STREAMS")),
+            "pinned": bool(self._property("ENABLE_CPU_PINNING")),
+        }
+
+
+def _shareable(x_NCHW: FloatArray) -> FloatArray:
+    """The array itself, or a copy where its memory has another order or may not be written, which a tensor does not take."""
+    contiguous = np.ascontiguousarray(x_NCHW)
+    return contiguous if contiguous.flags.writeable else contiguous.copy()

@@ -1,0 +1,153 @@
+"""A Jetson's power mode and clocks: what `nvpmodel` and `jetson_clocks` say, and the files they keep.
+
+Jetson Linux Developer Guide, Platform Power and Performance. The commands are looked up on `PATH`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alexnet_edge.environment import ROOT
+
+CONF = "etc/nvpmodel.conf"
+"""The power modes of this board."""
+STATUS = "var/lib/nvpmodel/status"
+"""The mode that `nvpmodel` set last: `pmode:0002`. Modes survive a reboot through it."""
+
+_MODE = re.compile(r"POWER[_ ]MODEL:? ID=(\d+) NAME=([^\s>]+)")
+_CLOCKS = re.compile(r"^(GPU|EMC|cpu\d+):?\s.*?MinFreq=(\d+)\s+MaxFreq=(\d+)\s+CurrentFreq=(\d+)", re.MULTILINE)
+_GOVERNOR = re.compile(r"^cpu\d+:.*?Governor=(\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PowerMode:
+    """One of a board's power modes."""
+
+    id: int
+    name: str | None
+    """None when the board's list of modes cannot be read."""
+
+    def __str__(self) -> str:
+        return f"{self.id}" if self.name is None else f"{self.name} ({self.id})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clocks:
+    """What `jetson_clocks --show` says."""
+
+    locked: bool
+    """Whether the GPU, and every processor, is held at one clock."""
+    mhz: Mapping[str, tuple[float, float, float]]
+    """Least, largest and present clock of `GPU`, `EMC` and each processor, in MHz."""
+    governor: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "locked": self.locked,
+            "governor": self.governor,
+            "gpu_mhz": list(self.mhz["GPU"]) if "GPU" in self.mhz else None,
+            "emc_mhz": list(self.mhz["EMC"]) if "EMC" in self.mhz else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """What a command answered."""
+
+    code: int
+    text: str
+    """Standard output and standard error together."""
+
+
+def find_tool(name: str, path: str | None = None) -> str | None:
+    """Where the command is on `path`, by default `PATH` and /usr/sbin, which `sudo` may leave out."""
+    if path is None:
+        path = os.pathsep.join(filter(None, (os.environ.get("PATH"), "/usr/sbin", "/usr/bin")))
+    return shutil.which(name, path=path)
+
+
+def run_tool(tool: str, *arguments: str, answer: str = "", timeout_s: float = 60, hold: Sequence[int] = ()) -> Said:
+    """Run a command to its end, in a session of its own, so that Ctrl-C does not end it half-way.
+
+    Args:
+        tool: path of the command.
+        arguments: its arguments.
+        answer: what it reads from standard input; by default nothing.
+        timeout_s: it is killed then, and its code is -9.
+        hold: descriptors that it holds open as long as it runs, even when this process is killed meanwhile.
+    """
+    try:
+        with subprocess.Popen(
+            [tool, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=tuple(hold),
+            encoding="utf-8",
+            errors="replace",
+        ) as process:
+            try:
+                text, _ = process.communicate(answer, timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                text = f"no end within {timeout_s:.0f} s"
+            return Said(code=process.wait(), text=text)
+    except OSError as error:
+        return Said(code=127, text=error.strerror or str(error))
+
+
+def parse_modes(text: str) -> list[PowerMode]:
+    """The power modes in `nvpmodel.conf` or in the answer of `nvpmodel -p --verbose`, in order of their number."""
+    found = {int(number): name for number, name in _MODE.findall(text)}
+    return [PowerMode(id=number, name=name) for number, name in sorted(found.items())]
+
+
+def parse_mode(text: str) -> PowerMode | None:
+    """The answer of `nvpmodel -q`: `NV Power Mode: MAXN` and its number on the next line; None for another answer."""
+    name = re.search(r"^NV Power Mode:\s*(\S+)", text, re.MULTILINE)
+    number = re.search(r"^(\d+)\s*$", text, re.MULTILINE)
+    return PowerMode(id=int(number.group(1)), name=name.group(1) if name else None) if number else None
+
+
+def parse_clocks(text: str) -> Clocks | None:
+    """The answer of `jetson_clocks --show`; None for another answer, such as its refusal to run for a user."""
+    mhz = {}
+    for name, least, largest, now in _CLOCKS.findall(text):
+        unit = 1e3 if name.startswith("cpu") else 1e6
+        mhz[name] = (int(least) / unit, int(largest) / unit, int(now) / unit)
+    if not mhz:
+        return None
+    held = [least == largest for name, (least, largest, _) in mhz.items() if name != "EMC"]
+    governors = set(_GOVERNOR.findall(text))
+    return Clocks(locked=all(held), mhz=mhz, governor=governors.pop() if len(governors) == 1 else None)
+
+
+def modes_of(root: Path = ROOT) -> list[PowerMode]:
+    """The power modes in the board's `nvpmodel.conf`; none where it cannot be read."""
+    text = _text(root / CONF)
+    return parse_modes(text) if text else []
+
+
+def saved_mode(root: Path = ROOT) -> PowerMode | None:
+    """The power mode from the files alone, without running a command; None where they do not tell."""
+    match = re.search(r"pmode:(\d+)", _text(root / STATUS) or "")
+    if match is None:
+        return None
+    number = int(match.group(1))
+    names = {mode.id: mode.name for mode in modes_of(root)}
+    return PowerMode(id=number, name=names.get(number))
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None

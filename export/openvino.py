@@ -1,0 +1,154 @@
+"""The network as an OpenVINO IR: an `.xml` with the graph and a `.bin` with the weights.
+
+It is made from this package's own ONNX graphs by OpenVINO's reader. What each precision is on a processor:
+
+* `fp32`: computed in FP32. The session pins that; by itself the plugin takes BF16 where the processor has it.
+* `fp16`: the FP32 graph with its constants stored in FP16, so half the file. It is computed in FP32: a file of half the size
+  with the answers of rounded weights, and no faster for it.
+* `int8`: the graph with quantise/dequantise pairs at the inputs and weights of the eight layers. The plugin's low precision
+  passes turn every layer into an INT8 kernel (and, with symmetric ranges, inputs that are both negative and positive into
+  unsigned ones with a zero point); local response normalisation and pooling before the next quantise node stay FP32.
+
+Source: https://docs.openvino.ai (Model Preparation; Low Precision Transformations), `openvino.save_model`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet_edge.artifact import COMPANIONS, LayerPrecision, Precision, layer_types
+from alexnet_edge.errors import MissingComponentError, PrecisionError
+from alexnet_edge.layers import LAYER_NAMES
+from alexnet_edge.sessions.openvino import (
+    INFERENCE_PRECISION,
+    ExecutedNode,
+    executed_nodes,
+    kernel_type,
+    load_library,
+    read_model,
+)
+
+GRAPHS: dict[Precision, Precision] = {"fp32": "fp32", "fp16": "fp32", "int8": "int8"}
+"""The ONNX graph that each precision is made from."""
+
+_LAYER_KINDS = ("Convolution", "FullyConnected", "MatMul")
+_TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenIR:
+    """What was written, and what the plugin makes of it here."""
+
+    layers: tuple[LayerPrecision, ...]
+    build: dict[str, Any]
+
+
+def write_openvino(onnx_file: Path, path: Path, precision: Precision, *, source_sha256: str) -> WrittenIR:
+    """Convert an ONNX graph of this package, write it to `path` (`.xml`) with its weights beside it, and read it back.
+
+    Args:
+        onnx_file: the graph that `GRAPHS` names for the precision.
+        path: where the `.xml` goes; the `.bin` goes beside it.
+        precision: `fp32`, `fp16` or `int8`.
+        source_sha256: of the ONNX graph; kept in the file, whose text would else be the same for any weights.
+
+    Raises:
+        MissingComponentError: when OpenVINO is not installed or has no CPU plugin.
+        PrecisionError: when the weights were not stored in the precision asked for, or a layer of another precision than
+            `fp16`, which says how weights are stored, is not computed in it.
+    """
+    openvino = load_library()
+    core = openvino.Core()
+    if "CPU" not in core.available_devices:
+        raise MissingComponentError("this OpenVINO has no CPU plugin", fix="install OpenVINO from the package index")
+    model = core.read_model(str(onnx_file))
+    _restore_names(model)
+    model.set_rt_info(source_sha256, ["alexnet_edge", "onnx_sha256"])
+    openvino.save_model(model, str(path), compress_to_fp16=precision == "fp16")
+    del model
+    written = read_model(openvino, core, path, path.with_suffix(COMPANIONS["openvino"]))
+    stored = stored_precisions(written)
+    compiled = core.compile_model(
+        written, "CPU", {"INFERENCE_PRECISION_HINT": INFERENCE_PRECISION, "PERFORMANCE_HINT": "LATENCY"}
+    )
+    request = compiled.create_infer_request()
+    shape = [1, *(len_of.get_length() for len_of in list(written.inputs[0].get_partial_shape())[1:])]
+    request.infer({0: np.zeros(shape, np.float32)})  # the kernels of a free batch are chosen now
+    layers = layer_precisions(executed_nodes(compiled), stored, precision)
+    _require(layers, stored, precision)
+    build: dict[str, Any] = {
+        "inference_precision": INFERENCE_PRECISION,
+        "ir_version": _ir_version(path),
+        "stored_weights": dict(stored),
+        "warnings": [],
+    }
+    computed = sorted({layer.built for layer in layers})
+    if precision == "fp16":
+        build["warnings"] = [f"weights are stored in FP16 and computed in {' and '.join(computed).upper()}"]
+    return WrittenIR(layers=layers, build=build)
+
+
+def _restore_names(model: Any) -> None:
+    """Give the last node its ONNX name again, where the reader took that of the graph's output for it."""
+    last = model.get_results()[0].input_value(0).get_node()
+    if last.get_friendly_name() == "logits":
+        last.set_friendly_name(LAYER_NAMES[-1])
+
+
+def stored_precisions(model: Any) -> dict[str, str]:
+    """The element type in which the weights of each of the eight layers are stored in a model; `missing` where they are not."""
+    types = {}
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant":
+            name = node.get_friendly_name().split(".weight")[0]
+            if name in LAYER_NAMES and re.fullmatch(r"\w+\.weight(_compressed)?", node.get_friendly_name()):
+                types[name] = node.get_element_type().to_string()
+    return {name: _TYPES.get(types.get(name, ""), types.get(name, "missing")) for name in LAYER_NAMES}
+
+
+def layer_precisions(
+    nodes: Sequence[ExecutedNode], stored: dict[str, str], precision: Precision
+) -> tuple[LayerPrecision, ...]:
+    """What each layer computes in, read from the model that the plugin executes.
+
+    A layer is `int8` when its kernel and the element types of its input and its weights say so; `missing` when no node does
+    its work.
+    """
+    rows = []
+    for name, requested in layer_types(precision).items():
+        node = next((node for node in nodes if name in node.fused and node.kind in _LAYER_KINDS), None)
+        built, evidence, kernel = "missing", "no node of the runtime model does its work", ""
+        if node is not None:
+            built = _computed_in(node)
+            evidence = f"kernel {node.primitive} in the runtime model; weights stored in {stored[name].upper()}"
+            kernel = node.name
+        rows.append(LayerPrecision(name=name, requested=requested, built=built, evidence=evidence, kernel=kernel))
+    return tuple(rows)
+
+
+def _computed_in(node: ExecutedNode) -> str:
+    """The type in the name of a node's kernel; `mixed` where it is INT8 and the input or the weights are not."""
+    kind = _TYPES.get(kernel_type(node.primitive), "unknown")
+    if kind == "int8" and {_TYPES.get(source) for source in node.inputs[:2]} != {"int8"}:
+        return "mixed"
+    return kind
+
+
+def _require(layers: Sequence[LayerPrecision], stored: dict[str, str], precision: Precision) -> None:
+    wrong = [f"the weights of {name} are stored in {kind}" for name, kind in stored.items() if kind != precision]
+    if precision != "fp16":
+        wrong += [f"{layer.name} is {layer.built}, not {layer.requested}" for layer in layers if not layer.holds]
+    if wrong:
+        raise PrecisionError(f"openvino {precision}: {', '.join(wrong)}")
+
+
+def _ir_version(path: Path) -> int | None:
+    with path.open(encoding="utf-8") as stream:
+        match = re.search(r'<net\b[^>]*\bversion="(\d+)"', stream.read(4096))
+    return int(match.group(1)) if match else None
