@@ -11,7 +11,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from alexnet_edge.bench.tables import Row, headline, open_points, rows_of, show, show_ms, show_percent, tail_of, threads_of
+from alexnet_edge.bench.tables import (
+    Row,
+    headline,
+    open_points,
+    rows_of,
+    show,
+    show_ms,
+    show_percent,
+    tail_of,
+    threads_of,
+)
 from alexnet_edge.errors import ImageError, MissingComponentError
 from alexnet_edge.layers import LAYER_NAMES, Architecture, LayerCost
 from alexnet_edge.progress import ConsoleReporter, QuietReporter, Reporter

@@ -74,6 +74,8 @@ Measured with AlexNet in ONNX Runtime on a quiet two-processor virtual machine: 
 SPREAD_WEIGHT = 4
 """How many degrees of freedom that expectation has; ten rounds on either side outweigh it four and a half times."""
 
+_LEAST_NS = 1e-3  # for a median of samples that a coarse clock called 0
+
 _TAILS = ("p99.9", "p99", "p95", "p90")
 
 
@@ -533,7 +535,9 @@ def ratio_interval(
     base: Sequence[Sequence[float]], new: Sequence[Sequence[float]], *, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """95 % interval of the median of `new` over the median of `base`; each is its rounds' samples."""
-    old_medians, new_medians = bootstrap_medians(base, resamples=resamples), bootstrap_medians(new, resamples=resamples)
+    old_medians, new_medians = (
+        np.maximum(bootstrap_medians(rounds, resamples=resamples), _LEAST_NS) for rounds in (base, new)
+    )
     # both were drawn with the same random numbers; shuffled, they are independent as the runs are
     shuffled = np.random.default_rng(1).permutation(new_medians)
     low, high = interval_of(shuffled / old_medians)
@@ -543,7 +547,7 @@ def ratio_interval(
 
 
 def _log_medians(rounds: Sequence[Sequence[float]]) -> Array:
-    medians: Array = np.log([max(float(np.median(taken)), 1e-3) for taken in rounds])
+    medians: Array = np.log([max(float(np.median(taken)), _LEAST_NS) for taken in rounds])
     return medians
 
 

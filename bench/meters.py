@@ -81,6 +81,8 @@ class Source(ABC):
     """Something to read again and again; `close` ends it."""
 
     name: str
+    every: int = 1
+    """It is read every so many times only."""
 
     @abstractmethod
     def read(self) -> Reading | None:
@@ -194,8 +196,7 @@ class SysfsSensors(Source):
     """Clocks, temperatures and throttling that the kernel tells.
 
     The quick part has temperatures, the GPU's and memory's clocks and the cooling devices; the slow part, read every
-    `SLOW` times, the processors' clocks and counters of events. At other times it repeats what it read last, under the
-    old stamp.
+    `SLOW` times, the processors' clocks and counters of events.
     """
 
     def __init__(self, root: Path = ROOT, *, slow: bool = False) -> None:
@@ -214,26 +215,19 @@ class SysfsSensors(Source):
                 ("throttled", cooling_files(root), 1),
             )
         self._groups = groups
-        self._every = SLOW if slow else 1
-        self._turn = 0
-        self._last: Reading | None = None
+        self.every = SLOW if slow else 1
 
     @property
     def channels(self) -> tuple[Channel, ...]:
         return tuple(Channel(kind, name) for kind, files, _ in self._groups for name in files)
 
-    def read(self) -> Reading | None:
-        if self._turn % self._every == 0:
-            found: dict[Channel, float] = {}
-            for kind, files, divisor in self._groups:
-                values = read_all(files, divisor, of_several=sum if kind == "events" else max)
-                found.update((Channel(kind, name), value) for name, value in values.items())
-            self._last = (
-                time.perf_counter_ns(),
-                {key: value for key, value in found.items() if key.kind != "celsius" or value > COLDEST_C},
-            )
-        self._turn += 1
-        return self._last
+    def read(self) -> Reading:
+        at_ns = time.perf_counter_ns()
+        found: dict[Channel, float] = {}
+        for kind, files, divisor in self._groups:
+            values = read_all(files, divisor, of_several=sum if kind == "events" else max)
+            found.update((Channel(kind, name), value) for name, value in values.items())
+        return at_ns, {key: value for key, value in found.items() if key.kind != "celsius" or value > COLDEST_C}
 
 
 class Hwmon(Source):

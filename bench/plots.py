@@ -26,6 +26,9 @@ _PRECISIONS = ("fp32", "fp16", "int8", "bf16", "fp8", "int4-fc", "tf32")
 _PROVED = ("passed", "reference")
 _MOST_EXTREMES = 40
 """Slowest samples drawn one by one, per subject."""
+_MOST_LINES = 14
+"""Subjects in the distribution; of more, each artifact at its fastest number of threads only."""
+_MOST_TICKS = 7
 _LONGEST_LABEL = 26
 
 _AXIS: dict[str, Any] = {"gridcolor": "rgba(128,128,128,0.22)", "zeroline": False, "automargin": True, "ticks": ""}
@@ -108,6 +111,8 @@ def tradeoff(rows: Sequence[Row], styles: Mapping[str, Style]) -> Plot | None:
         faults = ["not proved"] * (row.proof not in _PROVED) + ["invalid"] * (not row.valid)
         name = short(row.group) + (f" ({', '.join(faults)})" if faults else "")
         bars: dict[str, Any] = {"type": "data", "symmetric": False, "color": style.colour, "thickness": 1, "width": 4}
+        if interval is not None:
+            bars |= {"array": [100 * (interval[1] - value)], "arrayminus": [100 * (value - interval[0])]}
         traces.append(
             {
                 "type": "scatter",
@@ -116,9 +121,7 @@ def tradeoff(rows: Sequence[Row], styles: Mapping[str, Style]) -> Plot | None:
                 "y": [100 * value],
                 "name": escape(row.label),
                 "meta": {"label": escape(name)},
-                "error_y": {**bars, "array": [100 * (interval[1] - value)], "arrayminus": [100 * (value - interval[0])]}
-                if interval
-                else {},
+                "error_y": bars,
                 "marker": {
                     "color": "rgba(0,0,0,0)" if faults else style.colour,
                     "size": 10 + 22 * (row.megabytes / largest) ** 0.5,
@@ -192,12 +195,16 @@ def distribution(timed: _Timed, settings: Mapping[str, Any], styles: Mapping[str
     traces: list[dict[str, Any]] = []
     values: list[float] = []
     cold = False
+    fastest = {row.label for row in fastest_of_each([row for row, _ in timed])}
+    few = len(timed) > _MOST_LINES and len(fastest) < len(timed)
+    if few:
+        timed = [(row, subject) for row, subject in timed if row.label in fastest]
     labels = []
     for row, subject in timed:
         entry = first_entry(subject, settings)
         if entry is None:
             continue
-        style, label = styles[row.group], escape(short(row.label, 30))
+        style, label = styles[row.group], escape(short(row.group if few else row.label))
         labels.append(label)
         samples = sorted(value / 1e6 for taken in entry["samples"] for value in taken["samples_ns"])
         ends = {f"p{share}": _rank(samples, share) for share in (1, 25, 50, 75, 99)}
@@ -233,7 +240,8 @@ def distribution(timed: _Timed, settings: Mapping[str, Any], styles: Mapping[str
         f"How steady: every latency at batch {settings['batches'][0]}",
         "Box: the middle half; line in it: the median; whiskers: p1 to p99; strokes: slower samples"
         + ("; diamond: median with a cold cache" if cold else "")
-        + ". Further left is faster, narrower is steadier.",
+        + ". Further left is faster, narrower is steadier."
+        + (" Each artifact at its fastest number of threads." if few else ""),
         traces,
         {
             "xaxis": _number_axis("milliseconds", values),
@@ -270,14 +278,31 @@ def over_batch(timed: _Timed, styles: Mapping[str, Style]) -> list[Plot]:
     swept = len(timed) > len(lines)
     note = " Each artifact at its fastest number of threads." if swept else ""
     plots = []
-    for name, title, caption, unit, of in (
-        ("throughput", "Throughput over batch", "Images answered per second of wall time. Higher is faster.", "images/s",
-         lambda entry: entry["images_per_s"]),
-        ("batch-latency", "Latency over batch", "Median time of a whole batch. Lower is faster.", "median latency (ms)",
-         lambda entry: entry["percentiles_ns"]["p50"] / 1e6),
-    ):  # fmt: skip
-        series = [(row, [entry["batch"] for entry in entries], [of(entry) for entry in entries])
-                  for row, entries in lines]  # fmt: skip
+    for name, title, caption, unit in (
+        (
+            "throughput",
+            "Throughput over batch",
+            "Images answered per second of wall time. Higher is faster.",
+            "images/s",
+        ),
+        (
+            "batch-latency",
+            "Latency over batch",
+            "Median time of a whole batch. Lower is faster.",
+            "median latency (ms)",
+        ),
+    ):
+        series = [
+            (
+                row,
+                [entry["batch"] for entry in entries],
+                [
+                    entry["images_per_s"] if name == "throughput" else entry["percentiles_ns"]["p50"] / 1e6
+                    for entry in entries
+                ],
+            )
+            for row, entries in lines
+        ]
         plots.append(_lines(name, title, caption + note, "batch (images)", unit, series, styles))
     return plots
 
@@ -409,11 +434,15 @@ def _number_axis(title: str, values: Sequence[float], *, zero: bool = False, pad
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, ... around the range; every power of ten only, where that is enough."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    steps = (1, 2, 5) if last - first <= 3 else (1,)
-    ticks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
-    return [tick for tick in ticks if low / 1.5 <= tick <= high * 1.5]
+    """1, 2, 5, 10, ... around the range, or fewer where a phone has no room for them."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [step * 10.0**power for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low / 1.5 <= tick <= high * 1.5]
+        if len(ticks) <= _MOST_TICKS:
+            break
+    return ticks
 
 
 def _plot(

@@ -171,7 +171,7 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="power", daemon=True)
 
     def __enter__(self) -> Self:
-        self._sample()
+        self._sample(self.meters.sources)
         self._thread.start()
         return self
 
@@ -183,12 +183,14 @@ class Recorder:
         self.meters.close()
 
     def _run(self) -> None:
+        turn = 0
         while not self._stop.wait(self._interval_s):
-            self._sample()
+            turn += 1
+            self._sample([source for source in self.meters.sources if turn % source.every == 0])
 
-    def _sample(self) -> None:
+    def _sample(self, sources: Sequence[Source]) -> None:
         with self._lock:
-            for source in self.meters.sources:
+            for source in sources:
                 reading = source.read()
                 if reading is None or self._stamps.get(source) == reading[0]:
                     continue  # nothing new
@@ -205,7 +207,7 @@ class Recorder:
     def window(self, start_ns: int, end_ns: int) -> PowerWindow:
         """What was seen from `start_ns` to `end_ns`, both `perf_counter_ns` and in the past."""
         assert start_ns < end_ns
-        self._sample()  # so that there is one after the end
+        self._sample(self.meters.sources)  # so that there is one after the end
         with self._lock:
             series = {channel: one.arrays() for channel, one in self._series.items()}
         meters = self.meters
@@ -299,7 +301,7 @@ def _difference(at_ns: NDArray[np.int64], joules: Floats, start_ns: int, end_ns:
 
 def _around(at_ns: NDArray[np.int64], counts: Floats, start_ns: int, end_ns: int) -> float:
     """How far a counter went, from the last sample before the window to the first after it."""
-    first = max(0, int(np.searchsorted(at_ns, start_ns, side="right")) - 1)
+    first = 0
     last = min(len(at_ns) - 1, int(np.searchsorted(at_ns, end_ns, side="left")))
     return float(counts[last] - counts[first])
 

@@ -388,7 +388,7 @@ class _Guard:
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self.hold = ()
+        self.hold = (lock, self._process.stdin.fileno())
         """What a command that this process runs must hold: the guard waits until nobody does."""
         if self._process.stdout.readline() != b"ready\n":
             self._process.kill()

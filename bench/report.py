@@ -47,6 +47,9 @@ from alexnet_edge.errors import UserError, needs
 from alexnet_edge.files import write_text
 from alexnet_edge.layers import LAYER_NAMES
 
+_POWER = ("energy", "thermals")
+"""Tables of the section on power, which says itself why they are not there."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bar:
@@ -109,6 +112,7 @@ def write_report(
     chosen = fastest_of_each(rows)
     styles = plots.styles_of(rows)
     drawn = _plots(subjects, rows, settings, history, styles)
+    tables = _tables(bench, rows, subjects)
     panels = _layer_panels(rows, subjects, styles)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
@@ -129,7 +133,9 @@ def write_report(
         plotly_js=get_plotlyjs() if drawn else "",
         worst_layer=worst_overall(rows, subjects),
         panels=panels,
-        tables={table.name: table for table in _tables(bench, rows, subjects)},
+        tables={table.name: table for table in tables},
+        missing=[text for table in tables if not table.rows and table.name not in _POWER for text in table.absent],
+        metered=bool(bench and (bench.get("power") or {}).get("meter")),
         power=_facts(_power_facts(bench)) if bench else [],
         summaries=_scenario_summaries(rows, subjects),
         layers=_layer_table(subjects, rows),

@@ -19,8 +19,8 @@ from typing import Any
 from alexnet_edge.bench import harness, peaks, roofline, scenarios
 from alexnet_edge.bench.machine import machine_state
 from alexnet_edge.bench.measure import MeasureSettings
-from alexnet_edge.bench.power import Recorder, describe_power, tegrastats_window, thermal_reasons
 from alexnet_edge.bench.meters import find_meters
+from alexnet_edge.bench.power import Recorder, describe_power, tegrastats_window, thermal_reasons
 from alexnet_edge.bench.power_mode import power_mode, restore_left_over
 from alexnet_edge.bench.results import BenchResult, Measured, PowerFindings, Round
 from alexnet_edge.bench.scenarios import ScenarioSettings

@@ -110,6 +110,7 @@ def replay(benchmark: Any, subject: Mapping[str, Any], batch: int) -> Mapping[st
             **{name: subject[name] for name in _OF_SUBJECT},
             **subject["bench"],
             "rounds": len(subject["rounds"]),
+            "samples_per_round": [len(taken["samples_ns"]) for taken in entry["samples"]],
             "warmup_counts": [taken["warmup_count"] for taken in entry["samples"]],
             "load_ns": [taken["load_ns"] for taken in subject["rounds"]],
             "first_ns": [taken["first_ns"] for taken in subject["rounds"]],

@@ -296,8 +296,8 @@ def _between(values: Sequence[float] | None, form: Callable[[float], str]) -> st
 
 def headline(rows: Sequence[Row]) -> str:
     """How much is proved and measured, in one sentence."""
-    artifacts = [row for row in rows if row.proof != "reference"]
-    proved = sum(row.proof == "passed" for row in artifacts)
+    artifacts = {row.group: row for row in rows if row.proof != "reference"}
+    proved = sum(row.proof == "passed" for row in artifacts.values())
     measured = [row for row in rows if row.measured in ("VALID", "INVALID")]
     valid = sum(row.measured == "VALID" for row in measured)
     text = f"{proved} of {len(artifacts)} artifacts proved"
@@ -315,18 +315,16 @@ def fastest_proved(rows: Sequence[Row]) -> Row | None:
 
 def verdict(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> str:
     """What to deploy, in one sentence, or why nothing can be advised: only what is proved and validly measured counts."""
-    artifacts = [row for row in rows if row.proof != "reference"]
-    proved = [row for row in artifacts if row.proof == "passed"]
+    artifacts = {row.group: row for row in rows if row.proof != "reference"}
+    proved = [row for row in artifacts.values() if row.proof == "passed"]
     if not artifacts:
         return "Only the checkpoint is here: there is no artifact to judge"
     if not proved:
         return "No artifact is proved to answer as the checkpoint does: none can be advised"
-    timed = [row for row in proved if row.valid and row.p50_ms is not None]
-    if not timed:
+    best = fastest_proved(rows)
+    if best is None:
         what = "timed" if all(not row.measured for row in rows) else "validly timed"
         return f"{len(proved)} of {len(artifacts)} artifacts answer as the checkpoint does; none is {what} yet"
-    best = fastest_proved(rows)
-    assert best is not None
     batch = settings["batches"][0] if settings else 1
     took = f"{show_ms(best.p50_ms)} ms {'an image' if batch == 1 else f'per batch of {batch}'}"
     text = f"Fastest proved: {best.label}, {took}"
@@ -357,7 +355,17 @@ def open_points(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, str]]]]:
     shared: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for label, found in points.items():
         shared.setdefault(tuple(found), []).append(label)
-    return [(", ".join(labels), list(found)) for found, labels in shared.items()]
+    return [(", ".join(_together(labels, rows)), list(found)) for found, labels in shared.items()]
+
+
+def _together(labels: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """`labels`, those of a whole group (every number of threads) as the group's name."""
+    named: dict[str, None] = {}
+    for row in rows:
+        if row.label in labels:
+            whole = all(other.label in labels for other in rows if other.group == row.group)
+            named[row.group if whole else row.label] = None
+    return list(named)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------------
@@ -442,15 +450,14 @@ def _badge(text: str) -> Cell:
     return Cell(text=text or NOT_AVAILABLE, badge=_BADGES.get(text, "note") if text else "")
 
 
-def _subject_column(of: Callable[[Any], Row]) -> tuple[Column, _Maker]:
-    return Column(head="subject", kind="name"), lambda entry: Cell(text=of(entry).label, small=of(entry).setup)
+_SUBJECT: tuple[Column, _Maker] = (Column(head="subject", kind="name"), lambda pair: str(pair[0].label))
 
 
 def scorecard(rows: Sequence[Row], settings: Mapping[str, Any] | None, *, name: str = "scorecard") -> Table:
     """Every subject's proof, latency, throughput, size, energy and verdict."""
     batch = settings["batches"][0] if settings else None
     columns: list[tuple[Column, _Maker]] = [
-        _subject_column(lambda row: row),
+        (Column(head="subject", kind="name"), lambda row: Cell(text=row.label, small=row.setup)),
         (Column(head="proof", kind="text"), lambda row: _badge(row.proof)),
         (Column(head="measured", kind="text"), lambda row: _badge(row.measured)),
         (
@@ -494,13 +501,13 @@ def scorecard(rows: Sequence[Row], settings: Mapping[str, Any] | None, *, name: 
         (Column(head="file", unit="MB"), lambda row: show(row.megabytes, ".1f")),
         (Column(head="memory", unit="MB"), lambda row: show(row.memory_mb, ".0f")),
         (
-            Column(head="load, then first", unit="ms"),
+            Column(head="load", unit="ms"),
             lambda row: Cell(text=show_ms(row.load_ms), small=f"first {show_ms(row.first_ms)}" if row.first_ms else ""),
         ),
     ]
     caption = ""
     if batch is not None:
-        caption = f"Latencies and energy at batch {batch}. Small print: 95 % interval, change, or net of idling. "
+        caption = f"Latencies and energy at batch {batch}. Small print: 95 % interval, change against the checkpoint, net of idling, and the first inference after loading. "
     if any(row.speed_up is not None for row in rows):
         caption += "Speed-up: against the checkpoint in PyTorch, eager, with the same threads. "
     return _table(name, "Scorecard", f"{caption}{NOT_AVAILABLE} is not available.", columns, rows)
@@ -531,7 +538,7 @@ def batch_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> T
         )
 
     columns: list[tuple[Column, _Maker]] = [
-        _subject_column(lambda pair: pair[0]),
+        _SUBJECT,
         _BATCH,
         (Column(head="samples"), lambda pair: str(pair[1]["count"])),
         (Column(head="mean", unit="ms"), lambda pair: show_ms(pair[1]["mean_ns"] / 1e6)),
@@ -583,7 +590,7 @@ def device_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> 
     shown = [pair for pair in entries if pair[1].get("device")]
     measured = {row.label for row, _ in entries}
     columns: list[tuple[Column, _Maker]] = [
-        _subject_column(lambda pair: pair[0]),
+        _SUBJECT,
         _BATCH,
         (Column(head="copy in (H2D)", unit="ms"), median("h2d_ns")),
         (Column(head="compute", unit="ms"), median("compute_ns")),
@@ -599,15 +606,13 @@ def device_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> 
         [(row.label, _reason(entry, "device")) for row, entry in entries if not entry.get("device")],
         everyone=len(measured),
     )
-    for what, lacks in (
-        ("graph", lambda entry: not entry["device"].get("graph")),
-        ("pipelined", lambda entry: not entry.get("pipelined")),
-    ):
-        absent += reasons_of(
-            f"{what}:",
-            [(f"{row.label}, batch {entry['batch']}", _reason(entry, what)) for row, entry in shown if lacks(entry)],
-            everyone=len(shown),
-        )
+    lacking = {
+        "graph": [pair for pair in shown if not pair[1]["device"].get("graph")],
+        "pipelined": [pair for pair in shown if not pair[1].get("pipelined")],
+    }
+    for what, pairs in lacking.items():
+        found = [(f"{row.label} at batch {entry['batch']}", _reason(entry, what)) for row, entry in pairs]
+        absent += reasons_of(f"{what}:", found, everyone=len(shown))
     return _table(
         "device",
         "On the device's clock",
@@ -624,7 +629,7 @@ def energy_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> 
     entries = _entries(rows, subjects)
     measured = {row.label for row, _ in entries}
     columns: list[tuple[Column, _Maker]] = [
-        _subject_column(lambda pair: pair[0]),
+        _SUBJECT,
         _BATCH,
         (Column(head="rail", kind="text"), lambda pair: str(pair[1]["energy"].get("rail") or NOT_AVAILABLE)),
         _energy("power", "W", "watts"),
@@ -685,7 +690,7 @@ def roofline_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -
         return ", ".join(layers) or "none"
 
     columns: list[tuple[Column, _Maker]] = [
-        _subject_column(lambda pair: pair[0]),
+        _SUBJECT,
         (Column(head="batch"), lambda pair: str(pair[1]["batch"])),
         (Column(head="floor", unit="ms"), lambda pair: show_ms(_ms(pair[1]["floor_ns"]))),
         (Column(head="p50", unit="ms"), lambda pair: show_ms(_ms(pair[1]["p50_ns"]))),
@@ -706,9 +711,9 @@ def roofline_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -
     )
     notes: dict[str, list[str]] = {}
     for row, roofline in shown:
-        for text in roofline.get("notes") or ():
-            notes.setdefault(text, []).append(row.label)
-    absent += [f"{text} ({', '.join(labels)})" for text, labels in notes.items()]
+        if roofline.get("notes"):
+            notes.setdefault("; ".join(roofline["notes"]), []).append(row.label)
+    absent += [f"{', '.join(labels)}: {text}" for text, labels in notes.items()]
     return _table(
         "roofline",
         "Roofline",
@@ -746,7 +751,7 @@ def worst_overall(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) ->
         f"ms above a floor of {show_ms(_ms(layer['floor_ns']))} ms"
         for row, layer in chosen
     ]
-    return f"Most time above its floor: {'; of all subjects: '.join(parts)}."
+    return f"Most time above its floor, as the runtimes profile it: {'; of all subjects: '.join(parts)}."
 
 
 def scenario_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> Table:
@@ -762,7 +767,7 @@ def scenario_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -
 
     names = ("p50", "p90", "p95", "p97", "p99", "p99.9")
     columns: list[tuple[Column, _Maker]] = [
-        _subject_column(lambda pair: pair[0]),
+        _SUBJECT,
         (Column(head="scenario", kind="text"), lambda pair: str(pair[1]["scenario"])),
         (Column(head="verdict", kind="text"), lambda pair: _badge(pair[1]["verdict"])),
         (Column(head="metric"), _metric),
@@ -898,7 +903,7 @@ def thermal_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) ->
         "thermals",
         "The machine meanwhile",
         "Lowest to highest, before and after the rounds. A changing temperature or clock makes results hard to compare.",
-        [_subject_column(lambda pair: pair[0]), *(column(*state) for state in seen)],
+        [_SUBJECT, *(column(*state) for state in seen)],
         pairs if seen else (),
         [f"{', '.join(head for _, head, _ in unseen)}: unavailable: this machine does not tell"] if unseen else (),
     )

@@ -19,6 +19,7 @@ case "$1" in
 -m)
   echo "-m $2" >> calls
   sleep "$(cat pause)"
+  if [ "$2" = "$(cat slow)" ]; then sleep 0.8; fi
   if [ "$2" = "$(cat refused)" ]; then echo "NVPM ERROR: failed to set power mode!"; exit 255; fi
   if grep -qx "$2" reboot; then
     echo "NVPM WARN: Golden image context is already created"
@@ -82,7 +83,15 @@ class Tools:
             (commands / name).write_text(texts[name], encoding="utf-8")
             (commands / name).chmod(0o755)
         self.path = str(commands)
-        start = {"mode": "2", "clocks": "as before", "pause": "0", "reboot": "3", "refused": "none", "calls": ""}
+        start = {
+            "mode": "2",
+            "clocks": "as before",
+            "pause": "0",
+            "reboot": "3",
+            "refused": "none",
+            "slow": "none",
+            "calls": "",
+        }
         for name, value in start.items():
             self.set(name, value)
 

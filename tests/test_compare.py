@@ -29,7 +29,7 @@ from alexnet_edge.sessions.null import NullSession
 
 KEY = Key(format="onnx", precision="fp32", device="cpu", threads=1, batch=1, what="host end-to-end")
 LIMIT = 0.05
-RESAMPLES = 200
+RESAMPLES = 100
 """Fewer than usual, for speed: Student's interval is nearly always the wider one."""
 
 
@@ -75,12 +75,12 @@ def test_twenty_repetitions_under_stated_noise(spread: float) -> None:
 
 
 def test_rates_over_many_seeds() -> None:
-    """At the default three rounds and a spread of 2 %: no false alarm in 200, and nearly every slowdown caught."""
-    same = verdicts(rounds=3, spread=0.02, factor=1.0, repetitions=200)
+    """At the default three rounds and a spread of 2 %: no false alarm in 100, and nearly every slowdown caught."""
+    same = verdicts(rounds=3, spread=0.02, factor=1.0, repetitions=100)
     assert same["regression"] == 0
-    assert same["improvement"] <= 10  # 2.5 % of them, were the noise normal and the interval exact
-    slower = verdicts(rounds=3, spread=0.02, factor=1.15, repetitions=200)
-    assert slower["regression"] >= 190
+    assert same["improvement"] <= 6  # 2.5 % of them, were the noise normal and the interval exact
+    slower = verdicts(rounds=3, spread=0.02, factor=1.15, repetitions=100)
+    assert slower["regression"] >= 95
     assert set(slower) <= {"regression", "inconclusive"}
 
 
@@ -184,8 +184,9 @@ def test_probability_of_superiority(base: list[int], new: list[int]) -> None:
     assert found == pytest.approx(expected)
 
 
-def test_the_two_runs_are_resampled_independently() -> None:
+def test_the_two_runs_are_resampled_independently(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run against itself still has an interval: rounds of different runs are not pairs."""
+    monkeypatch.setattr(module, "_half_width", lambda _runs: 0.0)
     rounds = [[100.0 + index] * 50 for index in (0, 30, 60, 90, 120)]
     low, high = ratio_interval(rounds, rounds)
     assert low < 0.8
@@ -230,6 +231,13 @@ def test_the_tail_is_the_highest_percentile_that_both_support() -> None:
     many, few = measured(range(1, 701)), measured(range(1, 101))
     tails = [judge(*pair, max_slowdown=LIMIT).tail for pair in ((many, many), (many, few), (few, measured([1] * 9)))]
     assert [tail and tail.name for tail in tails] == ["p99", "p90", None]
+
+
+def test_zeros_of_a_coarse_clock_are_no_crash() -> None:
+    row = judge(measured([0, 0, 10, 10, 10]), measured([0, 10, 10, 10, 10]), max_slowdown=LIMIT)
+    assert row.verdict == "inconclusive"
+    assert row.interval is not None
+    assert np.isfinite(row.interval).all()
 
 
 def test_a_median_of_zero_is_one_line() -> None:

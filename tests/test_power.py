@@ -455,12 +455,14 @@ def test_events_and_states_during_a_window_on_a_board(tmp_path: Path) -> None:
         (root / "var/lib/nvpmodel/status").write_text("pmode:0000\n")
         time.sleep(0.2)
         loud = recorder.window(start_ns, time.perf_counter_ns())
+        later = recorder.idle(0.15)
     assert (quiet.events, quiet.throttled, quiet.mode) == ({}, (), "25W (1)")
     assert quiet.watts == pytest.approx(4.984 * 1.856)
     assert quiet.hottest_c == (47.0, 47.0)
     assert "cv0" not in quiet.temperatures_c  # switched off
     assert thermal_reasons([quiet, quiet], device="cuda") == []
     assert loud.events == {"peak over-current (oc3)": 7}
+    assert later.events == {}  # they were counted before it began
     assert loud.throttled == ("gpu-throttle-alert",)
     assert thermal_reasons([quiet, loud], device="cuda") == [
         "throttled: peak over-current (oc3), 7 events",
@@ -477,6 +479,16 @@ def test_counters_of_before_do_not_count(tmp_path: Path) -> None:
     assert window.events == {}
     assert window.throttled == ("gpu-throttle-alert", "devfreq-gpu-gpc-0")
     assert window.clocks["GPU"].max == 1575  # gpu-nvd-0 is the video part
+
+
+def test_events_of_any_processor_up_to_the_very_end(tmp_path: Path) -> None:
+    root = grow("x86", tmp_path)
+    (root / "sys/devices/system/cpu/cpu1/thermal_throttle/core_throttle_count").write_text("100\n")
+    with Recorder(find_meters(root=root, device="cpu"), interval_s=60) as recorder:
+        start_ns = time.perf_counter_ns()
+        (root / "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count").write_text("4\n")
+        window = recorder.window(start_ns, time.perf_counter_ns())
+    assert window.events == {"processor core too hot": 1}
 
 
 def test_an_exception_ends_the_thread_and_gives_the_sources_back(tmp_path: Path) -> None:

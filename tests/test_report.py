@@ -24,13 +24,14 @@ from alexnet_edge.artifact import Artifact, LayerPrecision, Manifest, Precision,
 from alexnet_edge.bench.measure import MeasureSettings
 from alexnet_edge.bench.report import write_report
 from alexnet_edge.bench.results import BenchResult, read_results
-from alexnet_edge.bench.run import run_bench
+from alexnet_edge.bench.run import Plan, run_bench
 from alexnet_edge.bench.subjects import open_subject
 from alexnet_edge.bench.tables import csv_of, headline, markdown_of, open_points, rows_of
 from alexnet_edge.bench.worker import Worker
 from alexnet_edge.checkpoint import CheckpointInfo, read_info
 from alexnet_edge.data import synthetic
 from alexnet_edge.errors import AlexNetEdgeError, ArtifactError, UserError
+from alexnet_edge.layers import LAYER_NAMES
 from alexnet_edge.preprocess import preset
 from alexnet_edge.progress import QuietReporter
 
@@ -40,14 +41,15 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 CLASSES = ("a", "b", "c", "d")
 QUICK = MeasureSettings(
     batches=(1, 4),
-    threads=1,
     rounds=2,
     percentile=90,
     min_seconds=0.04,
     max_seconds=30,  # of a busy machine: the samples asked for take 4 s there
     min_warmup_seconds=0.01,
     max_warmup_seconds=0.3,
+    cold=False,
 )
+PLAN = Plan(threads=(1,), roofline=False, harness=False)
 PASSED = {
     "verdict": "passed",
     "reasons": [],
@@ -62,6 +64,12 @@ PASSED = {
         "accuracy_change": -0.01,
     },
 }
+
+
+def eight_layers(precision: Precision) -> tuple[LayerPrecision, ...]:
+    return tuple(
+        LayerPrecision(name=name, requested=precision, built=precision, evidence="the graph") for name in LAYER_NAMES
+    )
 
 
 def write_artifact(
@@ -96,7 +104,7 @@ def write_artifact(
         checkpoint="nowhere/model.safetensors",
         checkpoint_sha256=checkpoint,
         parity=parity,
-        layers=(LayerPrecision(name="conv1", requested=precision, built=precision, evidence="the graph"),),
+        layers=eight_layers(precision),
     )
     building = path.with_name(f"building-{path.name}")
     onnx.save(model, building)
@@ -113,7 +121,7 @@ def files(folder: Path, tiny_checkpoint: Any) -> list[Path]:
     """A checkpoint, two artifacts of it, and an engine that cannot run here."""
     checkpoint = tiny_checkpoint("two-tower")
     sha256 = open_subject(checkpoint).sha256
-    layers = (LayerPrecision(name="conv1", requested="int8", built="fp32", evidence="the graph"),)
+    layers = (replace(eight_layers("int8")[0], built="fp32"), *eight_layers("int8")[1:])
     calibration = {"method": "entropy", "num_images": 12, "amax": {"conv1": 2.5}, "table_sha256": "abc"}
     fp32 = write_artifact(folder / "net.onnx", seed=0, checkpoint=sha256)
     int8 = write_artifact(
@@ -132,7 +140,7 @@ def files(folder: Path, tiny_checkpoint: Any) -> list[Path]:
 @pytest.fixture(scope="module")
 def result(files: list[Path], folder: Path) -> BenchResult:
     return run_bench(
-        files, QUICK, images=synthetic("val").spread(16), out=folder / "results.json", command=["bench", "<x>"]
+        files, QUICK, PLAN, images=synthetic("val").spread(16), out=folder / "results.json", command=["bench", "<x>"]
     )
 
 
@@ -146,15 +154,16 @@ def test_results_survive_the_file(result: BenchResult, bench: dict[str, Any]) ->
 
 
 def test_results_hold_raw_samples_and_everything_around_them(bench: dict[str, Any], files: list[Path]) -> None:
-    assert bench["schema"] == 1
+    assert bench["schema"] == 2
     assert bench["interrupted"] is False
     assert bench["settings"] == QUICK.to_json()
-    assert bench["threads"] == 1
     assert bench["environment"]["cpus"]
     assert bench["inputs"]["images"] == 16
     assert [subject["file"] for subject in bench["subjects"]] == list(map(str, files))
     for subject in bench["subjects"][:3]:
         assert subject["error"] == subject["skipped"] == ""
+        assert (subject["device"], subject["threads"]) == ("cpu", 1)
+        assert subject["roofline"] is None
         assert len(subject["rounds"]) == 2
         for taken in subject["rounds"]:
             assert taken["load_ns"] >= taken["runtime_load_ns"] > 0
@@ -215,7 +224,7 @@ def test_rounds_are_interleaved_in_fresh_processes_one_at_a_time(files: list[Pat
             seen.setdefault(steps[-2], set()).add(one.pid)
 
     watcher = Watcher(look)
-    run_bench(files[1:3], replace(QUICK, batches=(1,)), images=synthetic("val").spread(2), reporter=watcher)
+    run_bench(files[1:3], replace(QUICK, batches=(1,)), PLAN, images=synthetic("val").spread(2), reporter=watcher)
     rounds = [step for step in watcher.steps if "round" in step]
     assert rounds == [f"{label}, round {number} of 2" for number in (1, 2) for label in ("onnx fp32", "onnx int8")]
     pids = [pid for pid_set in seen.values() for pid in pid_set]
@@ -229,14 +238,14 @@ def test_a_killed_worker_is_its_subjects_error_only(files: list[Path]) -> None:
             worker_processes()[0].kill()
 
     watcher = Watcher(kill)
-    result = run_bench(files[1:3], QUICK, images=synthetic("val").spread(4), reporter=watcher)
+    result = run_bench(files[1:3], QUICK, PLAN, images=synthetic("val").spread(4), reporter=watcher)
     killed, other = result.to_json()["subjects"]
     assert "SIGKILL" in killed["error"]
     assert [entry["batch"] for entry in killed["batches"]] == [1]  # what was finished is kept
     assert len(killed["rounds"]) == 1
     assert other["error"] == ""
     assert [len(entry["samples"]) for entry in other["batches"]] == [2, 2]
-    assert list(result.errors) == [str(files[1])]
+    assert list(result.errors) == ["onnx fp32"]
     rows = rows_of(result.to_json()["subjects"], result.settings.to_json())
     assert rows[0].measured == "error"
     assert any("SIGKILL" in why for _, points in open_points(rows) for _, why in points)
@@ -248,7 +257,7 @@ def test_ctrl_c_keeps_what_was_finished(files: list[Path], tmp_path: Path) -> No
             signal.raise_signal(signal.SIGINT)
 
     out = tmp_path / "results.json"
-    result = run_bench(files[1:3], QUICK, images=synthetic("val").spread(4), out=out, reporter=Watcher(interrupt))
+    result = run_bench(files[1:3], QUICK, PLAN, images=synthetic("val").spread(4), out=out, reporter=Watcher(interrupt))
     assert result.interrupted
     kept = read_results(out)
     assert kept["interrupted"] is True
@@ -260,10 +269,10 @@ def test_ctrl_c_keeps_what_was_finished(files: list[Path], tmp_path: Path) -> No
 def test_a_bench_killed_at_any_moment_leaves_readable_results_and_no_worker(files: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     code = (
-        "import sys; from pathlib import Path; from alexnet_edge.bench.run import run_bench; "
+        "import sys; from pathlib import Path; from alexnet_edge.bench.run import Plan, run_bench; "
         "from alexnet_edge.bench.measure import MeasureSettings; "
         "run_bench([Path(p) for p in sys.argv[2:]], MeasureSettings(batches=(1,), rounds=50, percentile=50), "
-        "out=Path(sys.argv[1]))"
+        "Plan(harness=False), out=Path(sys.argv[1]))"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(out), *map(str, files[1:3])]) as process:
         until = time.monotonic() + 60
@@ -286,7 +295,7 @@ def test_a_file_damaged_since_it_was_opened_is_that_subjects_error(folder: Path)
         if len(steps) == 1:
             path.write_bytes(path.read_bytes()[:-20])
 
-    result = run_bench([path, other], QUICK, images=synthetic("val").spread(2), reporter=Watcher(damage))
+    result = run_bench([path, other], QUICK, PLAN, images=synthetic("val").spread(2), reporter=Watcher(damage))
     assert "does not match its manifest" in result.errors[str(path)]
     assert str(other) not in result.errors
 
@@ -294,7 +303,7 @@ def test_a_file_damaged_since_it_was_opened_is_that_subjects_error(folder: Path)
 def test_a_batch_the_artifact_does_not_take_is_left_out(folder: Path) -> None:
     spec = TensorSpec(name="input", dtype="float32", shape=(3, 227, 227), max_batch=2)
     path = write_artifact(folder / "bounded.onnx", seed=7, input=spec).path
-    (subject,) = run_bench([path], QUICK, images=synthetic("val").spread(2)).to_json()["subjects"]
+    (subject,) = run_bench([path], QUICK, PLAN, images=synthetic("val").spread(2)).to_json()["subjects"]
     assert [entry["batch"] for entry in subject["batches"]] == [1]
 
 
@@ -348,8 +357,8 @@ def test_rows_take_proof_and_accuracy_from_the_manifests(bench: dict[str, Any]) 
 def test_a_result_without_figures_shows_no_zero(bench: dict[str, Any]) -> None:
     engine_line = next(line for line in markdown_of(bench).splitlines() if line.startswith("| trt fp16"))
     cells = [cell.strip() for cell in engine_line.strip("|").split("|")]
-    assert cells[1] == "not run"
-    assert [cells[index] for index in (2, 3, 4, 5, 6, 7, 9, 10)] == ["–"] * 8
+    assert cells[1] == cells[2] == "not run"
+    assert cells.count("–") == len(cells) - 4  # all but its name, verdicts and size
 
 
 def test_csv_has_a_line_per_subject_and_batch(bench: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from alexnet_edge.errors import ArtifactError, CheckpointError, MissingComponent
 from alexnet_edge.preprocess import preset
 from alexnet_edge.sessions import Session, open_session, runnable
 from alexnet_edge.sessions.null import NullSession
+from alexnet_edge.sessions.openvino import load_library
 from alexnet_edge.sessions.torch import CheckpointSession
 
 SIZE, CLASSES = 4, 5
@@ -70,14 +71,23 @@ def small_onnx(folder: Path, **change: Any) -> Artifact:
     return commit(folder / "small.tmp", folder / "small.onnx", replace(MANIFEST, **change))
 
 
-@pytest.fixture(params=["null", "torch", "onnxruntime"])
+def small_openvino(folder: Path) -> Artifact:
+    """The same as an OpenVINO IR."""
+    openvino = load_library()
+    model = openvino.Core().read_model(str(small_onnx(folder).path))
+    openvino.save_model(model, str(folder / "staged.xml"), compress_to_fp16=False)
+    return commit(folder / "staged.xml", folder / "small.xml", replace(MANIFEST, format="openvino", runtime="openvino"))
+
+
+@pytest.fixture(params=["null", "torch", "onnxruntime", "openvino"])
 def session(request: pytest.FixtureRequest, tmp_path: Path, tiny_checkpoint: MakeCheckpoint) -> Session:
     """A closed session of each runtime."""
     if request.param == "null":
         return NullSession(input_size=SIZE, num_classes=CLASSES)
     if request.param == "torch":
         return open_session(tiny_checkpoint("two-tower"), threads=1)
-    return open_session(small_onnx(tmp_path), threads=1)
+    make = small_openvino if request.param == "openvino" else small_onnx
+    return open_session(make(tmp_path), threads=1)
 
 
 def size_of(session: Session) -> int:
