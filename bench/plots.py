@@ -120,7 +120,7 @@ def tradeoff(rows: Sequence[Row], styles: Mapping[str, Style]) -> Plot | None:
                 "x": [row.p50_ms],
                 "y": [100 * value],
                 "name": escape(row.label),
-                "meta": {"label": escape(name)},
+                "meta": {"label": escape(name), "short": escape(short(row.group))},
                 "error_y": bars,
                 "marker": {
                     "color": "rgba(0,0,0,0)" if faults else style.colour,
@@ -147,7 +147,7 @@ def tradeoff(rows: Sequence[Row], styles: Mapping[str, Style]) -> Plot | None:
         )
     what = "top-1 accuracy" if of_accuracy else "top-1 agreement with the checkpoint"
     low, high = 100 * min(ends), 100 * max(ends)
-    room = max(0.5, (high - low) * 0.12)
+    room = max(0.5, (high - low) * 0.18)
     return _plot(
         "tradeoff",
         "Which one to choose: accuracy, latency, size",
@@ -330,6 +330,7 @@ def over_threads(timed: _Timed, settings: Mapping[str, Any], styles: Mapping[str
         "images/s",
         series,
         styles,
+        wide=True,
     )
 
 
@@ -341,6 +342,8 @@ def _lines(
     y_title: str,
     series: Sequence[tuple[Row, Sequence[int], Sequence[float]]],
     styles: Mapping[str, Style],
+    *,
+    wide: bool = False,
 ) -> Plot:
     traces = [
         {
@@ -369,6 +372,7 @@ def _lines(
         {"xaxis": x_axis, "yaxis": _number_axis(y_title, values, zero=True)},
         height=360,
         key=tuple((row.group, styles[row.group]) for row, _, _ in series),
+        wide=wide,
     )
 
 

@@ -20,6 +20,7 @@ from alexnet_edge.bench.stats import CONFIDENCE, bootstrap_ratios
 from alexnet_edge.bench.subjects import Subject
 from alexnet_edge.bench.worker import Opened
 from alexnet_edge.errors import UserError
+from alexnet_edge.sessions.base import Device
 
 SCHEMA = 2
 KIND = "alexnet-edge bench"
@@ -78,10 +79,10 @@ class Measured:
         entry = summarise_batch(
             [one.batches[batch] for one in taken],
             settings,
-            more_reasons=[*power.reasons, *thermal_reasons(windows, device=self.subject.device)],
+            more_reasons=[*power.log_reasons(self.subject.device), *thermal_reasons(windows, device=self.subject.device)],
         )
         images = batch * sum(len(one.batches[batch].warm.samples_ns) for one in taken if batch in one.windows)
-        entry["energy"], why = energy_of(windows, power.idle, images=images)
+        entry["energy"], why = energy_of(windows, power.idle, images=images, device=self.subject.device)
         if entry["energy"] is None:
             entry["unavailable"]["energy"] = why
         return entry
@@ -100,8 +101,14 @@ class PowerFindings:
     idle: PowerWindow | None = None
     set: str | None = None
     """The power mode this bench set, and put back."""
-    reasons: tuple[str, ...] = ()
-    """What a recorded log says against every figure of this bench."""
+    log: PowerWindow | None = None
+    """A tegrastats log that was recorded beside the bench, as a whole."""
+    log_name: str = ""
+
+    def log_reasons(self, device: Device) -> list[str]:
+        """What the recorded log says against every figure on `device`."""
+        found = [] if self.log is None else thermal_reasons([self.log], device=device)
+        return [f"{self.log_name}: {reason}" for reason in found]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -110,7 +117,7 @@ class PowerFindings:
             "mode": dict(self.mode),
             "idle": None if self.idle is None else self.idle.to_json(),
             "set": self.set,
-            "reasons": list(self.reasons),
+            "log": None if self.log is None else {"name": self.log_name, **self.log.to_json()},
         }
 
 

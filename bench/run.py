@@ -20,7 +20,7 @@ from alexnet_edge.bench import harness, peaks, roofline, scenarios
 from alexnet_edge.bench.machine import machine_state
 from alexnet_edge.bench.measure import MeasureSettings
 from alexnet_edge.bench.meters import find_meters
-from alexnet_edge.bench.power import Recorder, describe_power, tegrastats_window, thermal_reasons
+from alexnet_edge.bench.power import Recorder, describe_power, tegrastats_window
 from alexnet_edge.bench.power_mode import power_mode, restore_left_over
 from alexnet_edge.bench.results import BenchResult, Measured, PowerFindings, Round
 from alexnet_edge.bench.scenarios import ScenarioSettings
@@ -240,10 +240,7 @@ class _Bench:
         meters = find_meters(device="cuda" if any(one.subject.device == "cuda" for one in self._running()) else "cpu")
         power = PowerFindings(meter=meters.name, reason=meters.reason, mode=describe_power(), set=self.result.power.set)
         if self.plan.tegrastats is not None:
-            recorded = tegrastats_window(self.plan.tegrastats)
-            power.reasons = tuple(
-                f"{self.plan.tegrastats.name}: {why}" for why in thermal_reasons([recorded], device="cuda")
-            )
+            power.log, power.log_name = tegrastats_window(self.plan.tegrastats), self.plan.tegrastats.name
         recorder = stack.enter_context(Recorder(meters))
         if meters.name is not None:
             self.reporter.note(f"reading the idle machine's power for {IDLE_SECONDS:g} s ({meters.name})")

@@ -270,14 +270,16 @@ def show(value: float | None, form: str = ".3g", scale: float = 1.0) -> str:
 
 
 def show_ms(value: float | None) -> str:
-    """Milliseconds (or any other unit) with three significant digits, at most four decimals and no exponent."""
+    """Milliseconds (or any other unit) with three significant digits, at most four decimals and no exponent; never 0 for what is not."""
     if value is None:
         return NOT_AVAILABLE
-    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
-    text = f"{value:.{min(max(decimals, 0), 4)}f}"
-    if decimals > 0 and len(text.replace(".", "").lstrip("-0")) > 3:  # 9.996 becomes 10.0, not 10.00
-        text = text[:-1]
-    return text
+    if value == 0:
+        return "0"
+    if abs(value) < 0.00005:
+        return "<0.0001" if value > 0 else ">-0.0001"
+    rounded = float(f"{value:.3g}")  # 9.996 is 10.0, not 10.00
+    decimals = 2 - math.floor(math.log10(abs(rounded)))
+    return f"{value:.{min(max(decimals, 0), 4)}f}"
 
 
 def show_percent(value: float | None) -> str:
@@ -358,14 +360,16 @@ def open_points(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, str]]]]:
     return [(", ".join(_together(labels, rows)), list(found)) for found, labels in shared.items()]
 
 
-def _together(labels: Sequence[str], rows: Sequence[Row]) -> list[str]:
+def _together(labels: Iterable[str], rows: Sequence[Row]) -> list[str]:
     """`labels`, those of a whole group (every number of threads) as the group's name."""
+    left = dict.fromkeys(labels)
     named: dict[str, None] = {}
     for row in rows:
-        if row.label in labels:
-            whole = all(other.label in labels for other in rows if other.group == row.group)
+        if row.label in left:
+            whole = all(other.label in left for other in rows if other.group == row.group)
             named[row.group if whole else row.label] = None
-    return list(named)
+    known = {row.label for row in rows}
+    return [*named, *(label for label in left if label not in known)]
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------------
@@ -424,15 +428,14 @@ def _table(
     )
 
 
-def reasons_of(what: str, found: Iterable[tuple[str, str]], *, everyone: int) -> list[str]:
-    """`(label, reason)` pairs as lines `what: unavailable: reason`, those that share a reason together."""
-    labels: dict[str, list[str]] = {}
+def reasons_of(what: str, found: Iterable[tuple[str, str]], rows: Sequence[Row]) -> list[str]:
+    """`(label, reason)` pairs as lines `what: unavailable: reason (labels)`; without labels where it is all of `rows`."""
+    labels: dict[str, dict[str, None]] = {}
     for label, reason in found:
-        named = labels.setdefault(reason or NOT_MEASURED, [])
-        if label not in named:
-            named.append(label)
+        labels.setdefault(reason or NOT_MEASURED, {})[label] = None
+    everyone = {row.label for row in rows}
     return [
-        f"{what} unavailable: {reason}" + ("" if len(named) == everyone else f" ({', '.join(named)})")
+        f"{what} unavailable: {reason}" + ("" if set(named) == everyone else f" ({', '.join(_together(named, rows))})")
         for reason, named in labels.items()
     ]
 
@@ -456,8 +459,12 @@ _SUBJECT: tuple[Column, _Maker] = (Column(head="subject", kind="name"), lambda p
 def scorecard(rows: Sequence[Row], settings: Mapping[str, Any] | None, *, name: str = "scorecard") -> Table:
     """Every subject's proof, latency, throughput, size, energy and verdict."""
     batch = settings["batches"][0] if settings else None
+    swept = len({row.group for row in rows}) < len(rows)
     columns: list[tuple[Column, _Maker]] = [
-        (Column(head="subject", kind="name"), lambda row: Cell(text=row.label, small=row.setup)),
+        (
+            Column(head="subject", kind="name"),
+            lambda row: Cell(text=row.label if swept else row.group, small=row.setup),
+        ),
         (Column(head="proof", kind="text"), lambda row: _badge(row.proof)),
         (Column(head="measured", kind="text"), lambda row: _badge(row.measured)),
         (
@@ -523,6 +530,10 @@ def _entries(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> list
 _BATCH: tuple[Column, _Maker] = (Column(head="batch"), lambda pair: str(pair[1]["batch"]))
 
 
+def _measured_rows(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.images_per_s is not None]
+
+
 def batch_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> Table:
     """Every batch of every subject, warm and cold."""
 
@@ -551,7 +562,6 @@ def batch_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> T
         (Column(head="why invalid", kind="text"), lambda pair: ", ".join(pair[1]["reasons"])),
     ]
     entries = _entries(rows, subjects)
-    measured = {row.label for row, _ in entries}
     lacking = [(row.label, _reason(entry, "cold")) for row, entry in entries if not entry.get("cold")]
     return _table(
         "batches",
@@ -560,7 +570,7 @@ def batch_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> T
         "CV: coefficient of variation; lower is steadier.",
         columns,
         entries,
-        reasons_of("cold cache:", lacking, everyone=len(measured)),
+        reasons_of("cold cache:", lacking, _measured_rows(rows)),
     )
 
 
@@ -588,7 +598,6 @@ def device_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> 
 
     entries = _entries(rows, subjects)
     shown = [pair for pair in entries if pair[1].get("device")]
-    measured = {row.label for row, _ in entries}
     columns: list[tuple[Column, _Maker]] = [
         _SUBJECT,
         _BATCH,
@@ -604,7 +613,7 @@ def device_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> 
     absent = reasons_of(
         "device clock:",
         [(row.label, _reason(entry, "device")) for row, entry in entries if not entry.get("device")],
-        everyone=len(measured),
+        _measured_rows(rows),
     )
     lacking = {
         "graph": [pair for pair in shown if not pair[1]["device"].get("graph")],
@@ -612,7 +621,7 @@ def device_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> 
     }
     for what, pairs in lacking.items():
         found = [(f"{row.label} at batch {entry['batch']}", _reason(entry, what)) for row, entry in pairs]
-        absent += reasons_of(f"{what}:", found, everyone=len(shown))
+        absent += reasons_of(f"{what}:", found, _measured_rows(rows))
     return _table(
         "device",
         "On the device's clock",
@@ -627,7 +636,6 @@ def device_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> 
 def energy_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> Table:
     """Power and energy of every batch that was metered."""
     entries = _entries(rows, subjects)
-    measured = {row.label for row, _ in entries}
     columns: list[tuple[Column, _Maker]] = [
         _SUBJECT,
         _BATCH,
@@ -651,7 +659,7 @@ def energy_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> 
         reasons_of(
             "energy:",
             [(row.label, _reason(entry, "energy")) for row, entry in entries if not entry.get("energy")],
-            everyone=len(measured),
+            _measured_rows(rows),
         ),
     )
 
@@ -677,7 +685,6 @@ def roofline_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -
     """Each subject's median against the least time that the machine's own peaks allow."""
     pairs = list(zip(rows, subjects, strict=True))
     shown = [(row, subject["roofline"]) for row, subject in pairs if subject.get("roofline")]
-    tried = [row for row, subject in pairs if subject["batches"]]
 
     def worst(pair: _Entry) -> Cell:
         layer = worst_layer(pair[1])
@@ -702,12 +709,12 @@ def roofline_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -
     absent = reasons_of(
         "roofline:",
         [(row.label, NOT_MEASURED) for row, subject in pairs if subject["batches"] and not subject.get("roofline")],
-        everyone=len(tried),
+        _measured_rows(rows),
     )
     absent += reasons_of(
         "time by layer:",
         [(row.label, roofline["unavailable"]) for row, roofline in shown if roofline["unavailable"]],
-        everyone=len(tried),
+        _measured_rows(rows),
     )
     notes: dict[str, list[str]] = {}
     for row, roofline in shown:
@@ -726,8 +733,9 @@ def roofline_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -
 
 
 def worst_layer(roofline: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The entry of the layer with the most time above its floor."""
-    return next((layer for layer in roofline["layers"] if layer["name"] == roofline["worst"]), None)
+    """The entry of the layer with the most time above its floor; None where no layer was timed."""
+    timed = (layer for layer in roofline["layers"] if layer["above_ns"] is not None)
+    return next((layer for layer in timed if layer["name"] == roofline["worst"]), None)
 
 
 def worst_overall(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> str:
@@ -788,7 +796,7 @@ def scenario_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -
         "Harness: LoadGen's own time per query, of the median.",
         columns,
         pairs,
-        reasons_of("scenarios:", lacking, everyone=len(measured)),
+        reasons_of("scenarios:", lacking, _measured_rows(rows)),
     )
 
 

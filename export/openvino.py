@@ -29,6 +29,7 @@ from alexnet_edge.sessions.openvino import (
     INFERENCE_PRECISION,
     ExecutedNode,
     executed_nodes,
+    int8_overflows,
     kernel_type,
     load_library,
     read_model,
@@ -59,10 +60,14 @@ def write_openvino(onnx_file: Path, path: Path, precision: Precision, *, source_
         source_sha256: of the ONNX graph; kept in the file, whose text would else be the same for any weights.
 
     Raises:
-        MissingComponentError: when OpenVINO is not installed or has no CPU plugin.
+        MissingComponentError: when OpenVINO is not installed or has no CPU plugin, or this processor computes INT8 wrongly,
+            so that nothing could be proved.
         PrecisionError: when the weights were not stored in the precision asked for, or a layer of another precision than
             `fp16`, which says how weights are stored, is not computed in it.
     """
+    overflow = int8_overflows() if precision == "int8" else None
+    if overflow is not None:
+        raise MissingComponentError(overflow, fix="export it on a processor that has them, or in FP32")
     openvino = load_library()
     core = openvino.Core()
     if "CPU" not in core.available_devices:

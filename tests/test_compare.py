@@ -142,12 +142,12 @@ def test_twenty_repetitions_of_real_samples(
     """The same with the bench's own loop around a real session: base, the same again, and 15 % more work.
 
     The clock is the thread's processor time, and the three are measured round by round, so that a machine that is busy with
-    something else is no mistake of the comparison. Where rounds spread by more than 4 % all the same, which is more noise
+    something else is no mistake of the comparison. Where rounds spread by more than 3.5 % all the same, which is more noise
     than the rule is stated for, only the false alarms are counted.
     """
     monkeypatch.setattr(measure.time, "perf_counter_ns", time.thread_time_ns)
     settings = measure.MeasureSettings(
-        percentile=50, rounds=1, min_seconds=0.015, min_warmup_seconds=0.002, max_warmup_seconds=0.002
+        percentile=50, rounds=1, min_seconds=0.01, min_warmup_seconds=0.002, max_warmup_seconds=0.002
     )
     x = np.zeros((1, 3, 227, 227), np.float32)
     caught, alarms, spreads = 0, 0, []
@@ -164,7 +164,7 @@ def test_twenty_repetitions_of_real_samples(
             caught += judge(base, planted, max_slowdown=LIMIT, resamples=RESAMPLES).verdict == "regression"
     gc.unfreeze()
     assert alarms <= 1
-    if (spread := float(np.sqrt(np.mean(np.square(spreads))))) > 0.04:
+    if (spread := float(np.sqrt(np.mean(np.square(spreads))))) > 0.035:
         pytest.skip(f"rounds spread by {spread:.0%}: more noise than the rule is stated for")
     assert caught >= 19
 

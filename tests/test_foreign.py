@@ -210,6 +210,8 @@ def test_a_log_beside_the_times_tells_version_options_and_warmup(tmp_path: Path)
     told = log.replace("Warmup completed 3225", "Warmup completed 2").replace("trace has 48603", "trace has 3")
     times.with_suffix(".log").write_text(told, encoding="utf-8")
     assert len(read_measurements(times)[0].rounds[0]) == 3
+    times.with_suffix(".log").write_text(told.replace("trace has 3", "trace has 5"), encoding="utf-8")
+    assert len(read_measurements(times)[0].rounds[0]) == 5  # newer versions export none of the warm-up
 
 
 def test_the_log_of_another_run_is_not_believed(tmp_path: Path) -> None:
@@ -320,6 +322,7 @@ def damaged() -> dict[str, bytes]:
         "another schema": good.replace(f'"schema": {own.SCHEMA}'.encode(), b'"schema": 99'),
         "no subjects": json.dumps(results()).encode(),
         "subjects are a number": json.dumps(results(subjects=3)).encode(),
+        "nan elsewhere": good.replace(b'"cpus": 2', b'"cpus": NaN'),
         "nan sample": good.replace(b"[10, 20, 30]", b"[NaN, 20, 30]"),
         "infinite sample": good.replace(b"[10, 20, 30]", b"[1e999, 20, 30]"),
         "negative sample": good.replace(b"[10, 20, 30]", b"[-10, 20, 30]"),

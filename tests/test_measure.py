@@ -251,7 +251,7 @@ def test_work_of_other_processes_is_seen_and_own_work_is_not() -> None:
 
 def test_what_the_machine_does_not_tell_is_none_not_zero() -> None:
     state = machine_state()
-    assert set(state) == {"cpu_governor", "cpu_mhz", "temperature_c", "load_average_1min"}
+    assert set(state) >= {"cpu_governor", "cpu_mhz", "temperature_c", "load_average_1min"}
     for name in ("cpu_mhz", "temperature_c"):
         assert state[name] is None or state[name] != 0
 

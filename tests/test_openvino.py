@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,16 @@ from narrow_network import NARROW, sitecustomize, write_checkpoint
 from test_artifact import MANIFEST as ONNX_MANIFEST
 
 from alexnet_edge import layers
-from alexnet_edge.artifact import Artifact, Companion, Manifest, Precision, commit, load_artifact, manifest_path
+from alexnet_edge.artifact import (
+    Artifact,
+    Companion,
+    Manifest,
+    Precision,
+    _locked,
+    commit,
+    load_artifact,
+    manifest_path,
+)
 from alexnet_edge.checkpoint import load_checkpoint
 from alexnet_edge.data import open_images
 from alexnet_edge.errors import ArtifactError, MissingComponentError, ParityError, PrecisionError, UserError
@@ -29,7 +39,7 @@ from alexnet_edge.export import openvino as writer
 from alexnet_edge.export.build import Exporter, unavailable
 from alexnet_edge.files import sha256_file
 from alexnet_edge.layers import LAYER_NAMES
-from alexnet_edge.sessions import open_session
+from alexnet_edge.sessions import open_session, runnable
 from alexnet_edge.sessions import openvino as sessions
 from alexnet_edge.sessions.openvino import ExecutedNode, OpenVINOSession
 
@@ -257,6 +267,25 @@ def test_read_while_it_is_replaced(tmp_path: Path) -> None:
     out, err = reader.communicate()
     assert reader.returncode == 0, f"seed {seed}: {err}"
     assert int(out) > 1, "nothing was replaced meanwhile"
+
+
+def test_a_reader_waits_for_the_writer_before_it_complains(tmp_path: Path) -> None:
+    """A writer has renamed both files and not yet the manifest, which the reader looked for before there was a waiting one."""
+    written(tmp_path)
+    (tmp_path / "other").mkdir()
+    newer = written(tmp_path / "other", b"<new/>", b"new weights")
+    for name in ("a.xml", "a.bin"):
+        shutil.copy(tmp_path / "other" / name, tmp_path / name)
+    found: list[Artifact] = []
+    reader = threading.Thread(target=lambda: found.append(load_artifact(tmp_path / "a.xml")))
+    with _locked(tmp_path) as locked:
+        assert locked
+        reader.start()
+        reader.join(0.3)
+        assert reader.is_alive()
+        shutil.copy(tmp_path / "other" / "a.xml.json", tmp_path / "a.xml.json")
+    reader.join(10)
+    assert [artifact.manifest for artifact in found] == [newer.manifest]
 
 
 # --- nothing is sent ------------------------------------------------------------------------------------------------------
@@ -551,6 +580,30 @@ def test_node_times(artifacts: dict[str, Artifact], precision: str) -> None:
     assert all(node.ns >= 0 for node in nodes)
     assert any(node.kind.startswith("LRN") for node in nodes)
     assert [name for node in nodes for name in LAYER_NAMES if node is own[name][0]] == list(LAYER_NAMES), "in order"
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "wrong"),
+    [
+        ("x86_64", ["avx2", "avx512f"], True),
+        ("AMD64", [], True),
+        ("x86_64", ["avx2", "avx_vnni"], False),
+        ("x86_64", ["avx512f", "avx512_vnni"], False),
+        ("aarch64", ["asimddp"], False),
+    ],
+)
+def test_a_processor_whose_int8_sums_overflow(
+    artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, machine: str, features: list[str], wrong: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(sessions, "cpu_features", lambda: features)
+    assert (runnable(artifacts["int8"]) is not None) == wrong
+    assert runnable(artifacts["fp32"]) is None
+    if wrong:
+        with pytest.raises(ArtifactError, match=r"no VNNI instructions.*int8\.xml; run the FP32 one"):
+            open_session(artifacts["int8"].path)
+        with pytest.raises(MissingComponentError, match="no VNNI instructions"):
+            writer.write_openvino(Path("graph.onnx"), Path("a.xml"), "int8", source_sha256="")
 
 
 def test_another_device(artifacts: dict[str, Artifact]) -> None:

@@ -568,6 +568,18 @@ def test_no_energy_where_a_round_has_none_or_the_sensor_reads_nothing() -> None:
     assert energy_of([], None, images=1)[0] is None
 
 
+def test_a_meter_is_not_asked_about_what_it_does_not_see() -> None:
+    for device, meter, seen in (
+        ("cpu", "NVML", False),
+        ("cuda", "RAPL", False),
+        ("cpu", "RAPL", True),
+        ("cuda", "NVML", True),
+    ):
+        entry, reason = energy_of([a_window(meter=meter)], None, images=1, device=device)
+        assert (entry is not None) == seen
+        assert (f"{meter} counts the energy of" in reason) != seen
+
+
 @pytest.mark.parametrize(
     ("first", "second", "device", "reasons"),
     [

@@ -343,6 +343,9 @@ def open_session(
     if manifest.format == "openvino":
         from alexnet_edge.sessions.openvino import OpenVINOSession
 
+        reason = runnable(source)
+        if reason is not None:
+            raise ArtifactError(reason, value=source.path, fix="run the FP32 one")
         return OpenVINOSession(source, device=device, threads=threads)
     if manifest.format == "torchscript":
         from alexnet_edge.sessions.torchscript import TorchScriptSession
@@ -377,12 +380,16 @@ def runnable(artifact: Artifact) -> str | None:
     """Why `artifact` cannot be run on this machine, or None when nothing is known that speaks against it.
 
     For an engine it looks for the library and the GPU, and compares them with what the manifest says of the build. A BF16
-    ONNX file is a source for engines only.
+    ONNX file is a source for engines only. OpenVINO's INT8 needs a processor whose sums do not overflow.
     """
     if artifact.manifest.format == "trt":
         from alexnet_edge.sessions.tensorrt import not_here
 
         return not_here(artifact)
+    if artifact.manifest.format == "openvino" and artifact.manifest.precision == "int8":
+        from alexnet_edge.sessions.openvino import int8_overflows
+
+        return int8_overflows()
     if artifact.manifest.format == "onnx" and artifact.manifest.precision == "bf16":
         return "ONNX Runtime has no BF16 convolution for processors: the graph is for TensorRT"
     return None
