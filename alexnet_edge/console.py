@@ -229,7 +229,7 @@ def show_comparison(comparison: Comparison) -> None:
     for row in comparison.rows:
         style = {"regression": "bold red", "invalid": "bold red", "improvement": "green"}.get(row.verdict)
         table.add_row(
-            escape(row.label),
+            escape(row.name),
             f"[{style}]{row.verdict}[/]" if style else row.verdict,
             show_ms(None if row.base_ns is None else row.base_ns / 1e6),
             show_ms(None if row.new_ns is None else row.new_ns / 1e6),
@@ -241,7 +241,7 @@ def show_comparison(comparison: Comparison) -> None:
     console.print(table)
     for row in comparison.rows:
         for note in row.notes:
-            console.print(f"[bold]{escape(row.label)}[/]: {escape(note)}", soft_wrap=True)
+            console.print(f"[bold]{escape(row.name)}[/]: {escape(note)}", soft_wrap=True)
     for title, lines in (
         ("warning", comparison.warnings),
         ("failed in the new run", comparison.broken),

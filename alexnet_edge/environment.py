@@ -99,6 +99,13 @@ def gpu_node(root: Path = ROOT) -> bool:
     return any((root / path).exists() for path in ("dev/nvidia0", "dev/nvhost-gpu", "dev/nvgpu"))
 
 
+def gpu_models(root: Path = ROOT) -> list[str] | None:
+    """Names of the NVIDIA GPUs, as their driver gives them; None where it gives none, as on a Jetson."""
+    files = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
+    found = [re.search(r"^Model:\s*(.+)$", _read(path) or "", re.MULTILINE) for path in files]
+    return [match.group(1).strip() for match in found if match] or None
+
+
 def l4t_release(root: Path = ROOT) -> str | None:
     """The Jetson Linux release, such as `36.4.3`; None on other machines."""
     text = _read(root / "etc/nv_tegra_release")
@@ -118,6 +125,7 @@ def describe() -> dict[str, Any]:
         "cpu_governor": cpu_governor(),
         "last_level_cache_bytes": last_level_cache_bytes(),
         "memory_bytes": memory_bytes(),
+        "gpu": ", ".join(gpu_models() or ()) or None,
         "l4t": l4t_release(),
         "implementation": sys.implementation.name,
         "versions": versions(),

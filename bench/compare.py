@@ -126,6 +126,11 @@ class Row:
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """The label, and what of it was measured."""
+        return _full_name(self.label, self.key)
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "tail": None if self.tail is None else {**asdict(self.tail), "ratio": self.tail.ratio}}
 
@@ -171,7 +176,7 @@ class Comparison:
             worst = max(self.regressions, key=lambda row: row.ratio or 0)
             said.append(
                 f"{_count(len(self.regressions), 'regression')} of more than {limit}, "
-                f"worst {_name(worst)} at {_times(worst.ratio)}"
+                f"worst {worst.name} at {_times(worst.ratio)}"
             )
         if self.invalid:
             said.append(f"{_count(len(self.invalid), 'measurement')} INVALID and not compared")
@@ -224,12 +229,12 @@ class Comparison:
             "",
         ]
         for row in self.rows:
-            lines += [f"- {_cell(_name(row))}: {_cell(note)}" for note in row.notes]
+            lines += [f"- {_cell(row.name)}: {_cell(note)}" for note in row.notes]
         changes = [(row, change) for row in self.rows for change in row.changes if change.base != change.new]
         if changes:
             lines += ["", "| also changed | base | new | unit |", "|---|---:|---:|---|"]
             lines += [
-                f"| {_cell(_name(row))}: {change.name} | {change.base:.4g} | {change.new:.4g} | {change.unit} |"
+                f"| {_cell(row.name)}: {change.name} | {change.base:.4g} | {change.new:.4g} | {change.unit} |"
                 for row, change in changes
             ]
         for title, names in (("Only in the base", self.only_base), ("Only in the new", self.only_new)):
@@ -303,7 +308,7 @@ def compare(
         else [one for one in now if one.verdict == "ERROR" and _identity(one) in map(_identity, measured_old)]
     )
     forced = [
-        f"compared although INVALID: {_name(row)}"
+        f"compared although INVALID: {row.name}"
         for row, pair in zip(rows, pairs, strict=True)
         if force and _invalid(pair)
     ]
@@ -626,10 +631,6 @@ def _order(row: Row) -> tuple[int, float]:
     return _WORST_FIRST.index(row.verdict), -(row.ratio or 0)
 
 
-def _name(row: Row) -> str:
-    return _full_name(row.label, row.key)
-
-
 def _full_name(label: str, key: Key) -> str:
     batch = "" if key.batch is None else f", batch {key.batch}"
     return f"{label}{batch}, {key.what}"
@@ -677,7 +678,7 @@ def _markdown_row(row: Row) -> str:
     tail = "–" if row.tail is None else f"{row.tail.name} {_times(row.tail.ratio)}"
     verdict = f"**{row.verdict}**" if row.verdict in ("regression", "invalid") else row.verdict
     cells = (
-        _cell(_name(row)),
+        _cell(row.name),
         _ms(row.base_ns),
         _ms(row.new_ns),
         _times(row.ratio),

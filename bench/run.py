@@ -344,6 +344,7 @@ class _Bench:
                             inputs=self.inputs[subject.preprocessing],
                             device=subject.device,
                             threads=subject.threads,
+                            cpus=self.plan.pinned_cpus,
                             logs=folder,
                             trust=self.trust,
                         )

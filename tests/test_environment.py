@@ -122,6 +122,15 @@ def test_gpu_node(tmp_path: Path, node: str) -> None:
     assert environment.gpu_node(tmp_path)
 
 
+def test_gpus_by_their_drivers_own_names(tmp_path: Path) -> None:
+    assert environment.gpu_models(tmp_path) is None
+    for bus, name in (("0000:01:00.0", "NVIDIA GeForce RTX 4090"), ("0000:02:00.0", "NVIDIA RTX A2000")):
+        file = tmp_path / "proc/driver/nvidia/gpus" / bus / "information"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"Model: \t\t {name}\nIRQ:   \t\t 34\n")
+    assert environment.gpu_models(tmp_path) == ["NVIDIA GeForce RTX 4090", "NVIDIA RTX A2000"]
+
+
 def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
     assert environment.cpu_features(tmp_path) == []
     assert environment.last_level_cache_bytes(tmp_path) is None
