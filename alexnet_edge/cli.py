@@ -742,7 +742,9 @@ def _scenarios(
         if value is not None
     }
     if options and not words:
-        raise UserError(f"--{next(iter(options)).replace('_', '-')} belongs to a scenario", fix="add --scenario all")
+        name = next(iter(options)).replace("_", "-")
+        option = "--scenario-seconds" if name == "seconds" else f"--{name}"
+        raise UserError(f"{option} belongs to a scenario", fix="add --scenario all")
     if "all" in words:
         words = list(known)
     server = {name for name in options if name != "seconds"}

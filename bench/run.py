@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +65,18 @@ class Plan:
     """A log recorded beside this bench, judged as a whole."""
 
     def __post_init__(self) -> None:
-        if any(count < 1 for count in self.threads):
-            raise UserError("threads must be 1 or more", value=self.threads, fix="leave it out to use every processor")
-        if len(set(self.threads)) != len(self.threads):
-            raise UserError("a number of threads is named twice", value=self.threads, fix="name each once")
+        for index, count in enumerate(self.threads):
+            if count < 1:
+                raise UserError("threads must be 1 or more", value=count, fix="leave it out to use every processor")
+            if count in self.threads[:index]:
+                raise UserError("a number of threads is named twice", value=count, fix="name each once")
         if self.pinned_cpus is not None:
             usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
             missing = sorted(set(self.pinned_cpus) - usable)
             if missing or not self.pinned_cpus:
                 raise UserError(
                     "this process may not run on these processors",
-                    value=missing,
+                    value=", ".join(map(str, missing)) or "none",
                     fix=f"choose from {', '.join(map(str, sorted(usable))) or 'none: this system cannot pin'}",
                 )
 
@@ -115,6 +116,12 @@ def run_bench(
     if not subjects:
         raise UserError("nothing to measure", value="no artifact", fix="write one with `alexnet-edge export`")
     opened = [open_subject(path, device=settings.device, trust=trust) for path in subjects]
+    if settings.like is not None:
+        only_gpu = f"{settings.like} measures a GPU, and this runs on the processor"
+        opened = [
+            subject if subject.device == "cuda" else replace(subject, skipped=subject.skipped or only_gpu)
+            for subject in opened
+        ]
     hashes = [subject.sha256 for subject in opened]
     for index, digest in enumerate(hashes):
         if digest in hashes[:index]:
@@ -173,7 +180,6 @@ class _Bench:
         for one in result.measured:
             if one.subject.skipped:
                 self.reporter.note(f"{one.subject.label}: not run here, {one.subject.skipped}")
-        self._keep()
         try:
             with ExitStack() as stack:
                 if left := restore_left_over():
@@ -182,6 +188,7 @@ class _Bench:
                     setting = stack.enter_context(power_mode(plan.power_mode, clocks=plan.lock_clocks))
                     result.power.set = str(setting)
                 recorder = self._watch_power(stack)
+                self._keep()  # not before: a mistake in what was asked for leaves the former results
                 stack.callback(self._end_shared_worker)
                 if plan.harness:
                     result.harness = harness.harness_overhead(inputs=next(iter(self.inputs.values())))

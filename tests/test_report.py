@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from html_page import Page
 
 from alexnet_edge.artifact import Artifact, LayerPrecision, Manifest, Precision, TensorSpec, commit
 from alexnet_edge.bench.measure import MeasureSettings
@@ -372,38 +372,6 @@ def test_csv_has_a_line_per_subject_and_batch(bench: dict[str, Any]) -> None:
 
 
 # --- the page -----------------------------------------------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """What a browser would load, and the text it would show."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.words: list[str] = []
-        self._inside: list[str] = []
-        self.ids: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "br", "link", "img", "input"):
-            self._inside.append(tag)
-        for name, value in attributes:
-            if name in ("src", "href", "srcset", "data", "action", "poster", "background"):
-                self.loads.append(str(value))
-            if name == "id":
-                self.ids.append(str(value))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._inside.pop() == tag, f"unbalanced {tag}"
-
-    def handle_data(self, data: str) -> None:
-        if not {"script", "style"} & set(self._inside):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 HISTORY = [

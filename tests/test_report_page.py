@@ -8,12 +8,12 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bench_results import KINDS, kinds_with_error, make_results
+from html_page import Page
 
 from alexnet_edge.bench import plots
 from alexnet_edge.bench.report import write_report
@@ -38,64 +38,7 @@ pytest.importorskip("plotly", reason="plotly is not installed")
 pytest.importorskip("jinja2", reason="jinja2 is not installed")
 
 SMALL = {"samples": 60, "batches": (1, 4)}
-VOID = {"meta", "br", "link", "img", "input", "line", "path"}
 HOSTILE = "</script><script>alert(\"1\")</script><img src=x onerror=y>|`a`\n[b](javascript:c) *d* 'e'"
-
-
-class Page(HTMLParser):
-    """What a browser would load, the text it would show, and the cells of its tables."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.tags: list[str] = []
-        self.handlers: list[str] = []
-        self.ids: list[str] = []
-        self.words: list[str] = []
-        self.cells: list[str] = []
-        self.headings: list[str] = []
-        self.svg_size: list[str] = []
-        self._inside: list[str] = []
-        self.feed(text)
-        assert self._inside == [], "a tag is left open"
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in VOID:
-            self._inside.append(tag)
-        if tag in ("td", "th"):
-            self.cells.append("")
-        if tag in ("h2", "h3"):
-            self.headings.append("")
-        for name, value in attributes:
-            if name in ("src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"):
-                self.loads.append(str(value))
-            if name == "id":
-                self.ids.append(str(value))
-            if name.startswith("on"):
-                self.handlers.append(name)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self._inside.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self._inside.pop() == tag, f"unbalanced {tag}"
-
-    def handle_data(self, data: str) -> None:
-        if {"script", "style"} & set(self._inside):
-            return
-        self.words.append(data)
-        if {"td", "th"} & set(self._inside):
-            self.cells[-1] += f"{data} "
-        if {"h2", "h3"} & set(self._inside):
-            self.headings[-1] += data
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 def page_of(bench: dict[str, Any], folder: Path, **options: Any) -> Page:
@@ -485,8 +428,9 @@ def test_page_shows_hostile_text_and_obeys_none_of_it(full_page: Page, tmp_path:
     assert '<script>alert("1")' not in text
     assert " ".join(HOSTILE.split()) in page.text
     data = "".join(re.findall(r"Plotly\.newPlot\((.*?)\)\s*\}", text, re.DOTALL))
-    assert data
+    assert "lt;img" in data, "plotly shows tags of its own in labels: they are escaped"
     assert "<img" not in data
+    assert not re.search(r"\\u003c(?:/|\\u002f)?(?:scr|img)", data)
 
 
 def test_markdown_shows_hostile_text_and_obeys_none_of_it() -> None:
@@ -605,6 +549,21 @@ def test_only_what_is_proved_and_valid_is_on_the_front(full: dict[str, Any]) -> 
     assert front is not None
     fastest, best = (next(row for row in rows if row.label == label) for label in ("trt fp16", "openvino int8"))
     assert [float(value) for value in front.group(1).split(",")] == [fastest.p50_ms, best.p50_ms]
+
+
+@pytest.mark.parametrize("fault", ["invalid", "unproved"])
+def test_what_is_invalid_or_unproved_leaves_the_front(full: dict[str, Any], fault: str) -> None:
+    def change(subject: dict[str, Any]) -> None:
+        if fault == "invalid":
+            subject["batches"][0] |= {"valid": False, "reasons": ["throttled"]}
+        else:
+            subject["parity"]["verdict"] = "failed"
+
+    bench = changed_everywhere(full, change)
+    rows = rows_of(bench["subjects"], bench["settings"])
+    plot = plots.tradeoff(rows, plots.styles_of(rows))
+    assert plot is not None
+    assert '"mode":"lines"' not in plot.html, "openvino int8 is then the fastest and the most accurate"
 
 
 def test_agreement_stands_in_for_accuracy_that_nobody_labelled(full: dict[str, Any]) -> None:

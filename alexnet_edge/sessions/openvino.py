@@ -31,7 +31,6 @@ has instructions for that, and so it does when it is asked for `f16` and has non
 
 _TELEMETRY = "openvino_telemetry"
 
-
 VNNI = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 """Instructions, of which an x86 processor needs one, that add INT8 products in 32 bits."""
 
@@ -41,7 +40,7 @@ def int8_overflows() -> str | None:
 
     Without VNNI the plugin's kernels add pairs of products of unsigned inputs and signed weights in 16 bits, which saturate
     with 8-bit weights. With VNNI switched off, a network whose INT8 logits were off by 0.06 on average was off by 1.6.
-    Source: OpenVINO documentation, "Lower Numerical Precision Inference Issue", saturation (overflow).
+    Source: OpenVINO documentation, "Saturation (overflow) Issue Workaround".
     """
     if platform.machine().lower() in ("x86_64", "amd64") and not VNNI & set(cpu_features()):
         return "this processor has no VNNI instructions, without which OpenVINO's INT8 sums overflow"
