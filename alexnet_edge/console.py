@@ -21,6 +21,8 @@ from alexnet_edge.bench.tables import (
     show_percent,
     tail_of,
     threads_of,
+    verdict,
+    worst_overall,
 )
 from alexnet_edge.errors import ImageError, MissingComponentError
 from alexnet_edge.layers import LAYER_NAMES, Architecture, LayerCost
@@ -260,12 +262,13 @@ def _show_rows(console: Console, rows: Sequence[Row], bench: Mapping[str, Any]) 
         "measured",
         f"p50 ms, batch {batch}",
         f"{tail_of(bench['settings'])} ms",
-        "images/s",
-        "at batch",
+        "cold ms",
+        "roofline %",
+        "images/s (batch)",
         "MB",
         "load ms",
         "x torch",
-        "top-1 agree %",
+        "agree %",
         left=3,
     )
     for row in rows:
@@ -275,21 +278,50 @@ def _show_rows(console: Console, rows: Sequence[Row], bench: Mapping[str, Any]) 
             _styled(row.measured) or _NONE,
             show_ms(row.p50_ms),
             show_ms(row.tail_ms),
-            _NONE if row.images_per_s is None else f"{row.images_per_s:.1f}",
-            str(row.images_per_s_batch or _NONE),
+            show_ms(row.cold_p50_ms),
+            show(row.roofline, ".0f", 100),
+            _NONE if row.images_per_s is None else f"{row.images_per_s:.1f} ({row.images_per_s_batch})",
             f"{row.megabytes:.1f}",
             show_ms(row.load_ms),
             _NONE if row.speed_up is None else f"{row.speed_up:.2f}",
             show_percent(row.agreement),
         )
+    console.print(f"[bold]{escape(verdict(rows, bench['settings']))}.[/]", soft_wrap=True)
     console.print(table)
     console.print(
         f"{headline(rows)}; {threads_of(bench)} on {escape(str(bench['environment']['cpu'] or 'this processor'))}; "
         "host end-to-end"
     )
+    if worst := worst_overall(rows, bench["subjects"]):
+        console.print(escape(worst), soft_wrap=True)
+    _show_scenarios(console, bench["subjects"])
     for labels, points in open_points(rows):
         for what, why in points:
             console.print(f"[bold]{escape(labels)}[/]: {what}: {escape(why)}", soft_wrap=True)
+
+
+def _show_scenarios(console: Console, subjects: Sequence[Mapping[str, Any]]) -> None:
+    ran = [(subject, found) for subject in subjects for found in subject["scenarios"]]
+    if not ran:
+        return
+    table = _table("subject", "scenario", "LoadGen", "metric", "", "queries", "harness %", left=4)
+    for subject, found in ran:
+        metric = found["metric"]
+        scale = 1e6 if metric["unit"] == "ns" else 1.0
+        table.add_row(
+            escape(subject["label"]),
+            found["scenario"],
+            _styled(found["verdict"]),
+            escape(metric["name"]),
+            show(metric["value"], ".4g", 1 / scale) + (" ms" if scale > 1 else f" {metric['unit']}"),
+            str(found["queries"]),
+            show(found["harness_share"], ".3f", 100),
+        )
+    console.print(table)
+    for subject, found in ran:
+        for reason in found["reasons"]:
+            console.print(f"[bold]{escape(subject['label'])}[/], {found['scenario']}: {escape(reason)}", soft_wrap=True)
+    console.print(escape("; ".join(dict.fromkeys(found["note"] for _, found in ran))), soft_wrap=True)
 
 
 def show_predictions(predictions: Sequence[Prediction], bad: Sequence[ImageError]) -> None:

@@ -56,7 +56,7 @@ _ELEMENTS = {
 """How runtimes write the element types that a product is computed in."""
 _INSPECTED = ("tensorrt", "openvino")
 """Beginnings of the runtimes whose layers' built precision is read from what they compiled, so is what they compute in."""
-_MULTIPLIES = re.compile(r"conv|gemm|matmul|(?<!quantize)linear|fullyconnected|innerproduct|addmm", re.IGNORECASE)
+_MULTIPLIES = re.compile(r"conv(?!er)|gemm|matmul|(?<!quantize)linear|fullyconnected|innerproduct|addmm", re.IGNORECASE)
 """Kinds of nodes that multiply by weights."""
 _CONSTANT = re.compile(r"\.weight|\.bias|_bias|/bias")
 """After a layer's name: what prepares its weights, at any time before they are used."""
