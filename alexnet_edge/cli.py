@@ -183,7 +183,7 @@ def evaluate_command(
 @app.command("export")
 def export_command(
     context: typer.Context,
-    format: Annotated[str, typer.Option("--format", help="torchscript, pt2, onnx, trt or all")] = "all",
+    format: Annotated[str, typer.Option("--format", help="torchscript, pt2, onnx, openvino, trt or all")] = "all",
     fp16: Annotated[bool, typer.Option("--fp16", help="Weights and activations in FP16; LRN in FP32")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Weights and activations in BF16; LRN in FP32")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="INT8 with quantise/dequantise pairs; LRN in FP32")] = False,

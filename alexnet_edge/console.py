@@ -136,6 +136,9 @@ def show_exports(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.artifact is not None:
             parity = outcome.artifact.manifest.parity
+            if outcome.format == "openvino":
+                for text in outcome.artifact.manifest.build.get("warnings", ()):
+                    notes.setdefault(str(text), []).append(outcome.label)
             for note in (*parity["reasons"], *parity["warnings"]):
                 notes.setdefault(note, []).append(outcome.label)
             proved = parity.get("stand_in")

@@ -56,6 +56,8 @@ _ELEMENTS = {
 """How runtimes write the element types that a product is computed in."""
 _INSPECTED = ("tensorrt", "openvino")
 """Beginnings of the runtimes whose layers' built precision is read from what they compiled, so is what they compute in."""
+_STORES_AS_ASKED = "openvino"
+"""Its export refuses weights stored in another type than asked for; what is built is the type its kernels compute in."""
 _MULTIPLIES = re.compile(r"conv(?!er)|gemm|matmul|(?<!quantize)linear|fullyconnected|innerproduct|addmm", re.IGNORECASE)
 """Kinds of nodes that multiply by weights."""
 _CONSTANT = re.compile(r"\.weight|\.bias|_bias|/bias")
@@ -73,7 +75,7 @@ class LayerRoofline:
     """Weights as they are stored, with scales and bias; input; output: each once."""
     multiply_adds: int
     precision: str
-    """As it was built; where that is not known, as it was asked for."""
+    """Type the weights are stored in; where that is not known, the one asked for."""
     computed_in: str
     """Element type of its products; `unknown` where the runtime does not tell."""
     memory_floor_ns: float
@@ -113,13 +115,13 @@ def roofline(
     """
     notes = _Notes()
     names = [spec.name for spec in architecture.layers]
-    built = _built(layers, names, notes)
+    stored = _stored(layers, names, runtime, notes)
     mapped = _Mapping.of(nodes or (), names, notes)
     found = []
-    for spec, cost, total_bytes in _costs(architecture, built, batch):
+    for spec, cost, total_bytes in _costs(architecture, stored, batch):
         computed_in = mapped.computed_in.get(spec.name) or _by_build(layers, spec.name, runtime)
         measured = mapped.measured.get(spec.name)
-        found.append(_layer(spec.name, cost, total_bytes, built[spec.name], computed_in, peaks, measured, notes))
+        found.append(_layer(spec.name, cost, total_bytes, stored[spec.name], computed_in, peaks, measured, notes))
     floor_ns = sum(layer.floor_ns for layer in found)
     timed = [layer for layer in found if layer.above_ns is not None]
     nodes_ns = None if nodes is None else sum(node.ns for node in nodes)
@@ -207,12 +209,15 @@ def _peak(peaks: Peaks, computed_in: str) -> float | None:
 # --- what must be moved -----------------------------------------------------------------------------------------------
 
 
-def _built(layers: Sequence[LayerPrecision], names: Iterable[str], notes: _Notes) -> dict[str, str]:
-    """Stored type of each layer; as it was asked for where it is not known what was built."""
+def _stored(layers: Sequence[LayerPrecision], names: Iterable[str], runtime: str, notes: _Notes) -> dict[str, str]:
+    """Type that each layer's weights are stored in; as it was asked for where it is not known what was built."""
     if not layers:
         return dict.fromkeys(names, "fp32")
     found = {}
     for layer in layers:
+        if runtime == _STORES_AS_ASKED:
+            found[layer.name] = layer.requested
+            continue
         found[layer.name] = layer.built if layer.built in _STORED_BYTES else layer.requested
         if found[layer.name] != layer.built:
             notes.add(f"built precision is {layer.built}: counted as {layer.requested}, as asked for", layer.name)
@@ -220,17 +225,17 @@ def _built(layers: Sequence[LayerPrecision], names: Iterable[str], notes: _Notes
 
 
 def _costs(
-    architecture: Architecture, built: Mapping[str, str], batch: int
+    architecture: Architecture, stored: Mapping[str, str], batch: int
 ) -> Iterable[tuple[LayerSpec, LayerCost, int]]:
     """Each layer, its cost, and the bytes that must cross memory at least once."""
     costs = layer_costs(architecture, batch=batch)
     shape: tuple[int, ...] = (3, architecture.input_size, architecture.input_size)
     for index, (spec, cost) in enumerate(zip(architecture.layers, costs, strict=True)):
         last = index == len(costs) - 1
-        in_bytes = _PASSED_BYTES[built[spec.name]] if index else _FLOAT32_BYTES
-        out_bytes = _FLOAT32_BYTES if last else _PASSED_BYTES[built[architecture.layers[index + 1].name]]
+        in_bytes = _PASSED_BYTES[stored[spec.name]] if index else _FLOAT32_BYTES
+        out_bytes = _FLOAT32_BYTES if last else _PASSED_BYTES[stored[architecture.layers[index + 1].name]]
         activations = batch * (math.prod(shape) * in_bytes + math.prod(cost.passed_on_shape) * out_bytes)
-        yield spec, cost, int(_weight_bytes(spec, built[spec.name]) + activations)
+        yield spec, cost, int(_weight_bytes(spec, stored[spec.name]) + activations)
         shape = cost.passed_on_shape
 
 
@@ -345,15 +350,15 @@ def _named(node: str, names: Sequence[str]) -> tuple[str | None, tuple[str, ...]
         return None, (), False
     if "..." in node and len(places) > 1:  # a region, told by its first and last node
         return None, tuple(names[places[0] : places[-1] + 1]), False
-    own = [name for name in names if any(name == found and _bare(after) for found, after in mentions)]
+    own = [name for name in names if any(name == found and _bare(after, names) for found, after in mentions)]
     if len(own) > 1:
         return None, tuple(own), False
-    return own[0] if own else names[places[0]], (), bool(own)
+    return own[0] if own else names[places[0]], (), bool(own) and not node.startswith("Reformatting")
 
 
-def _bare(after: str) -> bool:
-    """Whether a layer's name ends where it was found, but for a mark that a compiler appended."""
-    return not after or after[0] not in "./_" or after.startswith("_myl")
+def _bare(after: str, names: Sequence[str]) -> bool:
+    """Whether a layer's name ends where it was found, but for a compiler's mark or the next name."""
+    return not after or after[0] not in "./_" or after.startswith(("_myl", *(f"_{name}" for name in names)))
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

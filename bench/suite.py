@@ -12,6 +12,7 @@ from alexnet_edge.environment import gpu_node
 from alexnet_edge.errors import MissingComponentError, install_command
 from alexnet_edge.nvidia import default_runtime
 from alexnet_edge.sessions.base import Device
+from alexnet_edge.sessions.openvino import int8_overflows
 
 BATCHES = (1, 8, 32)
 """Batch 1 is the latency suite's, the others are the throughput suite's."""
@@ -39,10 +40,15 @@ class Case:
                     return "neither TensorRT, trtexec nor TensorRT-RTX is installed"
             except MissingComponentError as error:
                 return str(error)
-        needed = {"onnx": "export", "onnxruntime": "onnx"} if self.format == "onnx" else {}
+        needed = {
+            "onnx": {"onnx": "export", "onnxruntime": "onnx"},
+            "openvino": {"onnx": "export", "onnxruntime": "onnx", "openvino": "openvino"},
+        }.get(self.format or "", {})
         for module, extra in {"torch": "train", **needed}.items():
             if importlib.util.find_spec(module) is None:
                 return f"{module} is not installed: {install_command(extra)}"
+        if self.format == "openvino" and self.precision == "int8":
+            return int8_overflows()
         return None
 
 
@@ -52,6 +58,9 @@ ARTIFACT_CASES: tuple[Case, ...] = (
     Case(format="onnx", precision="fp32"),
     Case(format="onnx", precision="fp16"),
     Case(format="onnx", precision="int8"),
+    Case(format="openvino", precision="fp32"),
+    Case(format="openvino", precision="fp16"),
+    Case(format="openvino", precision="int8"),
     Case(format="onnx", precision="fp16", device="cuda"),
     Case(format="trt", precision="fp32", device="cuda"),
     Case(format="trt", precision="fp16", device="cuda"),

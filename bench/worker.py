@@ -236,8 +236,27 @@ def _running_on(cpus: Sequence[int] | None) -> Iterator[None]:
 # --- the worker's end -------------------------------------------------------------------------------------------------
 
 
-_LIBRARIES = {SUFFIXES["onnx"]: ("onnxruntime", "onnx"), ".xml": ("openvino", "openvino")}
-"""What runs a file, and the extra that brings it; everything else is PyTorch's."""
+def _import_torch() -> object:
+    with needs("train"):
+        return importlib.import_module("torch")
+
+
+def _import_onnxruntime() -> object:
+    with needs("onnx"):
+        return importlib.import_module("onnxruntime")
+
+
+def _import_openvino() -> object:
+    from alexnet_edge.sessions.openvino import load_library as load_openvino
+
+    return load_openvino()
+
+
+_IMPORTS: dict[str, Callable[[], object]] = {
+    SUFFIXES["onnx"]: _import_onnxruntime,
+    SUFFIXES["openvino"]: _import_openvino,
+}
+"""Loads the library that runs a file; everything else is PyTorch's, but for engines."""
 
 
 class _Subject:
@@ -297,9 +316,7 @@ def _open(request: Mapping[str, Any]) -> tuple[_Subject, dict[str, Any]]:
         source = artifact = load_artifact(path, trust=request["trust"])
         import_ns = time_once(lambda: load_library(LIBRARIES[artifact.manifest.runtime]))
     else:
-        library, extra = _LIBRARIES.get(path.suffix, ("torch", "train"))
-        with needs(extra):
-            import_ns = time_once(lambda: importlib.import_module(library))
+        import_ns = time_once(_IMPORTS.get(path.suffix, _import_torch))
     start = time.perf_counter_ns()
     session = open_session(source, device=request["device"], threads=request["threads"])
     return _opened(session, x_NCHW, import_ns=import_ns, start_ns=start)
