@@ -157,7 +157,7 @@ _MAX_STARTS = 2048
 
 
 def _block(count: int) -> int:
-    return max(1, round(count ** (1 / 3)))
+    return max(1, round(math.pow(count, 1 / 3)))
 
 
 def _edges(rounds: Sequence[Array]) -> Array:
