@@ -152,6 +152,9 @@ def evaluate_command(
     images: ImagesOption = None,
     class_list: ClassListOption = None,
     limit: LimitOption = None,
+    ten_crop: Annotated[
+        bool, typer.Option("--ten-crop", help="Average the softmax over corners, centre and their mirror images")
+    ] = False,
     on_bad_image: BadImageOption = "fail",
     device: DeviceOption = "auto",
     trust: TrustOption = False,
@@ -159,8 +162,9 @@ def evaluate_command(
     runs: RunsOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """Accuracy of a checkpoint or of any artifact that runs here, over all and per class."""
+    """Accuracy, confusions and calibration of a checkpoint or of any artifact that runs here, over all and per class."""
     from alexnet_edge import console
+    from alexnet_edge.bench.stats import wilson_interval
     from alexnet_edge.checkpoint import newest_checkpoint
     from alexnet_edge.data import open_for_evaluation, reopen
     from alexnet_edge.evaluate import evaluate
@@ -173,11 +177,14 @@ def evaluate_command(
             found = open_for_evaluation(images, classes=session.classes, class_list=class_list)
         else:
             found = reopen(_validation_source(source))
-        result = evaluate(session, found if limit is None else found.spread(limit), on_bad_image=bad)
+        if limit is not None:
+            found = found.spread(limit)
+        result = evaluate(session, found, ten_crop=ten_crop, on_bad_image=bad)
+    interval = wilson_interval(result.correct, result.count)
     if as_json:
-        _print_json({"model": str(source), **result.to_json()})
+        _print_json({"model": str(source), **result.to_json(), "top1_interval": interval})
     else:
-        console.show_evaluation(source, result)
+        console.show_evaluation(source, result, interval)
 
 
 @app.command("export")
@@ -591,6 +598,12 @@ def bench_command(
             "--roofline/--no-roofline", help="The machine's bounds, and each layer's time", rich_help_panel=HOW
         ),
     ] = True,
+    plain_loop: Annotated[
+        bool,
+        typer.Option(
+            "--plain-loop", help="Hold the harness against a plain loop around an ONNX session", rich_help_panel=HOW
+        ),
+    ] = False,
     scenario: Annotated[
         list[str] | None,
         typer.Option(
@@ -658,6 +671,7 @@ def bench_command(
         isolate=isolate,
         pinned_cpus=_numbers("--pin", pin) or None,
         roofline=roofline,
+        plain_loop=plain_loop,
         scenarios=_scenarios(scenario, scenario_seconds, latency_bound_ms, target_qps),
         power_mode=power_mode,
         lock_clocks=lock_clocks,

@@ -15,6 +15,7 @@ from alexnet_edge.bench.tables import (
     Row,
     headline,
     open_points,
+    plain_loop_sentence,
     rows_of,
     show,
     show_ms,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from alexnet_edge.bench.parity import ParityReport
     from alexnet_edge.demo import DemoResult
     from alexnet_edge.doctor import Component
-    from alexnet_edge.evaluate import Evaluation
+    from alexnet_edge.evaluate import Confusion, Evaluation
     from alexnet_edge.export.build import Outcome
     from alexnet_edge.export.lint import Finding
     from alexnet_edge.predict import Prediction
@@ -43,6 +44,10 @@ LOG_WIDTH = 130
 """Columns where the output is not a terminal."""
 MOST_CLASSES = 20
 """Longest per-class table; the rest is in the JSON."""
+MOST_CLASSES_IN_MATRIX = 10
+"""Of more classes, the pairs confused most often are shown instead of the matrix."""
+MOST_CONFUSIONS = 10
+"""Longest list of such pairs; more are in the JSON."""
 
 _NONE = "–"
 _VERDICT_STYLE = {"passed": "green", "VALID": "green", "failed": "bold red", "INVALID": "bold red", "error": "bold red"}
@@ -84,19 +89,51 @@ def show_training(result: TrainResult) -> None:
     console.print(f"Checkpoint: {escape(str(result.checkpoint))}", soft_wrap=True)
 
 
-def show_evaluation(source: Path, result: Evaluation) -> None:
-    """Accuracy over all, then the classes with the lowest accuracy first."""
+def show_evaluation(source: Path, result: Evaluation, interval: tuple[float, float]) -> None:
+    """Accuracy over all with the interval of top-1, calibration, the classes with the lowest accuracy first, confusions."""
     console = output()
-    console.print(f"{escape(str(source))}: {result.count} images", soft_wrap=True)
-    console.print(f"top-1 {result.top1:.2%}   top-5 {result.top5:.2%}   loss {result.loss:.4f}")
-    seen = sorted((row for row in result.classes if row.count), key=lambda row: (row.top1, row.name))
-    table = _table("class", "images", "right", "top-1 %")
+    crops = f", each the mean of {result.crops} crops" if result.crops > 1 else ""
+    console.print(f"{escape(str(source))}: {result.count} images{crops}", soft_wrap=True)
+    console.print(
+        f"top-1 {result.top1:.2%} (95 % interval {interval[0]:.2%} to {interval[1]:.2%})   top-5 {result.top5:.2%}   "
+        f"loss {result.loss:.4f}"
+    )
+    calibration = result.calibration
+    console.print(
+        f"balanced accuracy {result.balanced_accuracy:.2%}   macro F1 {result.macro_f1:.2%}   "
+        f"ECE {calibration.expected_error:.2%}   MCE {calibration.maximum_error:.2%}   Brier {calibration.brier:.4f}"
+    )
+    if result.coinciding:
+        console.print("Images are resized to just the crop: corner crops coincide, ten crops add little")
+    if result.ties:
+        console.print(f"{result.ties} images have more than one highest output: the first of them is the answer")
+    seen = sorted(result.classes, key=lambda row: (row.top1, row.name))
+    table = _table("class", "images", "right", "top-1 (recall) %", "precision %", "F1 %")
     for row in seen[:MOST_CLASSES]:
-        table.add_row(escape(row.name), str(row.count), str(row.correct), show_percent(row.top1))
+        cells = (show_percent(row.top1), show_percent(row.precision), show_percent(row.f1))
+        table.add_row(escape(row.name), str(row.count), str(row.correct), *cells)
     console.print(table)
     if len(seen) > MOST_CLASSES:
         console.print(f"... and {len(seen) - MOST_CLASSES} classes more: see --json")
+    _show_confusion(console, result.confusion)
     _show_skipped(console, result.skipped)
+
+
+def _show_confusion(console: Console, confusion: Confusion) -> None:
+    """The matrix of few classes, of many the pairs confused most often."""
+    if not confusion.most:
+        return
+    console.print()
+    if confusion.matrix_KK is not None and len(confusion.classes) <= MOST_CLASSES_IN_MATRIX:
+        table = _table("class \\ answer", *map(escape, confusion.classes))
+        for index, (name, row) in enumerate(zip(confusion.classes, confusion.matrix_KK, strict=True)):
+            cells = [f"[bold]{count}[/]" if column == index else str(count or "·") for column, count in enumerate(row)]
+            table.add_row(escape(name), *cells)
+    else:
+        table = _table("most confused", "answered", "images", left=2)
+        for pair in confusion.most[:MOST_CONFUSIONS]:
+            table.add_row(escape(pair.actual), escape(pair.predicted), str(pair.count))
+    console.print(table)
 
 
 def show_exports(outcomes: Sequence[Outcome]) -> None:
@@ -298,6 +335,8 @@ def _show_rows(console: Console, rows: Sequence[Row], bench: Mapping[str, Any]) 
     if worst := worst_overall(rows, bench["subjects"]):
         console.print(escape(worst), soft_wrap=True)
     _show_scenarios(console, bench["subjects"])
+    if plain := (bench["harness"] or {}).get("plain_loop"):
+        console.print(escape(plain_loop_sentence(plain)), soft_wrap=True)
     for labels, points in open_points(rows):
         for what, why in points:
             console.print(f"[bold]{escape(labels)}[/]: {what}: {escape(why)}", soft_wrap=True)

@@ -55,6 +55,8 @@ class Plan:
     """Measure what the machine can do at best, and each layer's time, after the rounds."""
     harness: bool = True
     """Measure first what the harness itself costs."""
+    plain_loop: bool = False
+    """Compare the harness with a loop in plain Python around the first ONNX subject's session, too."""
     scenarios: tuple[ScenarioSettings, ...] = ()
     """LoadGen's scenarios, for each subject after the rounds."""
     power_mode: str | None = None
@@ -192,6 +194,8 @@ class _Bench:
                 stack.callback(self._end_shared_worker)
                 if plan.harness:
                     result.harness = harness.harness_overhead(inputs=next(iter(self.inputs.values())))
+                if plan.plain_loop:
+                    self._plain_loop()
                 self._rounds(recorder)
                 if plan.roofline:
                     self._rooflines()
@@ -256,6 +260,19 @@ class _Bench:
         return recorder
 
     # --- the steps ----------------------------------------------------------------------------------------------------
+
+    def _plain_loop(self) -> None:
+        subject = next((one.subject for one in self._running() if one.subject.runtime == "onnxruntime"), None)
+        if subject is None:
+            raise UserError("no ONNX file to loop over", value="--plain-loop", fix="name one, or leave it out")
+        self.reporter.note(f"a plain loop around {subject.label}'s session and this harness, in turn")
+        found = harness.plain_loop_ratio(
+            subject.path,
+            inputs=self.inputs[subject.preprocessing],
+            device=subject.device,
+            threads=subject.threads,
+        )
+        self.result.harness = {**(self.result.harness or {}), "plain_loop": {"label": subject.label, **found}}
 
     def _rounds(self, recorder: Recorder) -> None:
         settings, running = self.result.settings, self._running()

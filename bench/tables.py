@@ -874,15 +874,27 @@ def harness_table(harness: Mapping[str, Any] | None, rows: Sequence[Row]) -> Tab
         (Column(head="samples"), lambda part: NOT_AVAILABLE if part[3] is None else f"{part[3]:,}"),
         (Column(head="of the fastest p50", unit="%"), share),
     ]
+    caption = "The same loop around a session that answers at once. It is part of every latency shown; lower is better."
+    if plain := found.get("plain_loop"):
+        caption += f" {plain_loop_sentence(plain)}"
     lacking = [name for name, percentiles, _, _ in parts if not percentiles]
     why = found.get("unavailable") or NOT_MEASURED
     return _table(
         "harness",
         "What measuring costs",
-        "The same loop around a session that answers at once. It is part of every latency shown; lower is better.",
+        caption,
         columns,
         [part for part in parts if part[1]],
         [f"{name}: unavailable: {why}" for name in lacking] if harness else [f"harness overhead: unavailable: {why}"],
+    )
+
+
+def plain_loop_sentence(plain: Mapping[str, Any]) -> str:
+    """How the harness compares with a plain loop around the same session."""
+    low, high = plain["interval"]
+    return (
+        f"Against a plain Python loop around the same session ({plain['label']}, in turn, {plain['blocks']} pairs of "
+        f"blocks) its median is {plain['ratio']:.3f} times as long, {low:.3f} to {high:.3f}."
     )
 
 
