@@ -77,15 +77,21 @@ class Peaks:
         return cls(**value)
 
 
-def measure_peaks(*, device: Device, threads: int | None = None, seconds: float = SECONDS) -> Peaks:
-    """`measure_here` in a process of its own, where no other library's threads are waiting.
+def measure_peaks(
+    *,
+    device: Device,
+    threads: int | None = None,
+    cpus: Sequence[int] | None = None,
+    seconds: float = SECONDS,
+) -> Peaks:
+    """`measure_here` in a process of its own, on the processors `cpus`, where no other library's threads are waiting.
 
     Raises:
         AlexNetEdgeError: when it cannot be measured, or the process dies or takes too long.
     """
     from alexnet_edge.bench.worker import Worker
 
-    with Worker() as worker:
+    with Worker(cpus=cpus) as worker:
         request = {"do": "peaks", "device": device, "threads": threads, "seconds": seconds}
         return Peaks.from_json(worker.ask(request, timeout_s=10 * seconds + 120))
 

@@ -321,7 +321,9 @@ class _Bench:
             key = (subject.device, subject.threads)
             try:
                 if key not in found:
-                    best = peaks.measure_peaks(device=subject.device, threads=subject.threads)
+                    best = peaks.measure_peaks(
+                        device=subject.device, threads=subject.threads, cpus=self.plan.pinned_cpus
+                    )
                     found[key] = len(self.result.peaks)
                     self.result.peaks.append(best)
                 one.roofline = self._roofline(one, found[key])

@@ -340,6 +340,13 @@ def test_several_layers_in_one_node_are_not_told_apart(name: str, inside: tuple[
     assert any(note.startswith(f"{', '.join(inside)}: in one node") for note in value["notes"])
 
 
+def test_a_copy_is_not_the_product() -> None:
+    """TensorRT names a copy after the layer it is for; the layer's own kernel may bear no name."""
+    nodes = [node for node in products("") if node.name != "conv5"]
+    copy = NodeTime(name="Reformatting CopyNode for Input Tensor 0 to conv5 + conv5/relu", kind="", ns=MS)
+    assert times(of([*nodes, copy], runtime="tensorrt"))["conv5"] is None
+
+
 def test_names_that_tell_nothing() -> None:
     """An engine built without names: decimal indices."""
     value = of([NodeTime(name=str(index), kind="", ns=MS) for index in range(20)], runtime="tensorrt")
@@ -370,5 +377,5 @@ def test_recorded_lrn_is_conv1s() -> None:
     nodes = node_times_of(json.loads((TRACES / "trace-fp32.json").read_text(encoding="utf-8")), skip=1)
     by_name = {node.name: node for node in nodes}
     assert by_name["fused fc6"].kind == "FusedGemm(float)"
-    parts = ("conv1/relu_nchwc", "ReorderOutput_token_15", "conv1/lrn", "ReorderInput", "conv1/pool_nchwc")
+    parts = ("conv1/relu_nchwc", "ReorderOutput_token_16", "conv1/lrn", "ReorderInput", "conv1/pool_nchwc")
     assert times(of(nodes))["conv1"] == pytest.approx(sum(by_name[name].ns for name in parts))
