@@ -10,9 +10,10 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
 
@@ -677,7 +678,7 @@ def bench_command(
         lock_clocks=lock_clocks,
         tegrastats=tegrastats,
     )
-    with console.reporter(quiet) as reporter:
+    with _terminated_like_interrupted(), console.reporter(quiet) as reporter:
         result = run_bench(
             subjects,
             settings,
@@ -698,6 +699,20 @@ def bench_command(
         raise KeyboardInterrupt
     if result.errors:
         raise GateError("; ".join(f"{label}: {reason}" for label, reason in result.errors.items()))
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Have SIGTERM, which a service manager or a container sends, end the work as Ctrl-C does: what was measured is kept."""
+
+    def interrupt(_number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _words(given: Sequence[str] | None) -> list[str]:
@@ -786,7 +801,9 @@ def compare_command(
     ] = "5%",
     match: Annotated[
         list[str] | None,
-        typer.Option("--match", help="Compare only these with each other, as in 'onnx fp32=onnx fp16'; may be repeated"),
+        typer.Option(
+            "--match", help="Compare only these with each other, as in 'onnx fp32=onnx fp16'; may be repeated"
+        ),
     ] = None,
     base_log: Annotated[
         Path | None, typer.Option("--base-log", help="What trtexec printed, when BASE has its times")
@@ -843,8 +860,18 @@ def report_command(
 ) -> None:
     """Make the Markdown, CSV and HTML again from a results file."""
     from alexnet_edge.bench.results import read_results
+    from alexnet_edge.files import MALFORMED
 
-    for path in _write_reports(read_results(results), out.with_suffix(".json") if out else results):
+    value = read_results(results)
+    try:
+        written = _write_reports(value, out.with_suffix(".json") if out else results)
+    except MALFORMED as error:
+        raise UserError(
+            f"damaged, or not a whole results file ({type(error).__name__}: {error})",
+            value=results,
+            fix="measure again",
+        ) from error
+    for path in written:
         print(path)
 
 
@@ -1051,13 +1078,14 @@ def _write_reports(value: dict[str, Any], results: Path) -> list[Path]:
     from alexnet_edge.files import write_text
 
     markdown, table, page = (results.with_suffix(suffix) for suffix in (".md", ".csv", ".html"))
-    write_text(markdown, markdown_of(value))
-    write_text(table, csv_of(value))
+    texts = {markdown: markdown_of(value), table: csv_of(value)}  # all made before any is written
     info = history = None
     checkpoint = next((entry["file"] for entry in value["subjects"] if entry["format"] == "checkpoint"), None)
     if checkpoint is not None and Path(checkpoint).is_file() and Path(checkpoint).suffix == ".safetensors":
         info, history = read_info(Path(checkpoint)), read_history(Path(checkpoint))
     write_report(page, bench=value, checkpoint_info=info, history=history)
+    for path, text in texts.items():
+        write_text(path, text)
     return [results, markdown, table, page]
 
 

@@ -245,7 +245,18 @@ def subject(
     sha256 = checkpoint.sha256 if case.format is None else artifact_of(case).manifest.sha256
     result = measured[case.device]
     (entry,) = (one for one in result["subjects"] if one["sha256"] == sha256)
-    about = ("clock", "load", "settings", "inputs", "isolate", "pinned_cpus", "power", "peaks", "harness", "environment")
+    about = (
+        "clock",
+        "load",
+        "settings",
+        "inputs",
+        "isolate",
+        "pinned_cpus",
+        "power",
+        "peaks",
+        "harness",
+        "environment",
+    )
     return {**entry, "bench": {name: result[name] for name in about}}
 
 

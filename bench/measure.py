@@ -664,9 +664,9 @@ def _summarise(rounds: Sequence[LatencySamples], settings: MeasureSettings, perc
     if (half := (high - low) / 2 / median) > settings.max_median_error:
         reasons.append(f"median known to ±{half:.0%} only")
     if worst_drift is not None and abs(worst_drift) > settings.max_drift:
-        reasons.append(f"drift of {worst_drift:+.0%} within a round")
+        reasons.append(f"drift of {worst_drift:+.1%} within a round")
     if across is not None and abs(across) > settings.max_drift:
-        reasons.append(f"drift of {across:+.0%} from the first round to the last")
+        reasons.append(f"drift of {across:+.1%} from the first round to the last")
     if modes is not None:
         reasons.append(f"two modes, {modes[0] / 1e6:.3g} and {modes[1] / 1e6:.3g} ms")
     return LatencySummary(

@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet_edge import cuda, environment
+from alexnet_edge.bench.machine import BusyElsewhere
 from alexnet_edge.errors import UserError, needs
 from alexnet_edge.sessions.base import Device
 from alexnet_edge.sessions.onnxruntime import node_times_of
@@ -67,6 +68,8 @@ class Peaks:
     how: Mapping[str, Any]
     """By figure: every kernel's best rate and raw times; and the buffer's size."""
     unavailable: Mapping[str, str]
+    other_cpus: float | None = None
+    """Processors kept busy by others meanwhile, on average: with many, the rates are lower bounds of the peaks."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -115,7 +118,9 @@ def measure_here(*, device: Device, threads: int | None = None, seconds: float =
     if not 0 < seconds <= 600:
         raise UserError("seconds must be above 0 and at most 600", value=seconds, fix="try 3")
     count = threads or environment.usable_cpus()
-    return _of_gpu(count, seconds) if device == "cuda" else _of_processor(count, seconds)
+    others = BusyElsewhere()
+    found = _of_gpu(count, seconds) if device == "cuda" else _of_processor(count, seconds)
+    return replace(found, other_cpus=others.processors())
 
 
 # --- the best of several kernels --------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ class Measured:
     subject: Subject
     rounds: list[Round] = field(default_factory=list)
     roofline: Mapping[str, Any] | None = None
+    no_roofline: str = "not measured"
+    """Why `roofline` is None."""
     scenarios: list[Mapping[str, Any]] = field(default_factory=list)
     error: str = ""
     _entries: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
@@ -76,10 +78,15 @@ class Measured:
         self, batch: int, taken: Sequence[Round], settings: MeasureSettings, power: PowerFindings
     ) -> dict[str, Any]:
         windows = [one.windows[batch] for one in taken if batch in one.windows]
+        missing = [f"{len(taken)} of {settings.rounds} rounds"] if len(taken) < settings.rounds else []
         entry = summarise_batch(
             [one.batches[batch] for one in taken],
             settings,
-            more_reasons=[*power.log_reasons(self.subject.device), *thermal_reasons(windows, device=self.subject.device)],
+            more_reasons=[
+                *missing,
+                *power.log_reasons(self.subject.device),
+                *thermal_reasons(windows, device=self.subject.device),
+            ],
         )
         images = batch * sum(len(one.batches[batch].warm.samples_ns) for one in taken if batch in one.windows)
         entry["energy"], why = energy_of(windows, power.idle, images=images, device=self.subject.device)
@@ -106,9 +113,16 @@ class PowerFindings:
     log_name: str = ""
 
     def log_reasons(self, device: Device) -> list[str]:
-        """What the recorded log says against every figure on `device`."""
-        found = [] if self.log is None else thermal_reasons([self.log], device=device)
-        return [f"{self.log_name}: {reason}" for reason in found]
+        """What the recorded log says against every figure: a board that throttled its GPU vouches for no figure of its own.
+
+        The processors' clocks, which may follow the load of the GPU, count for figures on `cpu` only.
+        """
+        if self.log is None:
+            return []
+        found = thermal_reasons([self.log], device="cuda")
+        if device == "cpu":
+            found += thermal_reasons([self.log], device="cpu")
+        return [f"{self.log_name}: {reason}" for reason in dict.fromkeys(found)]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -172,10 +186,15 @@ class BenchResult:
     def _subject_json(self, one: Measured) -> dict[str, Any]:
         opened = [taken.opened for taken in one.rounds if taken.opened is not None]
         batches = []
+        unavailable = {} if one.roofline is not None else {"roofline": one.no_roofline}
+        if not self.isolate:
+            unavailable["peak_memory"] = "several subjects shared the process"
         for batch in self.settings.batches:
             entry = one.entry(batch, self.settings, self.power)
             if entry is not None:
-                batches.append({**entry, "speed_up": self._speed_up(one, batch)})
+                speed_up, why = self._speed_up(one, batch)
+                unavailable_here = {**entry["unavailable"], **({"speed_up": why} if why else {})}
+                batches.append({**entry, "unavailable": unavailable_here, "speed_up": speed_up})
         threads = opened[0].details.get("threads") if opened else None
         return {
             **one.subject.to_json(),
@@ -186,9 +205,10 @@ class BenchResult:
             "batches": batches,
             "roofline": one.roofline,
             "scenarios": one.scenarios,
+            "unavailable": unavailable,
         }
 
-    def _speed_up(self, one: Measured, batch: int) -> dict[str, Any] | None:
+    def _speed_up(self, one: Measured, batch: int) -> tuple[dict[str, Any] | None, str]:
         """The checkpoint's median latency over this one's, where its checkpoint was measured too, as many threads."""
         subject = one.subject
         reference = next(
@@ -202,8 +222,10 @@ class BenchResult:
             ),
             None,
         )
-        if reference is None or reference is one:
-            return None
+        if reference is one:
+            return None, "it is what the others are compared with"
+        if reference is None:
+            return None, "its checkpoint was not measured beside it on this device with as many threads"
         pairs = [
             (against.batches[batch].warm.samples_ns, own.batches[batch].warm.samples_ns)
             for against, own in zip(
@@ -212,9 +234,9 @@ class BenchResult:
             if batch in against.batches and batch in own.batches
         ]
         if not pairs:
-            return None
+            return None, "its checkpoint was not measured at this batch"
         ratio, (low, high) = bootstrap_ratios(pairs)
-        return {"against": reference.subject.label, "ratio": ratio, "interval": [low, high]}
+        return {"against": reference.subject.label, "ratio": ratio, "interval": [low, high]}, ""
 
 
 def read_results(path: Path) -> dict[str, Any]:

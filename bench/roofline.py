@@ -62,6 +62,8 @@ _MULTIPLIES = re.compile(r"conv(?!er)|gemm|matmul|(?<!quantize)linear|fullyconne
 """Kinds of nodes that multiply by weights."""
 _CONSTANT = re.compile(r"\.weight|\.bias|_bias|/bias")
 """After a layer's name: what prepares its weights, at any time before they are used."""
+_MAX_OTHER_CPUS = 0.25
+"""Processors kept busy by others while the peaks were measured that are not worth a note."""
 _MAX_DIFFERENCE = 0.2
 """Largest relative difference of the nodes' sum from the median latency that is not worth a note."""
 
@@ -125,8 +127,14 @@ def roofline(
     floor_ns = sum(layer.floor_ns for layer in found)
     timed = [layer for layer in found if layer.above_ns is not None]
     nodes_ns = None if nodes is None else sum(node.ns for node in nodes)
-    if nodes_ns is not None and abs(nodes_ns / p50_ns - 1) > _MAX_DIFFERENCE:
+    fits = None if nodes_ns is None else abs(nodes_ns / p50_ns - 1) <= _MAX_DIFFERENCE
+    if nodes_ns is not None and not fits:
         notes.add(f"the profiled nodes add up to {_ms(nodes_ns)}, the median latency is {_ms(p50_ns)}")
+    if peaks.other_cpus is not None and peaks.other_cpus > _MAX_OTHER_CPUS:
+        notes.add(
+            f"other processes kept {peaks.other_cpus:.1f} processors busy while the peaks were measured: they may be higher, "
+            "and the floors lower"
+        )
     return {
         "batch": batch,
         "floor_ns": floor_ns,
@@ -134,6 +142,7 @@ def roofline(
         "share": floor_ns / p50_ns,
         "layers": [asdict(layer) for layer in found],
         "nodes_ns": nodes_ns,
+        "profile_fits": fits,
         "other_ns": None if nodes is None else mapped.other_ns,
         "worst": max(timed, key=lambda layer: layer.above_ns or 0.0).name if timed else None,
         "unavailable": _why_untimed(nodes, timed),

@@ -193,12 +193,15 @@ class _Bench:
                 self._keep()  # not before: a mistake in what was asked for leaves the former results
                 stack.callback(self._end_shared_worker)
                 if plan.harness:
-                    result.harness = harness.harness_overhead(inputs=next(iter(self.inputs.values())))
+                    self._harness()
                 if plan.plain_loop:
                     self._plain_loop()
                 self._rounds(recorder)
                 if plan.roofline:
                     self._rooflines()
+                else:
+                    for one in result.measured:
+                        one.no_roofline = "not asked for"
                 if plan.scenarios:
                     self._scenarios()
             result.finished = True
@@ -260,6 +263,13 @@ class _Bench:
         return recorder
 
     # --- the steps ----------------------------------------------------------------------------------------------------
+
+    def _harness(self) -> None:
+        try:
+            self.result.harness = harness.harness_overhead(inputs=next(iter(self.inputs.values())))
+        except AlexNetEdgeError as error:
+            self.result.harness = {"unavailable": str(error)}
+            self.reporter.note(f"the harness itself could not be measured: {error}")
 
     def _plain_loop(self) -> None:
         subject = next((one.subject for one in self._running() if one.subject.runtime == "onnxruntime"), None)
@@ -328,6 +338,7 @@ class _Bench:
                     self.result.peaks.append(best)
                 one.roofline = self._roofline(one, found[key])
             except AlexNetEdgeError as error:
+                one.no_roofline = str(error)
                 self.reporter.note(f"{subject.label}: no roofline: {error}")
             self._keep()
         self.reporter.finish(f"{len(running)} compared with the machine's bounds")

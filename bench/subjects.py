@@ -86,6 +86,7 @@ class Subject:
             "batches": [],
             "roofline": None,
             "scenarios": [],
+            "unavailable": {},
         }
 
 

@@ -708,7 +708,11 @@ def roofline_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -
     ]
     absent = reasons_of(
         "roofline:",
-        [(row.label, NOT_MEASURED) for row, subject in pairs if subject["batches"] and not subject.get("roofline")],
+        [
+            (row.label, str(subject.get("unavailable", {}).get("roofline") or NOT_MEASURED))
+            for row, subject in pairs
+            if subject["batches"] and not subject.get("roofline")
+        ],
         _measured_rows(rows),
     )
     absent += reasons_of(
@@ -741,12 +745,15 @@ def worst_layer(roofline: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def worst_overall(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> str:
     """The sentence naming the layer with the most time above its floor: of the fastest proved artifact, and of all.
 
-    Empty where no layer was timed.
+    Empty where no layer was timed. Left out is a profile whose nodes do not add up to the latency: it was taken while the
+    machine was busy, or profiling itself took the time.
     """
     found = [
         (row, layer)
         for row, subject in zip(rows, subjects, strict=True)
-        if subject.get("roofline") and (layer := worst_layer(subject["roofline"])) is not None
+        if subject.get("roofline")
+        and subject["roofline"].get("profile_fits") is not False
+        and (layer := worst_layer(subject["roofline"])) is not None
     ]
     if not found:
         return ""
