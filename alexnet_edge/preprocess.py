@@ -194,6 +194,40 @@ def preprocess_image(image: Image.Image, spec: Preprocessing, *, path: Path | No
     return normalise(np.asarray(resize_and_crop(image, spec, path=path)), spec)
 
 
+def ten_crop_offsets(width: int, height: int, crop: int) -> tuple[tuple[int, int], ...]:
+    """Left and top of the five squares of the ten-crop: top left, top right, bottom left, bottom right, centre.
+
+    With right = width - crop and bottom = height - crop: (0, 0), (right, 0), (0, bottom), (right, bottom), and the centre
+    that `centre_offset` gives. Squares coincide where `right` or `bottom` is 0.
+    """
+    right, bottom = width - crop, height - crop
+    return (0, 0), (right, 0), (0, bottom), (right, bottom), centre_offset(width, height, crop)
+
+
+def ten_crops(image: Image.Image, spec: Preprocessing, *, path: Path | None = None) -> FloatArray:
+    """A decoded RGB image to the ten views `(10, 3, spec.crop, spec.crop)`, float32, of section 4.1 of the paper.
+
+    The five squares of `ten_crop_offsets` on the image resized as for one crop, then each of them mirrored left to right,
+    in the same order. Number 4, the centre unmirrored, equals `preprocess_image` bit for bit. The paper cuts from the
+    central 256x256 of the resized image; here, as in torchvision's `TenCrop` and in training, corners are those of the
+    whole resized image, which is the same for square images.
+
+    Source: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks" (2012).
+
+    Raises:
+        ImageError: when the image cannot be resized sensibly.
+    """
+    pixels_HWC = np.asarray(resize_shorter(image, spec, path=path))
+    height, width, _ = pixels_HWC.shape
+    five = np.stack(
+        [
+            pixels_HWC[top : top + spec.crop, left : left + spec.crop]
+            for left, top in ten_crop_offsets(width, height, spec.crop)
+        ]
+    )
+    return normalise(np.concatenate([five, five[:, :, ::-1]]), spec)
+
+
 def preprocess_file(path: Path, spec: Preprocessing) -> FloatArray:
     """An image file to the input `(3, spec.crop, spec.crop)`, float32.
 

@@ -23,6 +23,8 @@ from alexnet_edge.preprocess import (
     preprocess_image,
     preset,
     resized_shape,
+    ten_crop_offsets,
+    ten_crops,
 )
 
 RED = (200, 30, 40)
@@ -228,6 +230,28 @@ def test_resize_rounds_as_torchvision() -> None:
     for width, height in [(100, 33), (333, 500), (1, 1), (255, 257), (4000, 3001)]:
         resized = transforms.Resize(256)(Image.new("L", (width, height)))
         assert resized_shape(width, height, 256) == resized.size
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("size", [(256, 256), (500, 375), (375, 501), (50, 61)])
+def test_ten_crops_are_torchvisions_five_and_their_mirror_images(name: str, size: tuple[int, int]) -> None:
+    random = np.random.default_rng(size[1])
+    image = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    spec = PRESETS[name]
+    five = transforms.FiveCrop(spec.crop)(transforms.Resize(spec.resize)(image))
+    mirrored = [crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for crop in five]
+    tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)])
+    views = ten_crops(image, spec)
+    assert views.dtype == np.float32
+    assert np.array_equal(views, np.stack([tensor(crop).numpy() for crop in (*five, *mirrored)]))
+    assert np.array_equal(views[4], preprocess_image(image, spec))
+
+
+def test_ten_crops_stand_where_the_docs_say() -> None:
+    assert ten_crop_offsets(341, 256, 227) == ((0, 0), (114, 0), (0, 29), (114, 29), (57, 14))
+    assert ten_crop_offsets(256, 256, 256) == ((0, 0),) * 5
+    with pytest.raises(ImageError, match="too long and thin"):
+        ten_crops(Image.new("RGB", (1, 10_000)), Preprocessing())
 
 
 def test_caffe_scale_is_0_to_255_less_the_mean() -> None:
