@@ -227,7 +227,7 @@ def distribution(timed: _Timed, settings: Mapping[str, Any], styles: Mapping[str
         slow = [value for value in samples if value > ends["p99"]][-_MOST_EXTREMES:]
         if slow:
             traces.append(_dots(label, slow, style.colour, "line-ns-open", "slow sample"))
-        if entry.get("cold"):
+        if entry.get("cold") and entry["cold"]["percentiles_ns"]["p50"] is not None:
             cold = True
             median = entry["cold"]["percentiles_ns"]["p50"] / 1e6
             traces.append(_dots(label, [median], style.colour, "diamond-open", "cold p50"))
@@ -301,7 +301,8 @@ def over_batch(timed: _Timed, styles: Mapping[str, Style]) -> list[Plot]:
                     for entry in entries
                 ],
             )
-            for row, entries in lines
+            for row, all_entries in lines
+            if (entries := [one for one in all_entries if one["percentiles_ns"]["p50"] is not None])
         ]
         plots.append(_lines(name, title, caption + note, "batch (images)", unit, series, styles))
     return plots

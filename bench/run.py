@@ -346,7 +346,8 @@ class _Bench:
     def _roofline(self, one: Measured, index: int) -> dict[str, Any] | None:
         subject, batch = one.subject, self.result.settings.batches[0]
         entry = one.entry(batch, self.result.settings, self.result.power)
-        if entry is None:
+        if entry is None or entry["percentiles_ns"]["p50"] is None:
+            one.no_roofline = "no median latency at the first batch"
             return None
         with self._worker() as worker:
             self._open(worker, subject)

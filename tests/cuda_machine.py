@@ -3,6 +3,9 @@
 Work is done when it is waited for, so a missing synchronisation shows as a wrong answer. The addresses of device memory
 are numbers that the processor cannot read. Where the real bindings are installed, every call is first made to them, which
 refuse a wrong number or type of arguments; without a driver they answer an error code and do nothing.
+
+Time is counted, not spent: every stream goes on by what its work takes, begins nothing before the host put it there or an
+event it waits for, and who waits is as late as what was waited for. So the times of events show what overlapped.
 """
 
 from __future__ import annotations
@@ -50,22 +53,40 @@ class Machine:
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.executables: dict[int, list[Callable[[], None]]] = {}
         self.events: dict[int, int | None] = {}
+        """When the GPU last passed each."""
         self.calls: list[str] = []
         self.clock_ns = 0
+        """The GPU's, at the work that is being done."""
+        self.host_ns = 0
+        self.h2d_ns = self.kernel_ns = self.d2h_ns = 0
+        """What the GPU takes for one."""
+        self.launch_ns = self.graph_launch_ns = 0
+        """What the host takes to enqueue one."""
+        self.l2_bytes = 4 << 20
+        self.filled_bytes = 0
+        self._free_ns: dict[int, int] = {}
+        self._marks: dict[int, tuple[int, int]] = {}
+        """The stream and the number of each event's last recording."""
+        self._passed_ns: dict[int, int] = {}
+        """By number: a recording outlives its event."""
         self._handles = 0
         enumerations = bindings or SimpleNamespace(
             cudaStreamNonBlocking=1,
             cudaEventDefault=0,
+            cudaEventBlockingSync=1,
             cudaHostAllocDefault=0,
             cudaMemcpyKind=SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2),
             cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
+            cudaDeviceAttr=SimpleNamespace(cudaDevAttrL2CacheSize=38),
         )
         for name in (
             "cudaStreamNonBlocking",
             "cudaEventDefault",
+            "cudaEventBlockingSync",
             "cudaHostAllocDefault",
             "cudaMemcpyKind",
             "cudaStreamCaptureMode",
+            "cudaDeviceAttr",
         ):
             setattr(self, name, getattr(enumerations, name))
 
@@ -76,7 +97,32 @@ class Machine:
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> None:
         """Put work into a stream, as a kernel launch does."""
-        self.capturing.get(stream, self.streams[stream]).append(work)
+
+        def kernel() -> None:
+            work()
+            self.clock_ns += self.kernel_ns
+
+        self._put(stream, kernel)
+        self.host_ns += self.launch_ns
+
+    def _put(self, stream: int, work: Callable[[], None]) -> None:
+        if stream in self.capturing:
+            self.capturing[stream].append(work)
+            return
+        put_ns = self.host_ns
+
+        def step() -> None:
+            self.clock_ns = max(self._free_ns.get(stream, 0), put_ns)
+            work()
+            self._free_ns[stream] = self.clock_ns
+
+        self.streams[stream].append(step)
+
+    def _until(self, stream: int, mark: int) -> int:
+        """Let the GPU pass the mark, with what must come before it: when it did."""
+        while mark not in self._passed_ns:
+            self.streams[stream].pop(0)()
+        return self._passed_ns[mark]
 
     def __getattr__(self, name: str) -> Any:
         answer = object.__getattribute__(self, f"_{name}") if name.startswith("cuda") else None
@@ -109,6 +155,10 @@ class Machine:
         major, minor = self.sm
         return SimpleNamespace(name=b"Orin\0\0", major=major, minor=minor, totalGlobalMem=8 << 30, integrated=1)
 
+    def _cudaDeviceGetAttribute(self, attribute: Any, index: int) -> int:
+        assert int(attribute) == 38, "the L2 cache is the only one that is asked for"
+        return self.l2_bytes
+
     def _cudaDriverGetVersion(self) -> int:
         return self.driver
 
@@ -124,9 +174,20 @@ class Machine:
 
     def _cudaStreamSynchronize(self, stream: int) -> None:
         assert stream not in self.capturing, "waiting for a stream ends its recording"
-        work, self.streams[stream] = self.streams[stream], []
-        for step in work:
-            step()
+        while self.streams[stream]:
+            self.streams[stream].pop(0)()
+        self.host_ns = max(self.host_ns, self._free_ns.get(stream, 0))
+
+    def _cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> None:
+        if event not in self._marks:
+            return  # never recorded: there is nothing to wait for
+        mark = self._marks[event]
+
+        def wait() -> None:
+            start_ns = self.clock_ns
+            self.clock_ns = max(start_ns, self._until(*mark))
+
+        self._put(stream, wait)
 
     def _cudaStreamDestroy(self, stream: int) -> None:
         del self.streams[stream]
@@ -145,7 +206,9 @@ class Machine:
         del self.graphs[graph]
 
     def _cudaGraphLaunch(self, executable: int, stream: int) -> None:
-        self.streams[stream] += self.executables[executable]
+        for work in self.executables[executable]:
+            self._put(stream, work)
+        self.host_ns += self.graph_launch_ns
 
     def _cudaGraphExecDestroy(self, executable: int) -> None:
         del self.executables[executable]
@@ -154,13 +217,23 @@ class Machine:
         return self._handle(self.events, None)
 
     def _cudaEventRecord(self, event: int, stream: int) -> None:
-        self.enqueue(stream, lambda: self.events.update({event: self.clock_ns}))
+        self._handles += 1
+        mark = self._handles
+        self._marks[event] = stream, mark
+
+        def passes() -> None:
+            self._passed_ns[mark] = self.clock_ns
+            if event in self.events:  # else it was given back meanwhile, which CUDA allows
+                self.events[event] = self.clock_ns
+
+        self._put(stream, passes)
 
     def _cudaEventSynchronize(self, event: int) -> None:
-        for stream in self.streams:
-            self._cudaStreamSynchronize(stream)
+        self.host_ns = max(self.host_ns, self._until(*self._marks[event]))
 
     def _cudaEventElapsedTime(self, start: int, end: int) -> float:
+        for event in (start, end):
+            assert self._marks[event][1] in self._passed_ns, "CUDA answers that it is not ready"
         first, last = self.events[start], self.events[end]
         assert first is not None
         assert last is not None
@@ -188,7 +261,20 @@ class Machine:
 
     def _cudaMemcpyAsync(self, to: int, origin: int, size: int, kind: Any, stream: int) -> None:
         assert (to if int(kind) == 2 else origin) in self.host, "not pinned memory"
-        self.enqueue(stream, lambda: self._cudaMemcpy(to, origin, size, kind))
+
+        def copy() -> None:
+            self._cudaMemcpy(to, origin, size, kind)
+            self.clock_ns += self.h2d_ns if int(kind) == 1 else self.d2h_ns
+
+        self._put(stream, copy)
+
+    def _cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> None:
+        def fill() -> None:
+            assert size <= len(self.device[address])
+            self.device[address][:size] = bytes([value]) * size
+            self.filled_bytes += size
+
+        self._put(stream, fill)
 
     def _cudaMemcpy(self, to: int, origin: int, size: int, kind: Any) -> None:
         if int(kind) == 1:

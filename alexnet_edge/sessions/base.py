@@ -220,7 +220,7 @@ class Session(ABC):
         """Runtimes on a GPU that let events be put between the phases open them."""
         if self.device == "cpu":
             raise UserError("the processor computes in the calling thread: there is no device to time apart")
-        raise UserError(f"{self.runtime} lets no events be put between copies and kernels")
+        raise UserError(f"{self.runtime} copies and computes inside one call: no event can be put between")
 
     def _cache_flush(self) -> AbstractContextManager[CacheFlush]:
         """Runtimes on a GPU flush its cache."""

@@ -6,7 +6,8 @@ Source of the profile: `torch.profiler`, https://docs.pytorch.org/docs/stable/pr
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import numpy as np
 
 from alexnet_edge.artifact import INPUT, TensorSpec
 from alexnet_edge.checkpoint import Checkpoint, load_checkpoint
-from alexnet_edge.errors import ArtifactError, MissingComponentError, needs
+from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError, needs
 from alexnet_edge.layers import LAYER_NAMES
 from alexnet_edge.preprocess import FloatArray
 from alexnet_edge.sessions.base import ArtifactSession, Device, NodeTime, Session
+from alexnet_edge.sessions.device import CacheFlush, DeviceQueries
 
 with needs("train"):
     import torch
@@ -109,6 +111,47 @@ class TorchSession(Session):
         rounds = {"conv": torch.backends.cudnn.allow_tf32, "linear": torch.backends.cuda.matmul.allow_tf32}
         return "tf32" if any(word in operator.name and allowed for word, allowed in rounds.items()) else dtype
 
+    @contextmanager
+    def _device_queries(
+        self, inputs: Sequence[FloatArray], *, graph: bool, transfers: bool, spin: bool
+    ) -> Iterator[DeviceQueries]:
+        if self.device == "cpu":
+            with super()._device_queries(inputs, graph=graph, transfers=transfers, spin=spin) as queries:
+                yield queries
+            return
+        cuda: Any = torch.cuda  # its Stream and Event have no types
+        streams = [_Stream(cuda.Stream()) for _ in range(3)]
+        work = _Work(self._call, inputs, streams=streams)
+        if graph:
+            work.record()
+        try:
+            yield DeviceQueries(
+                work,
+                slots=len(inputs),
+                streams=streams,
+                make_event=lambda: _Event(cuda.Event(enable_timing=True, blocking=not spin)),
+                transfers=transfers,
+            )
+        finally:
+            torch.cuda.synchronize()
+
+    @contextmanager
+    def _cache_flush(self) -> Iterator[CacheFlush]:
+        if self.device == "cpu":
+            with super()._cache_flush() as cache:
+                yield cache
+            return
+        cache_bytes = int(torch.cuda.get_device_properties().L2_cache_size)
+        if not cache_bytes:
+            raise UserError("the driver does not tell the size of the GPU's cache")
+        buffer = _resident(torch.zeros(2 * cache_bytes, dtype=torch.uint8))
+
+        def flush() -> None:
+            buffer.add_(1)
+            torch.cuda.synchronize()
+
+        yield CacheFlush(num_bytes=2 * cache_bytes, flush=flush)
+
     def _close(self) -> None:
         self.__dict__.pop("_call", None)
 
@@ -116,6 +159,110 @@ class TorchSession(Session):
         return {**super().details(), "version": str(torch.__version__)}
 
 
+# --- inferences on a GPU, apart from the host ---------------------------------------------------------------------------
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.pin_memory()
+
+
+def _resident(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("cuda")
+
+
+class _Stream:
+    """`torch.cuda.Stream` as `DeviceQueries` speaks to one."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+
+    def wait(self, event: _Event) -> None:
+        self.stream.wait_event(event.event)
+
+    def synchronize(self) -> None:
+        self.stream.synchronize()
+
+
+class _Event:
+    """`torch.cuda.Event` as `DeviceQueries` speaks to one."""
+
+    def __init__(self, event: torch.cuda.Event) -> None:
+        self.event = event
+
+    def record(self, stream: _Stream) -> None:
+        self.event.record(stream.stream)
+
+    def synchronize(self) -> None:
+        self.event.synchronize()
+
+    def elapsed_ns(self, start: _Event) -> int:
+        milliseconds: float = start.event.elapsed_time(self.event)
+        return round(milliseconds * 1e6)
+
+
+class _Work:
+    """Slots with pinned and resident memory of their own, and, once recorded, a CUDA graph each.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/cuda.html (streams, pinned memory, CUDA graphs).
+    """
+
+    def __init__(
+        self, call: Callable[[torch.Tensor], torch.Tensor], inputs: Sequence[FloatArray], *, streams: Sequence[_Stream]
+    ) -> None:
+        self._call = call
+        self._in, self._compute, self._out = (stream.stream for stream in streams)
+        self._host_x = [_pinned(torch.from_numpy(x_NCHW.copy())) for x_NCHW in inputs]
+        self._x = [_resident(x) for x in self._host_x]
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+        torch.cuda.synchronize()  # the copies were made in another stream
+        self._y = [self._answer_of(x) for x in self._x]
+        torch.cuda.synchronize()
+        self._host_y = [_pinned(torch.empty(y.shape, dtype=y.dtype)) for y in self._y]
+
+    def _answer_of(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.cuda.stream(self._compute), torch.inference_mode():
+            for _ in range(_GRAPH_WARMUP - 1):
+                self._call(x)
+            return self._call(x)
+
+    def record(self) -> None:
+        """Record one graph for each slot.
+
+        Raises:
+            UserError: when the network cannot be recorded.
+        """
+        try:
+            for slot, x in enumerate(self._x):
+                recorded = torch.cuda.CUDAGraph()
+                with torch.inference_mode(), torch.cuda.graph(recorded, stream=self._compute):
+                    self._y[slot] = self._call(x)
+                self._graphs.append(recorded)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"torch cannot record the network as a CUDA graph ({reason})") from error
+
+    def copy_in(self, slot: int) -> None:
+        with torch.cuda.stream(self._in):
+            self._x[slot].copy_(self._host_x[slot], non_blocking=True)
+
+    def compute(self, slot: int) -> None:
+        with torch.cuda.stream(self._compute), torch.inference_mode():
+            if self._graphs:
+                self._graphs[slot].replay()
+            else:
+                self._y[slot] = self._call(self._x[slot])
+
+    def copy_out(self, slot: int) -> None:
+        with torch.cuda.stream(self._out):
+            self._host_y[slot].copy_(self._y[slot], non_blocking=True)
+
+    def answer(self, slot: int) -> FloatArray:
+        y_NK: FloatArray = self._host_y[slot].numpy().copy()
+        return y_NK
+
+
+_GRAPH_WARMUP = 3
+"""Inferences before a graph is recorded, so that libraries have chosen their kernels and taken their memory."""
 _PROFILED = "inference"
 _PROFILE_WARMUP = 3
 """A TorchScript graph is rewritten in its first two runs."""
