@@ -1,0 +1,444 @@
+"""`alexnet-edge export`, `check` and `inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alexnet_edge.cli.common import (
+    ArtifactsFolder,
+    BadImageOption,
+    CheckpointOption,
+    ClassListOption,
+    DeviceOption,
+    ImagesOption,
+    JsonOption,
+    LimitOption,
+    QuietOption,
+    RunsOption,
+    ThreadsOption,
+    artifacts_in,
+    checkpoint_or_onnx,
+    choice,
+    chosen_device,
+    print_json,
+    refuse_given,
+)
+from alexnet_edge.errors import GateError, UserError
+
+ENGINES = "TensorRT engines (--format trt)"
+CALIBRATORS = ("entropy2", "minmax", "table")
+HARDWARE_COMPATIBILITY = ("none", "ampere-plus", "same-compute-capability")
+
+
+def export_command(
+    context: typer.Context,
+    format: Annotated[str, typer.Option("--format", help="torchscript, pt2, onnx, openvino, trt or all")] = "all",
+    fp16: Annotated[bool, typer.Option("--fp16", help="Weights and activations in FP16; LRN in FP32")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Weights and activations in BF16; LRN in FP32")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="INT8 with quantise/dequantise pairs; LRN in FP32")] = False,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="FP8 (E4M3) with quantise/dequantise pairs; the rest FP16")
+    ] = False,
+    int4_fc: Annotated[
+        bool, typer.Option("--int4-fc", help="Weights of fc6 to fc8 in INT4, everything else in FP16")
+    ] = False,
+    checkpoint: CheckpointOption = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option("--onnx", help="Export from an FP32 ONNX artifact instead: needs no torch, as on a board"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the artifacts")] = Path("artifacts"),
+    images: Annotated[
+        str | None, typer.Option("--images", help="Images to prove the answers on [the checkpoint's validation data]")
+    ] = None,
+    limit: LimitOption = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option("--calibration", help="Images to calibrate on [the training data]; `random` for random pixels"),
+    ] = None,
+    calibration_images: Annotated[
+        int | None, typer.Option("--calibration-images", help="So many of them, evenly spread [512]")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="entropy, minmax or percentile")] = "entropy",
+    calibration_table: Annotated[
+        Path | None,
+        typer.Option("--calibration-table", help="Also write the INT8 ranges as a TensorRT calibration table"),
+    ] = None,
+    table_for: Annotated[
+        str | None,
+        typer.Option("--table-for", help="TensorRT version that shall read that table, as 10.3.0 [the one here]"),
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            "--runtime",
+            help="What builds them: tensorrt, trtexec or rtx [first that is here]",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    min_batch: Annotated[
+        int | None, typer.Option("--min-batch", help="Smallest batch [1]", rich_help_panel=ENGINES)
+    ] = None,
+    opt_batch: Annotated[
+        int,
+        typer.Option("--opt-batch", help="Batch to tune for; with --dla-core the only one", rich_help_panel=ENGINES),
+    ] = 1,
+    max_batch: Annotated[
+        int | None, typer.Option("--max-batch", help="Largest batch [16]", rich_help_panel=ENGINES)
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compute-capability",
+            help="A GPU architecture, as sm89; may be repeated (rtx) [all]",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option("--workspace", help="Scratch memory the builder may give to layers, MiB", rich_help_panel=ENGINES),
+    ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pool", help="Another memory pool, as dla-local-dram=512 (MiB); may be repeated", rich_help_panel=ENGINES
+        ),
+    ] = None,
+    memory_cap: Annotated[
+        int | None,
+        typer.Option(
+            "--memory-cap", help="Build within so much memory, MiB, as on boards of 4 to 8 GB", rich_help_panel=ENGINES
+        ),
+    ] = None,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option("--optimization-level", help="0 (quick build) to 5 (quick engine)", rich_help_panel=ENGINES),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option("--timing-cache", help="File with the builder's timings", rich_help_panel=ENGINES)
+    ] = None,
+    timing_cache_mode: Annotated[
+        str,
+        typer.Option(
+            "--timing-cache-mode",
+            help="update, load (never write), or require (a miss is an error)",
+            rich_help_panel=ENGINES,
+        ),
+    ] = "update",
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="Let FP32 layers compute in TF32", rich_help_panel=ENGINES)
+    ] = False,
+    sparsity: Annotated[
+        bool, typer.Option("--sparsity", help="Use kernels for 2:4 sparse weights", rich_help_panel=ENGINES)
+    ] = False,
+    dla_core: Annotated[
+        int | None, typer.Option("--dla-core", help="Place the layers on this DLA core", rich_help_panel=ENGINES)
+    ] = None,
+    gpu_fallback: Annotated[
+        bool,
+        typer.Option("--gpu-fallback", help="Let layers that a DLA cannot run go to the GPU", rich_help_panel=ENGINES),
+    ] = False,
+    calibrator: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrator",
+            help="For --int8 without Q/DQ, as a DLA needs: entropy2, minmax, or table (our ranges)",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--version-compatible", help="Let later TensorRT versions run the engine", rich_help_panel=ENGINES
+        ),
+    ] = False,
+    hardware_compatibility: Annotated[
+        str,
+        typer.Option(
+            "--hardware-compatibility", help="none, ampere-plus or same-compute-capability", rich_help_panel=ENGINES
+        ),
+    ] = "none",
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Let the weights be replaced later", rich_help_panel=ENGINES)
+    ] = False,
+    stripped: Annotated[
+        bool, typer.Option("--stripped", help="Leave the weights out of the engine", rich_help_panel=ENGINES)
+    ] = False,
+    weight_streaming: Annotated[
+        bool, typer.Option("--weight-streaming", help="Let weights stay in host memory", rich_help_panel=ENGINES)
+    ] = False,
+    allow_fallback: Annotated[
+        bool,
+        typer.Option(
+            "--allow-fallback",
+            help="Accept layers in another precision than asked, and record them",
+            rich_help_panel=ENGINES,
+        ),
+    ] = False,
+    class_list: ClassListOption = None,
+    on_bad_image: BadImageOption = "fail",
+    threads: ThreadsOption = None,
+    runs: RunsOption = Path("runs"),
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a checkpoint in another format, and prove it gives the same answers."""
+    from alexnet_edge import console
+    from alexnet_edge.checkpoint import load_checkpoint, newest_checkpoint
+    from alexnet_edge.data import open_images
+    from alexnet_edge.export import build
+    from alexnet_edge.export.calibrate import METHODS
+    from alexnet_edge.export.options import EngineOptions
+    from alexnet_edge.export.precision import CALIBRATED
+
+    asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc}
+    precisions = [name for name, wanted in asked.items() if wanted]
+    if len(precisions) > 1:
+        given = " ".join(f"--{name}" for name in precisions)
+        raise UserError("an artifact has one precision", value=given, fix="give one of them per command")
+    if runtime is not None:
+        choice("--runtime", runtime, ("tensorrt", "trtexec", "rtx"))
+    choice("--format", format, ("all", *build.FORMATS))
+    choice("--method", method, METHODS)
+    _only_for_engines(context, format)
+    wanted = build.selection(format, precisions[0] if precisions else None)  # type: ignore[arg-type]
+    written_precisions = {precision for _, precision in wanted}
+    if not written_precisions & set(CALIBRATED):
+        refuse_given(
+            context,
+            ("method", "calibration", "calibration_images", "calibration_table", "table_for"),
+            "only INT8 and FP8 are calibrated",
+            fix="add --int8 or --fp8, or leave it out",
+        )
+    table_version = ""
+    if calibration_table is not None:
+        if "int8" not in written_precisions:
+            raise UserError(
+                "a calibration table is for INT8", value=calibration_table, fix="add --int8, or leave it out"
+            )
+        table_version = build.table_version(table_for, runtime)  # type: ignore[arg-type]  # checked above
+    engine = EngineOptions(
+        min_batch=min_batch if min_batch is not None else 1 if dla_core is None else opt_batch,
+        opt_batch=opt_batch,
+        max_batch=max_batch if max_batch is not None else 16 if dla_core is None else opt_batch,
+        compute_capabilities=tuple(compute_capability or ()),
+        workspace_mib=workspace,
+        pools=_pools(pool or ()),
+        memory_cap_mib=memory_cap,
+        optimization_level=optimization_level,
+        timing_cache=timing_cache,
+        timing_cache_mode=choice("--timing-cache-mode", timing_cache_mode, ("update", "load", "require")),
+        tf32=tf32,
+        sparsity=sparsity,
+        dla_core=dla_core,
+        gpu_fallback=gpu_fallback,
+        calibrator=None if calibrator is None else choice("--calibrator", calibrator, CALIBRATORS),
+        version_compatible=version_compatible,
+        hardware_compatibility=choice("--hardware-compatibility", hardware_compatibility, HARDWARE_COMPATIBILITY),
+        refit=refit,
+        stripped=stripped,
+        weight_streaming=weight_streaming,
+        allow_fallback=allow_fallback,
+    )
+    if onnx is not None and checkpoint is not None:
+        raise UserError("an export has one source", value="--checkpoint --onnx", fix="give one of them")
+    build.check_engines(wanted, runtime, engine)  # type: ignore[arg-type]  # checked above
+    if onnx is not None:
+        from alexnet_edge.export.source import checkpoint_from_onnx
+
+        loaded = checkpoint_from_onnx(onnx)
+    else:
+        loaded = load_checkpoint(checkpoint or newest_checkpoint(runs))
+    if images is None:
+        proof = build.validation_images(loaded)
+        proof = proof if limit is None else proof.spread(limit)
+    else:
+        proof = open_images(images, limit=limit, classes=loaded.info.classes, class_list=class_list)
+    with console.reporter(quiet) as reporter:
+        exporter = build.Exporter(
+            loaded,
+            out=out,
+            proof_images=proof,
+            calibration_images=build.calibration_images(loaded, calibration, calibration_images, class_list)
+            if any(precision in CALIBRATED for _, precision in wanted)
+            else None,
+            method=method,
+            engine=engine,
+            runtime=runtime,  # type: ignore[arg-type]  # checked above
+            outputs=calibration_table is not None,
+            threads=threads,
+            on_bad_image=choice("--on-bad-image", on_bad_image, ("skip", "fail")),
+            reporter=reporter,
+        )
+        outcomes: list[build.Outcome] = []
+        try:
+            if calibration_table is not None:
+                exporter.write_calibration_table(calibration_table, table_version)
+            outcomes.extend(exporter.export_all(wanted))
+        finally:  # what was written before a mistake was noticed is told all the same
+            if outcomes and as_json:
+                print_json([outcome.to_json() for outcome in outcomes])
+            elif outcomes:
+                console.show_exports(outcomes)
+    build.require_outcomes(outcomes, everything=format == "all")
+
+
+def _only_for_engines(context: typer.Context, format: str) -> None:
+    """Refuse engine options where no engine is written, rather than drop them in silence."""
+    if format in ("trt", "all"):
+        return
+    names = [entry.name or "" for entry in context.command.params if getattr(entry, "rich_help_panel", None) == ENGINES]
+    refuse_given(context, names, "this option is for TensorRT engines only", fix="add --format trt, or leave it out")
+
+
+def _pools(given: Sequence[str]) -> dict[str, int]:
+    pools = {}
+    for entry in given:
+        name, equals, size = entry.partition("=")
+        if not equals or not size.isdigit():
+            raise UserError("a memory pool is NAME=MIB", value=entry, fix="for example --pool dla-local-dram=512")
+        pools[name] = int(size)
+    return pools
+
+
+def check_command(
+    artifacts: Annotated[list[Path] | None, typer.Argument(help="Artifacts [all in artifacts/]")] = None,
+    checkpoint: CheckpointOption = None,
+    images: ImagesOption = None,
+    limit: LimitOption = None,
+    class_list: ClassListOption = None,
+    folder: ArtifactsFolder = Path("artifacts"),
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    on_bad_image: BadImageOption = "fail",
+    as_json: JsonOption = False,
+) -> None:
+    """Prove again that artifacts give their checkpoint's answers, on any images."""
+    from alexnet_edge import console
+    from alexnet_edge.artifact import load_artifact
+    from alexnet_edge.bench.parity import ParityReport, check_parity
+    from alexnet_edge.data import open_images
+    from alexnet_edge.export.build import validation_images
+    from alexnet_edge.sessions import runnable
+
+    bad = choice("--on-bad-image", on_bad_image, ("skip", "fail"))
+    reports: list[tuple[Path, ParityReport | str]] = []
+    for path in artifacts or artifacts_in(folder):
+        artifact = load_artifact(path)
+        reason = runnable(artifact)
+        if reason is not None:
+            reports.append((path, reason))
+            continue
+        reference = checkpoint_or_onnx(checkpoint or Path(artifact.manifest.checkpoint))
+        if checkpoint is None and reference.sha256 != artifact.manifest.checkpoint_sha256:
+            raise UserError(
+                "the checkpoint is not the one the artifact was exported from",
+                value=reference.path,
+                fix="name the right one with --checkpoint, or export again",
+            )
+        manifest = artifact.manifest
+        if (reference.info.architecture, reference.info.classes) != (manifest.architecture, manifest.classes):
+            raise UserError(
+                f"the checkpoint is of another network than {path} "
+                f"({manifest.architecture}, {len(manifest.classes)} classes)",
+                value=reference.path,
+                fix="name the checkpoint that the artifact was exported from",
+            )
+        if images is not None:
+            found = open_images(images, classes=reference.info.classes, class_list=class_list)
+        else:
+            found = validation_images(reference)
+        report = check_parity(
+            artifact,
+            reference,
+            found if limit is None else found.spread(limit),
+            device=chosen_device(device),
+            threads=threads,
+            on_bad_image=bad,
+        )
+        reports.append((path, report))
+    if as_json:
+        print_json(
+            {
+                str(path): {"verdict": "not run", "reasons": [entry]} if isinstance(entry, str) else entry.to_json()
+                for path, entry in reports
+            }
+        )
+    else:
+        console.show_parity(reports)
+    failed = [path for path, entry in reports if not isinstance(entry, str) and not entry.passed]
+    if failed:
+        raise GateError(f"{len(failed)} of {len(reports)} artifacts do not give the checkpoint's answers")
+    if all(isinstance(entry, str) for _, entry in reports):
+        raise UserError(str(reports[0][1]), value=reports[0][0], fix="check it on a machine that can run it")
+
+
+def inspect_command(
+    file: Annotated[Path | None, typer.Argument(help="Checkpoint or artifact")] = None,
+    arch: Annotated[str | None, typer.Option("--arch", help="Architecture to tabulate [one-tower]")] = None,
+    classes: Annotated[int | None, typer.Option("--classes", help="Number of classes [1000, or the file's]")] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Images per inference")] = 1,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help="Lint any ONNX file for tensorrt, tensorrt-8.6, tensorrt-10, tensorrt-11, rtx or dla instead",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Shapes, parameters, multiply-adds and bytes per layer; of a file also where it comes from."""
+    if target is not None:
+        _lint(file, target, as_json)
+        return
+    from dataclasses import asdict
+
+    from alexnet_edge import console
+    from alexnet_edge.artifact import load_artifact
+    from alexnet_edge.checkpoint import load_checkpoint
+    from alexnet_edge.layers import DEFAULT_ARCHITECTURE, architecture, layer_costs
+
+    facts: dict[str, Any] = {}
+    name, number = arch or DEFAULT_ARCHITECTURE, classes or 1000
+    if file is not None:
+        if arch is not None or classes is not None:
+            raise UserError(
+                "the file says its own architecture and classes", value=file, fix="leave --arch and --classes out"
+            )
+        if file.suffix in {".safetensors", ".pt", ".pth"}:
+            checkpoint = load_checkpoint(file)
+            facts = {"file": str(file), "sha256": checkpoint.sha256, **checkpoint.info.to_json()}
+        else:
+            facts = {"file": str(file), **load_artifact(file).manifest.to_json()}
+        name, number = facts["architecture"], len(facts["classes"])
+    elif classes is not None and classes < 1:
+        raise UserError("a network needs at least one class", value=classes, fix="give 1 or more")
+    network = architecture(name, number)
+    costs = layer_costs(network, batch=batch)
+    if as_json:
+        print_json({**facts, "architecture": name, "batch": batch, "costs": [asdict(cost) for cost in costs]})
+    else:
+        console.show_network(network, costs, batch, facts)
+
+
+def _lint(file: Path | None, target: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from alexnet_edge import console
+    from alexnet_edge.export.lint import TARGETS, lint
+
+    choice("--for", target, tuple(TARGETS))
+    if file is None:
+        raise UserError("no file to lint", fix=f"alexnet-edge inspect --for {target} MODEL.onnx")
+    findings = lint(file, target)
+    if as_json:
+        print_json({"file": str(file), "target": target, "findings": [asdict(finding) for finding in findings]})
+    else:
+        console.show_findings(file, target, findings)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if errors:
+        raise GateError(f"{file}: {errors} {'error' if errors == 1 else 'errors'} for {target}")
