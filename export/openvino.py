@@ -33,6 +33,7 @@ from alexnet_edge.sessions.openvino import (
     kernel_type,
     load_library,
     read_model,
+    shared_core,
 )
 
 GRAPHS: dict[Precision, Precision] = {"fp32": "fp32", "fp16": "fp32", "int8": "int8"}
@@ -69,9 +70,7 @@ def write_openvino(onnx_file: Path, path: Path, precision: Precision, *, source_
     if overflow is not None:
         raise MissingComponentError(overflow, fix="export it on a processor that has them, or in FP32")
     openvino = load_library()
-    core = openvino.Core()
-    if "CPU" not in core.available_devices:
-        raise MissingComponentError("this OpenVINO has no CPU plugin", fix="install OpenVINO from the package index")
+    core = shared_core()
     model = core.read_model(str(onnx_file))
     _restore_names(model)
     model.set_rt_info(source_sha256, ["alexnet_edge", "onnx_sha256"])
