@@ -28,6 +28,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from alexnet_edge.augment import CENTRE, epoch_draws
 from alexnet_edge.checkpoint import (
     HISTORY_FILE,
     CheckpointInfo,
@@ -50,7 +51,7 @@ from alexnet_edge.errors import (
     needs,
 )
 from alexnet_edge.evaluate import Evaluation, score
-from alexnet_edge.feeds import CENTRE, Draw, Feed, ImageFeed, compute_features
+from alexnet_edge.feeds import Feed, ImageFeed, compute_features
 from alexnet_edge.files import staged, write_json, writing
 from alexnet_edge.layers import DEFAULT_ARCHITECTURE, DROPOUT, LAYER_NAMES, Architecture, architecture
 from alexnet_edge.lrn import TrainingLRN
@@ -431,8 +432,8 @@ class _Run:
             return
         count = len(self.feed)
         sample = sorted({place * count // RESCALE_SAMPLE for place in range(RESCALE_SAMPLE)})
-        x, _ = next(iter(self.feed.batches(sample, [CENTRE] * len(sample), len(sample))), (None, None))
-        if x is None:
+        x, _ = next(iter(self.feed.batches(sample, [CENTRE] * len(sample), len(sample))))
+        if not len(x):
             raise DataError("no training image can be used", value=self.settings.data, fix="replace them")
         rescale(self.model, self.forward, x.to(self.device), layers)
 
@@ -476,21 +477,21 @@ class _Run:
         """Train to the end of the epoch and validate; False when the time limit came first."""
         count, batch = len(self.feed), self.recipe.batch
         steps = -(-count // batch)
-        random = np.random.default_rng((self.settings.seed, self.epoch))
-        order = random.permutation(count).tolist()
-        draws = [Draw(*row) for row in random.random((count, 3)).tolist()]
+        order = np.random.default_rng((self.settings.seed, self.epoch)).permutation(count).tolist()
+        draws = epoch_draws(count, seed=self.settings.seed, epoch=self.epoch)
         begin, seen_before = time.monotonic(), self.seen
         self.reporter.start(f"Epoch {self.epoch + 1}/{self.recipe.epochs}", steps)
         self.model.train()
         skip, in_time = self.step * batch, True
         for x, labels_N in self.feed.batches(order[skip:], draws[skip:], batch):
             with _whole():
-                self._step(x.to(self.device), labels_N.to(self.device), self._rate(self.step, steps))
+                if len(labels_N):
+                    self._step(x.to(self.device), labels_N.to(self.device), self._rate(self.step, steps))
                 self.step += 1
             elapsed = time.monotonic() - begin
             self.reporter.update(
                 self.step,
-                f"loss {self.loss_sum / self.seen:.3f}, accuracy {self.correct / self.seen:.1%}, "
+                f"loss {self.loss_sum / max(1, self.seen):.3f}, accuracy {self.correct / max(1, self.seen):.1%}, "
                 f"{(self.seen - seen_before) / elapsed:.0f} images/s",
             )
             if self._out_of_time() and self.step < steps:
@@ -553,8 +554,9 @@ class _Run:
         count = len(self.val_feed)
         with torch.inference_mode():
             for x, labels_N in self.val_feed.batches(range(count), [CENTRE] * count, 64):
-                outputs.append(self.forward(x.to(self.device)).cpu())
-                labels.append(labels_N)
+                if len(labels_N):
+                    outputs.append(self.forward(x.to(self.device)).cpu())
+                    labels.append(labels_N)
         if not outputs:
             raise DataError("no validation image can be used", value=self.settings.data, fix="replace them")
         y_NK = torch.cat(outputs)
