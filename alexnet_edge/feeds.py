@@ -66,7 +66,10 @@ class Feed(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, order: Sequence[int], draws: Sequence[Draw], batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels of the samples in `order`, `batch` at a time, each seen as its draw says."""
+        """Inputs and labels of the samples in `order`, `batch` at a time, each seen as its draw says.
+
+        A batch keeps its place when samples in it are skipped; it is empty when all are.
+        """
 
 
 class ImageFeed:
@@ -112,9 +115,9 @@ class ImageFeed:
             else:
                 pixels.append(seen)
                 labels.append(int(self.images.labels_N[order[place]]))
-            if (place + 1) % batch == 0 or place == last:  # a batch keeps its place when an image in it is skipped
-                if pixels:
-                    yield torch.from_numpy(normalise(np.stack(pixels), self.spec)), torch.tensor(labels)
+            if (place + 1) % batch == 0 or place == last:
+                seen_NHWC = np.stack(pixels) if pixels else np.empty((0, self.spec.crop, self.spec.crop, 3), np.uint8)
+                yield torch.from_numpy(normalise(seen_NHWC, self.spec)), torch.tensor(labels, dtype=torch.int64)
                 pixels, labels = [], []
 
     def _resized(self, index: int) -> Pixels:
@@ -194,6 +197,8 @@ def compute_features(
     for draw in fixed_views(views):
         rows, labels = list[Tensor](), list[Tensor]()
         for x_NCHW, labels_n in feed.batches(order, [draw] * count, batch):
+            if not len(x_NCHW):
+                continue
             with torch.inference_mode():
                 rows.append(features(x_NCHW.to(device)).cpu())
             labels.append(labels_n)
