@@ -69,6 +69,10 @@ class Draws(Sequence[Draw]):
         left, top, mirror = self._views_N3[place].tolist()
         return Draw(left, top, mirror, _three(self._light_NK[place]))
 
+    def at(self, places: Sequence[int]) -> Draws:
+        """Those at `places`, in that order."""
+        return Draws(self._views_N3[places], self._light_NK[places])
+
 
 def epoch_draws(count: int, *, seed: int, epoch: int) -> Draws:
     """The views of one epoch: number `i` depends on `(seed, epoch, i)` alone, not on `count`."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from alexnet_edge.export.build import Outcome
     from alexnet_edge.export.lint import Finding
     from alexnet_edge.predict import Prediction
-    from alexnet_edge.train import TrainResult
+    from alexnet_edge.training.run import TrainResult
 
 LOG_WIDTH = 130
 """Columns where the output is not a terminal."""

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import mmap
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from alexnet_edge.environment import memory_bytes
 from alexnet_edge.errors import DataError, ImageError, UserError, needs
 from alexnet_edge.preprocess import Preprocessing
 from alexnet_edge.progress import Reporter
-from alexnet_edge.reader import Kind, ViewReader, fill_mapped, start_process
+from alexnet_edge.reader import AugmentOn, Kind, Pool, ViewReader, fill_mapped, start_process
 
 with needs("train"):
     import torch
@@ -42,8 +41,6 @@ BATCHES_AHEAD = 2
 IMAGES_PER_TASK = 8
 """Images that a worker takes at a time."""
 
-Pool = Literal["threads", "processes"]
-AugmentOn = Literal["workers", "device"]
 Result = TypeVar("Result")
 
 
@@ -58,25 +55,6 @@ class Feed(Protocol):
         There are as many batches as `order` fills, the last one smaller; samples that cannot be used are left out of
         theirs, which may then be empty.
         """
-
-
-class Wait:
-    """How long a loop stood waiting for its batches."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def of(self, batches: Iterator[Result]) -> Iterator[Result]:
-        """The same batches; the time that each took to come is added up."""
-        while True:
-            begin = time.perf_counter()
-            try:
-                found = next(batches)
-            except StopIteration:
-                return
-            finally:
-                self.seconds += time.perf_counter() - begin
-            yield found
 
 
 class ImageFeed:

@@ -25,6 +25,8 @@ from alexnet_edge.data import ImageSet
 from alexnet_edge.errors import ImageError
 from alexnet_edge.preprocess import Preprocessing, normalise, resize_shorter
 
+Pool = Literal["threads", "processes"]
+AugmentOn = Literal["workers", "device"]
 Array = npt.NDArray[Any]
 Kind = Literal["float32", "uint8"]
 """`float32`: finished views `(C, H, W)`. `uint8`: crops `(H, W, C)`, to be mirrored, lit and normalised elsewhere."""

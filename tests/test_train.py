@@ -22,7 +22,6 @@ from rich.console import Console
 from torch import nn
 
 from alexnet_edge import layers, preprocess, progress, train
-from alexnet_edge.augment import CENTRE, Draw, view
 from alexnet_edge.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from alexnet_edge.data import open_split, reopen, synthetic
 from alexnet_edge.errors import (
@@ -35,7 +34,7 @@ from alexnet_edge.errors import (
     UserError,
 )
 from alexnet_edge.evaluate import evaluate
-from alexnet_edge.feeds import FeatureFeed, ImageFeed, fixed_views
+from alexnet_edge.feeds import CENTRE, Draw, FeatureFeed, ImageFeed, fixed_views, view
 from alexnet_edge.layers import architecture
 from alexnet_edge.lrn import TrainingLRN
 from alexnet_edge.model import AlexNet, initialise
