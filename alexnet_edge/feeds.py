@@ -11,9 +11,9 @@ from __future__ import annotations
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Protocol, TypeVar
@@ -108,8 +108,8 @@ class ImageFeed:
 
     def batches(self, order: Sequence[int], draws: Sequence[Draw], batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Raises ImageError when an image cannot be used and bad images are not skipped."""
-        found = self._read(order, draws, batch)
-        return _moved(found, self._device) if self._device.type == "cuda" else map(_finished, found)
+        with closing(self._read(order, draws, batch)) as found:
+            yield from _moved(found, self._device) if self._device.type == "cuda" else map(_finished, found)
 
     def close(self) -> None:
         """End the workers; another call of `batches` starts new ones."""
@@ -117,7 +117,7 @@ class ImageFeed:
             self._executor.shutdown(cancel_futures=True)
             self._executor = None
 
-    def _read(self, order: Sequence[int], draws: Sequence[Draw], batch: int) -> Iterator[_Batch]:
+    def _read(self, order: Sequence[int], draws: Sequence[Draw], batch: int) -> Generator[_Batch, None, None]:
         executor = self._executor = self._executor or self._start()
         ahead = BATCHES_AHEAD if self._workers else 0
         waiting = deque[_Pending]()
