@@ -102,11 +102,11 @@ RECIPES: dict[str, Recipe] = {
     "modern": Recipe(
         epochs=90,
         batch=128,
-        lr=0.02,
+        lr=0.005,
         schedule="cosine",
         warmup=0.05,
         label_smoothing=0.1,
-        clip=1.0,
+        clip=20.0,
         ema=0.02,
         rescale=True,
         precision="auto",
@@ -115,7 +115,7 @@ RECIPES: dict[str, Recipe] = {
     "finetune": Recipe(
         epochs=20,
         batch=64,
-        lr=0.002,
+        lr=0.001,
         schedule="cosine",
         warmup=0.05,
         label_smoothing=0.1,
@@ -216,7 +216,7 @@ class TrainSettings:
         name = self.recipe or self._default_recipe()
         if name not in RECIPES:
             raise UserError("no such recipe", value=name, fix=f"choose one of {', '.join(RECIPES)}")
-        known = {entry.name for entry in fields(Recipe)}
+        known = [entry.name for entry in fields(Recipe)]
         unknown = [key for key in self.overrides if key not in known]
         if unknown:
             raise UserError("a recipe has no such field", value=unknown[0], fix=f"choose one of {', '.join(known)}")
