@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from alexnet_edge.export.build import Outcome
     from alexnet_edge.export.lint import Finding
     from alexnet_edge.predict import Prediction
-    from alexnet_edge.train import TrainResult
+    from alexnet_edge.training.run import TrainResult
 
 LOG_WIDTH = 130
 """Columns where the output is not a terminal."""
@@ -258,6 +259,34 @@ def show_bench(bench: Mapping[str, Any], written: Sequence[Path]) -> None:
     rows = rows_of(bench["subjects"], bench["settings"])
     _show_rows(console, rows, bench)
     console.print("Written: " + ", ".join(escape(str(path)) for path in written), soft_wrap=True)
+
+
+def show_loader(found: Mapping[str, Any], verdict: str, out: Path) -> None:
+    """The verdict, the training step alone, and one line per way to read images: medians over the rounds."""
+    console = output()
+
+    middle = statistics.median
+    console.print(f"[bold]{escape(verdict[:1].upper() + verdict[1:])}.[/]", soft_wrap=True)
+    table = _table("read by", "images", "feed images/s", "training images/s", "of the step alone %", "waits %", left=2)
+    alone = middle(found["step_images_per_s"])
+    for row in found["rows"]:
+        training = middle(row["training_images_per_s"])
+        table.add_row(
+            row["label"],
+            "kept" if row["kept"] else "decoded",
+            f"{middle(row['feed_images_per_s']):.0f}",
+            f"{training:.1f}",
+            f"{100 * training / alone:.0f}",
+            f"{100 * middle(row['wait_share']):.1f}",
+        )
+    console.print(table)
+    settings, environment = found["settings"], found["environment"]
+    console.print(
+        f"The training step alone: {alone:.1f} images/s ({found['architecture']}, batch {settings['batch']}, "
+        f"{environment['gpu'] if settings['device'] == 'cuda' else environment['cpu']}); "
+        f"{found['data']['images']} images, medians of {settings['rounds']} rounds"
+    )
+    console.print(f"Written: {escape(str(out))}", soft_wrap=True)
 
 
 def show_comparison(comparison: Comparison) -> None:
