@@ -79,8 +79,12 @@ def test_light_is_that_of_the_paper_on_real_images(data_root: Path) -> None:
     for value, vector in zip(lighting.eigenvalues, np.array(lighting.eigenvectors), strict=True):
         np.testing.assert_allclose(covariance @ vector, value * vector, rtol=1e-6, atol=1e-9)
     assert sorted(lighting.eigenvalues, reverse=True) == list(lighting.eigenvalues)
-    np.testing.assert_allclose(np.array(lighting.eigenvectors) @ np.array(lighting.eigenvectors).T, np.eye(3), atol=1e-9)
-    assert np.abs(np.array(lighting.eigenvectors[0]) @ IMAGENET_FIRST) > 0.97, "brightness comes first in all photographs"
+    np.testing.assert_allclose(
+        np.array(lighting.eigenvectors) @ np.array(lighting.eigenvectors).T, np.eye(3), atol=1e-9
+    )
+    assert np.abs(np.array(lighting.eigenvectors[0]) @ IMAGENET_FIRST) > 0.97, (
+        "brightness comes first in all photographs"
+    )
     assert 0.1 < lighting.eigenvalues[0] < 0.4, "ImageNet's is 0.2175"
 
     draws = epoch_draws(40, seed=1, epoch=0)
@@ -135,7 +139,7 @@ def test_lighting_is_recorded_to_the_last_bit(image_folder: Path) -> None:
     assert again == lighting
     assert lighting == measure_lighting(open_split(image_folder, "train"), SMALL, sigma=0.1, on_bad_image="fail")
     for damage in ({"eigenvectors": [[1, 0, 0]]}, {"eigenvalues": [1, 2]}):
-        with pytest.raises(ValueError, match="eigenvectors|unpack"):
+        with pytest.raises(ValueError, match=r"eigenvectors|unpack"):
             Lighting.from_json({**lighting.to_json(), **damage})
     assert all(math.isclose(np.linalg.norm(vector), 1) for vector in lighting.eigenvectors)
 

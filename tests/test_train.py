@@ -16,19 +16,18 @@ import numpy as np
 import pytest
 import tiny_network
 import torch
-from PIL import Image
 from rich.console import Console
 from torch import nn
 
 from alexnet_edge import layers, preprocess, progress
+from alexnet_edge.augment import CENTRE
 from alexnet_edge.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from alexnet_edge.data import open_split, reopen, synthetic
 from alexnet_edge.errors import CheckpointError, DataError, DivergedError, ImageError, OutputError, UserError
 from alexnet_edge.evaluate import evaluate
-from alexnet_edge.augment import CENTRE
 from alexnet_edge.layers import architecture
 from alexnet_edge.model import AlexNet, initialise
-from alexnet_edge.preprocess import Preprocessing, preprocess_file, preset
+from alexnet_edge.preprocess import preset
 from alexnet_edge.progress import ConsoleReporter, QuietReporter
 from alexnet_edge.sessions import open_session
 from alexnet_edge.training import run as run_module
