@@ -345,7 +345,7 @@ def torchvision_weights() -> Path:
             torch.hub.download_url_to_file(TORCHVISION_URL, str(path), _TORCHVISION_SHA256, progress=False)
         except (OSError, RuntimeError) as error:  # no network, no space; another hash
             raise CheckpointError(
-                f"torchvision's weights cannot be downloaded ({error})",
+                f"torchvision's weights cannot be downloaded ({getattr(error, 'reason', None) or error})",
                 value=TORCHVISION_URL,
                 fix="fetch the file on another machine and give it with --init FILE",
             ) from error

@@ -197,7 +197,7 @@ def bench_command(
             quiet=quiet,
         )
         return
-    refuse_given(context, ["workers", "arch"], "this option belongs to", fix="add --loader")
+    refuse_given(context, ["workers", "arch"], "only --loader takes", fix="add --loader")
     from alexnet_edge import console
     from alexnet_edge.bench.measure import MeasureSettings
     from alexnet_edge.bench.run import Plan, run_bench

@@ -5,6 +5,7 @@ Letters: O filters, C channels, H height, W width.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -49,20 +50,22 @@ def require_tensorboard() -> None:
 class TensorBoardLog:
     """Writes event files into the folder `tensorboard` of a run; the curves of a resumed run go on where it does."""
 
-    def __init__(self, run: Path, *, first_step: int) -> None:
+    def __init__(self, run: Path, *, steps_done: int) -> None:
         """
         Args:
             run: the run's folder.
-            first_step: the step, counted over the whole run, that comes next: what an earlier process wrote from there on is
-                forgotten, because it is done again.
+            steps_done: of the whole run; what an earlier process wrote after these is forgotten: they are done again.
 
         Raises:
             OutputError: when the folder cannot be written.
         """
         from tensorboardX import SummaryWriter
 
+        suffix = f".{steps_done:09d}.{os.getpid()}"  # the library's own names are the same within a second
         with writing(run / FOLDER):
-            self._writer: Any = SummaryWriter(str(run / FOLDER), purge_step=first_step, flush_secs=FLUSH_S)
+            self._writer: Any = SummaryWriter(
+                str(run / FOLDER), purge_step=steps_done + 1, flush_secs=FLUSH_S, filename_suffix=suffix
+            )
 
     def __enter__(self) -> TensorBoardLog:
         return self
@@ -83,7 +86,7 @@ class TensorBoardLog:
         images_per_s: float,
         wait_share: float,
     ) -> None:
-        """Add one step: its number over the whole run, and its figures; shares are 0-1."""
+        """Add one step: its number over the whole run, from 1, and its figures; shares are 0-1."""
         for name, value in (
             ("loss", loss),
             ("accuracy", accuracy),

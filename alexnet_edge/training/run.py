@@ -215,7 +215,7 @@ def _train(settings: TrainSettings, found: Path | None, world: World, reporter: 
             stack.callback(run.close)
             run.prepare(folder, _furthest(folder, run, world, reporter) if found is not None else None)
             if settings.tensorboard and world.first:
-                run.log = stack.enter_context(TensorBoardLog(folder, first_step=run.steps * run.epoch + run.step))
+                run.log = stack.enter_context(TensorBoardLog(folder, steps_done=run.steps * run.epoch + run.step))
             return run.go()
     finally:
         if world.first:

@@ -56,12 +56,17 @@ def first_model(
     """The network with its first weights, and the layers whose weights come from a file.
 
     Raises:
+        UserError: when torchvision's weights are asked for in another architecture.
         CheckpointError: when the file to start from cannot be used.
     """
     model = AlexNet(arch)
     initialise(model, recipe.first_weights, seed=settings.seed)
     if settings.init is None:
         return model, set()
+    if settings.init == TORCHVISION and arch.name != TORCHVISION:
+        raise UserError(
+            "torchvision's weights are of its own architecture", value=arch.name, fix="add --arch torchvision"
+        )
     path = torchvision_weights() if settings.init == TORCHVISION else Path(settings.init)
     if path.suffix == ".npz":
         weights = read_caffe_filters(path, arch)

@@ -143,7 +143,7 @@ def main() -> None:
     }
     feed: dict[str, list[float]] = {name: [] for name in sides}
     training: dict[str, list[float]] = {name: [] for name in sides}
-    for name, side in sides.items():  # warm-up: page cache, kept images, first steps
+    for side in sides.values():  # warm-up: page cache, kept images, first steps
         rate(side.epoch(), None, 10**9)
         rate(side.epoch(), side.step, 1)
     for number in range(options.rounds):
