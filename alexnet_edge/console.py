@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from alexnet_edge.evaluate import Confusion, Evaluation
     from alexnet_edge.export.build import Outcome
     from alexnet_edge.export.lint import Finding
+    from alexnet_edge.export.sweep import Sweep
     from alexnet_edge.predict import Prediction
     from alexnet_edge.train import TrainResult
 
@@ -175,6 +176,8 @@ def show_exports(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.artifact is not None:
             parity = outcome.artifact.manifest.parity
+            for warning in ((outcome.artifact.manifest.calibration or {}).get("audit") or {}).get("warnings", ()):
+                notes.setdefault(warning, []).append(outcome.label)
             if outcome.format == "openvino":
                 for text in outcome.artifact.manifest.build.get("warnings", ()):
                     notes.setdefault(str(text), []).append(outcome.label)
@@ -252,6 +255,36 @@ def show_parity(reports: Sequence[tuple[Path, ParityReport | str]]) -> None:
     console.print(table)
     for path, note in notes:
         console.print(f"[bold]{escape(str(path))}[/]: {escape(note)}")
+
+
+def show_sweep(sweep: Sweep) -> None:
+    """One line per calibration, and the best of them."""
+    console = output()
+    table = _table(
+        "calibrated on", "images", "method", "top-1 agree %", "flips", "top-1 %", "change", "SQNR dB", "saturated %",
+        "in", left=1,
+    )  # fmt: skip
+    for row in sweep.rows:
+        figures = row.figures
+        table.add_row(
+            escape(row.images),
+            str(row.num_images),
+            row.method,
+            show_percent(figures.top1_agreement),
+            _NONE if figures.flips is None else str(figures.flips),
+            show_percent(figures.candidate_accuracy),
+            _NONE if figures.accuracy_change is None else f"{100 * figures.accuracy_change:+.1f}",
+            _NONE if figures.sqnr_db is None else f"{figures.sqnr_db:.1f}",
+            f"{100 * row.worst_saturation:.3f}",
+            row.worst_layer,
+        )
+    console.print(table)
+    best = sweep.best
+    console.print(
+        f"best of {len(sweep.rows)} on {sweep.num_proof_images} images: {best.method} on {best.num_images} images of "
+        f"{escape(best.images)}; rows within a few flips of it are no worse than chance would have them",
+        soft_wrap=True,
+    )
 
 
 def show_bisections(found: Sequence[tuple[Path, Bisection | str]]) -> None:

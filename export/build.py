@@ -43,6 +43,7 @@ from alexnet_edge.progress import QuietReporter, Reporter
 from alexnet_edge.sessions import reference_session, runnable
 
 if TYPE_CHECKING:
+    from alexnet_edge.export.audit import CalibrationAudit
     from alexnet_edge.export.calibrate import Calibration
 
 
@@ -158,6 +159,7 @@ class Exporter:
         self.reporter: Reporter = reporter or QuietReporter()
         self._calibration_images = calibration_images
         self._calibrations: dict[tuple[str, bool], Calibration] = {}
+        self._audits: dict[str, CalibrationAudit] = {}  # by the table's hash
         self._reference_NK: FloatArray | None = None
         self._skipped = 0  # proof images that could not be used
         self._stand_in_reports: dict[str, ParityReport] = {}
@@ -497,7 +499,20 @@ class Exporter:
                 "images_sha256": images.content_hash(),
                 "source": images.source,
             }
-        return self.calibration(precision).to_json()
+        found = self.calibration(precision)
+        return {**found.to_json(), "audit": self._audit(found).to_json()}
+
+    def _audit(self, found: Calibration) -> CalibrationAudit:
+        """What the calibration images are, against the proof's."""
+        from alexnet_edge.export.audit import audit
+
+        key = found.table_sha256
+        if key not in self._audits:
+            self.reporter.start("auditing the calibration", None)
+            images = self._images_to_calibrate_on()
+            self._audits[key] = audit(found, images, self.proof_images, classes=self.checkpoint.info.classes)
+            self.reporter.finish(f"{len(self._audits[key].warnings)} warnings")
+        return self._audits[key]
 
 
 def every_artifact() -> list[tuple[Format, Precision]]:

@@ -68,7 +68,7 @@ def export_command(
     calibration_images: Annotated[
         int | None, typer.Option("--calibration-images", help="So many of them, evenly spread [512]")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="entropy, minmax or percentile")] = "entropy",
+    method: Annotated[str, typer.Option("--method", help="entropy, minmax, percentile or mse")] = "entropy",
     calibration_table: Annotated[
         Path | None,
         typer.Option("--calibration-table", help="Also write the INT8 ranges as a TensorRT calibration table"),
