@@ -228,8 +228,13 @@ def rebuild_command(manifest: Manifest) -> str:
     `FOLDER` stands for images that the manifest does not name.
     """
     words = [f"alexnet-edge export --format {manifest.format}"]
-    if manifest.precision != "fp32":
+    if manifest.precision == "mixed":  # its plan was found, not asked for
+        words.append("--int8")
+    elif manifest.precision != "fp32":
         words.append(f"--{manifest.precision}")
+    target = manifest.build.get("target")
+    if isinstance(target, Mapping) and "name" in target:
+        words.append(f"--target {target['name']}")
     if manifest.format == "trt":
         named = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}.get(manifest.runtime, "tensorrt")
         words.append(f"--runtime {'trtexec' if manifest.build.get('builder') == 'trtexec' else named}")

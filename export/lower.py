@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from alexnet_edge.artifact import INPUT, Plan
 from alexnet_edge.checkpoint import Checkpoint
 from alexnet_edge.errors import UserError, needs
 from alexnet_edge.export.quantize import quantize_blocks_full, quantize_weight
-from alexnet_edge.export.targets import LoweredRuntime, Lowering, Target, check_plan, lowering_of
+from alexnet_edge.export.targets import LoweredRuntime, Lowering, Ranges, Target, check_plan, lowering_of
 from alexnet_edge.layers import (
     LRN_ALPHA,
     LRN_BETA,
@@ -55,18 +55,6 @@ ACCURACY_LEVEL = 4
 assert LRN_BETA == 0.75, "the square roots below compute s ** -0.75"
 
 
-class Ranges(Protocol):
-    """What lowering needs of a calibration; `alexnet_edge.export.calibrate.Calibration` with `outputs=True` is one."""
-
-    @property
-    def amax(self) -> Mapping[str, float]:
-        """Largest represented magnitude at the input of each layer."""
-
-    @property
-    def output_amax(self) -> Mapping[str, float]:
-        """The same at the output of layers before a local response normalisation, behind their ReLU."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Scale:
     """How a tensor is quantised: names of the scale and the zero point, and the scale's value."""
@@ -86,6 +74,15 @@ class _Graph:
     """How the head is quantised; None where it is FP32."""
     nodes: list[Any] = field(default_factory=list)
     initialisers: dict[str, Any] = field(default_factory=dict)
+    values: list[Any] = field(default_factory=list)
+    """Types of what ONNX Runtime's own operators put out, which shape inference does not know."""
+
+    def declare(self, width: int) -> None:
+        """Say the type of the head, `(N, width)`."""
+        kind = TensorProto.FLOAT
+        if self.quantised is not None:
+            kind = TensorProto.INT8 if self.lowering.signed else TensorProto.UINT8
+        self.values.append(helper.make_tensor_value_info(self.head, kind, ["N", width]))
 
     def add(self, op: str, name: str, inputs: list[str], *, domain: str = "", **attributes: Any) -> None:
         """Append a node whose only output has the node's name, and make it the head."""
@@ -152,7 +149,8 @@ def lowered_onnx(
     if arch.head == "probabilities":
         graph.add("Softmax", arch.head, [graph.head], axis=1)
     else:
-        _rename_head(graph, arch.head)
+        graph.values = [value for value in graph.values if value.name != graph.head]
+        graph.nodes[-1].output[0] = arch.head
     size = checkpoint.info.preprocessing.crop
     model = helper.make_model(
         helper.make_graph(
@@ -161,17 +159,13 @@ def lowered_onnx(
             [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", 3, size, size])],
             [helper.make_tensor_value_info(arch.head, TensorProto.FLOAT, ["N", arch.num_classes])],
             list(graph.initialisers.values()),
+            value_info=graph.values,
         ),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
         ir_version=IR_VERSION,
         producer_name="alexnet-edge",
     )
     return onnx.shape_inference.infer_shapes(model, check_type=True, data_prop=True)
-
-
-def _rename_head(graph: _Graph, name: str) -> None:
-    graph.nodes[-1].output[0] = name
-    graph.head = name
 
 
 def _amax(ranges: Mapping[str, float], layer: str, what: str) -> float:
@@ -272,15 +266,16 @@ def _int4_layer(graph: _Graph, spec: LayerSpec, weight: FloatArray, bias: FloatA
             block_size=block,
             accuracy_level=ACCURACY_LEVEL,
         )
+        graph.declare(spec.out_channels)
         return
     inputs = [
         graph.constant(name, np.ascontiguousarray(values.T).astype(ml_dtypes.int4)),
         graph.constant(f"{name}_scale", np.ascontiguousarray(scale.T)),
     ]
     graph.add("DequantizeLinear", f"{name}_dq", inputs, axis=0, block_size=block)
-    graph.add("MatMul", spec.name, [activation, graph.head])
-    if bias is not None:
-        graph.add("Add", f"{spec.name}/bias", [graph.head, graph.constant(f"{spec.name}.bias", bias)])
+    graph.add("MatMul", f"{spec.name}/product" if bias is not None else spec.name, [activation, graph.head])
+    if bias is not None:  # the plugin computes both in one kernel, which has the sum's name
+        graph.add("Add", spec.name, [graph.head, graph.constant(f"{spec.name}.bias", bias)])
 
 
 def _integer_layer(
@@ -310,6 +305,8 @@ def _integer_layer(
         results = [] if out is None else [out.scale, out.zero]
         graph.add("QGemm", spec.name, [*inputs, *results], domain=CONTRIB, transB=1)
     graph.quantised = out
+    if spec.kind == "fc":
+        graph.declare(spec.out_channels)
     if spec.relu and out is None:
         graph.add("Relu", f"{spec.name}/relu", [graph.head])
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
 
 from alexnet_edge.artifact import LAYER_TYPES, Plan, Precision
 from alexnet_edge.environment import cpu_features
@@ -24,6 +24,9 @@ from alexnet_edge.layers import LAYER_NAMES
 TargetName = Literal["cpu-avx2", "cpu-avx512-vnni", "cpu-arm64", "cuda", "tensorrt"]
 LoweredRuntime = Literal["onnxruntime", "openvino"]
 """The runtimes that a processor's graph is written for; they read ONNX files and OpenVINO's IR."""
+
+LOWERED_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int8-int4-fc", "mixed")
+"""The precisions that are lowered for a processor; FP32 where its target is named."""
 
 X86 = ("x86_64", "amd64")
 ARM = ("aarch64", "arm64")
@@ -64,6 +67,29 @@ class Target:
     recommended: tuple[Literal["onnx", "openvino", "trt"], Precision]
     """The format and precision that measured best, or, where nothing was measured, is what its vendor names."""
 
+
+class Ranges(Protocol):
+    """What lowering needs of a calibration; `alexnet_edge.export.calibrate.Calibration` with `outputs=True` is one."""
+
+    @property
+    def amax(self) -> Mapping[str, float]:
+        """Largest represented magnitude at the input of each layer."""
+
+    @property
+    def output_amax(self) -> Mapping[str, float]:
+        """The same at the output of layers before a local response normalisation, behind their ReLU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GivenRanges:
+    """Ranges that are no calibration's."""
+
+    amax: Mapping[str, float] = field(default_factory=dict)
+    output_amax: Mapping[str, float] = field(default_factory=dict)
+
+
+NO_RANGES = GivenRanges()
+"""For a plan that quantises nothing but weights."""
 
 TARGETS: dict[TargetName, Target] = {
     target.name: target
@@ -121,6 +147,14 @@ def this_machine() -> Target:
     return max(fitting, key=lambda target: len(target.instructions))
 
 
+def this_machine_or_none() -> Target | None:
+    """The processor target of this machine, or None where none fits: then a graph is the portable one."""
+    try:
+        return this_machine()
+    except UserError:
+        return None
+
+
 def find_target(name: str | None = None) -> Target:
     """The target of that name; without one, this machine's.
 
@@ -148,6 +182,41 @@ def lowering_of(target: Target, runtime: LoweredRuntime) -> Lowering:
             fix="choose a processor target, or leave the plan out",
         )
     return target.lowerings[runtime]
+
+
+def target_record(target: Target, runtime: LoweredRuntime, plan: Plan) -> dict[str, Any]:
+    """What a manifest says of the lowering, in `build["target"]`: loading compares its instructions with the processor's."""
+    lowering = lowering_of(target, runtime)
+    return {
+        "name": target.name,
+        "machines": list(target.machines),
+        "instructions": sorted(target.instructions) if "int8" in plan.values() else [],
+        "weight_bits": lowering.weight_bits,
+        "lowering": asdict(lowering),
+        "plan": dict(plan),
+    }
+
+
+def check_target(target: Target, format: str, precision: Precision | None) -> None:
+    """Refuse what a target that was named has no form of.
+
+    Raises:
+        UserError: for a format or a precision that the target does not take.
+    """
+    if target.name == "tensorrt" and format == "trt":
+        return
+    if format in ("torchscript", "pt2", "trt") or (format == "openvino" and not target.lowerings):
+        raise UserError(
+            f"--target {target.name} has no form of --format {format}",
+            value=f"--target {target.name}",
+            fix=f"leave --target out, or choose --format {'onnx or openvino' if target.lowerings else 'onnx'}",
+        )
+    if target.lowerings and precision not in (None, *LOWERED_PRECISIONS):
+        raise UserError(
+            f"processors compute in FP32 and INT8: nothing is lowered for {target.name} in this precision",
+            value=f"--{precision}",
+            fix="leave --target out, or choose --int8 or --int8-int4-fc",
+        )
 
 
 def check_plan(plan: Plan) -> None:
