@@ -78,11 +78,12 @@ def onnx_precisions(path: Path, precision: Precision, plan: Plan | None = None) 
     types |= {value.name: int(value.type.tensor_type.elem_type) for value in (*graph.value_info, *graph.input)}
     producers = {output: node for node in graph.node for output in node.output}
     nodes = {node.name: node for node in graph.node}
+    beside_int4 = "fp16" if precision == "int4-fc" else "fp32"
     return tuple(
         LayerPrecision(
             name=name,
             requested=requested,
-            built=_node_type(nodes[name], types, producers) if name in nodes else "missing",
+            built=_node_type(nodes[name], types, producers, beside_int4) if name in nodes else "missing",
             evidence="element types in the ONNX graph",
         )
         for name, requested in (plan or layer_types(precision)).items()
@@ -93,12 +94,15 @@ _WEIGHT_INPUTS = {"QLinearConv": 3, "QGemm": 3}
 """Which input of an integer operator the weights are; they are the second of every other one."""
 
 
-def _node_type(node: onnx.NodeProto, types: Mapping[str, int], producers: Mapping[str, onnx.NodeProto]) -> str:
+def _node_type(
+    node: onnx.NodeProto, types: Mapping[str, int], producers: Mapping[str, onnx.NodeProto], beside_int4: str
+) -> str:
     activation = _onnx_type(node.input[0], types, producers)
     if node.op_type == "MatMulNBits":  # packed into bytes: the bits are an attribute
         bits = next((entry.i for entry in node.attribute if entry.name == "bits"), 0)
-        return _layer_type(activation, f"int{bits}")
-    return _layer_type(activation, _onnx_type(node.input[_WEIGHT_INPUTS.get(node.op_type, 1)], types, producers))
+        return _layer_type(activation, f"int{bits}", beside_int4)
+    weight = _onnx_type(node.input[_WEIGHT_INPUTS.get(node.op_type, 1)], types, producers)
+    return _layer_type(activation, weight, beside_int4)
 
 
 def _onnx_type(tensor: str, types: Mapping[str, int], producers: Mapping[str, onnx.NodeProto]) -> str:
@@ -166,8 +170,8 @@ def _kernel_type(layer: Any) -> str:
     return _TENSORRT_TYPES.get(name, name.lower())
 
 
-def _layer_type(activation: str, weight: str) -> str:
-    if activation == weight or (weight == "int4" and activation in ("fp16", "fp32")):
+def _layer_type(activation: str, weight: str, beside_int4: str = "fp16") -> str:
+    if activation == weight or (weight, activation) == ("int4", beside_int4):
         return weight
     return "mixed"
 
