@@ -175,14 +175,14 @@ class OnnxRuntime(Peer):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        return lambda x_NCHW: session.run(None, {INPUT: x_NCHW})[0]  # type: ignore[no-any-return]
+        return lambda x_NCHW: session.run(None, {INPUT: x_NCHW})[0]
 
 
 class OpenVINO(Peer):
     name, about = "openvino", "openvino.convert_model; its processor plugin chooses what it computes in"
     precision = "default"
     deployed = ("model.xml", "model.bin")
-    packages = ("openvino", "torch")
+    packages: tuple[str, ...] = ("openvino", "torch")
     options: Mapping[str, Any] = {}
 
     def prepare(self, source: Source) -> None:

@@ -78,31 +78,34 @@ def onnx_precisions(path: Path, precision: Precision, plan: Plan | None = None) 
     types |= {value.name: int(value.type.tensor_type.elem_type) for value in (*graph.value_info, *graph.input)}
     producers = {output: node for node in graph.node for output in node.output}
     nodes = {node.name: node for node in graph.node}
-    beside_int4 = "fp16" if precision == "int4-fc" else "fp32"
+    lowered = plan is not None or precision in ("int8-int4-fc", "mixed")
     return tuple(
         LayerPrecision(
             name=name,
             requested=requested,
-            built=_node_type(nodes[name], types, producers, beside_int4) if name in nodes else "missing",
+            built=_node_type(nodes[name], types, producers, lowered) if name in nodes else "missing",
             evidence="element types in the ONNX graph",
         )
         for name, requested in (plan or layer_types(precision)).items()
     )
 
 
-_WEIGHT_INPUTS = {"QLinearConv": 3, "QGemm": 3}
+_INTEGER_WEIGHTS = {"QLinearConv": 3, "QGemm": 3}
 """Which input of an integer operator the weights are; they are the second of every other one."""
 
 
 def _node_type(
-    node: onnx.NodeProto, types: Mapping[str, int], producers: Mapping[str, onnx.NodeProto], beside_int4: str
+    node: onnx.NodeProto, types: Mapping[str, int], producers: Mapping[str, onnx.NodeProto], lowered: bool
 ) -> str:
+    """The type of a layer; in a graph `lowered` to operators, a float one computes in FP32 whatever its input was before."""
     activation = _onnx_type(node.input[0], types, producers)
+    if lowered and node.op_type not in _INTEGER_WEIGHTS and producers.get(node.input[1]) is None:
+        activation = _ONNX_TYPES.get(types.get(node.input[0], 0), "unknown")
     if node.op_type == "MatMulNBits":  # packed into bytes: the bits are an attribute
-        bits = next((entry.i for entry in node.attribute if entry.name == "bits"), 0)
-        return _layer_type(activation, f"int{bits}", beside_int4)
-    weight = _onnx_type(node.input[_WEIGHT_INPUTS.get(node.op_type, 1)], types, producers)
-    return _layer_type(activation, weight, beside_int4)
+        weight = f"int{next((entry.i for entry in node.attribute if entry.name == 'bits'), 0)}"
+    else:
+        weight = _onnx_type(node.input[_INTEGER_WEIGHTS.get(node.op_type, 1)], types, producers)
+    return _layer_type(activation, weight, "fp32" if lowered else "fp16")
 
 
 def _onnx_type(tensor: str, types: Mapping[str, int], producers: Mapping[str, onnx.NodeProto]) -> str:
