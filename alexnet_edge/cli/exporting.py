@@ -51,6 +51,21 @@ def export_command(
     int4_fc: Annotated[
         bool, typer.Option("--int4-fc", help="Weights of fc6 to fc8 in INT4, everything else in FP16")
     ] = False,
+    int8_int4_fc: Annotated[
+        bool,
+        typer.Option("--int8-int4-fc", help="For processors: convolutions in INT8, weights of fc6 to fc8 in INT4"),
+    ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            help="Where ONNX and OpenVINO files shall run: cpu-avx512-vnni, cpu-avx2, cpu-arm64, cuda or tensorrt "
+            "[this machine's processor]",
+        ),
+    ] = None,
+    recommended: Annotated[
+        bool, typer.Option("--recommended", help="The format and precision that measured best for the target")
+    ] = False,
     checkpoint: CheckpointOption = None,
     onnx: Annotated[
         Path | None,
@@ -195,12 +210,12 @@ def export_command(
     from alexnet_edge import console
     from alexnet_edge.checkpoint import load_checkpoint, newest_checkpoint
     from alexnet_edge.data import open_images
-    from alexnet_edge.export import build
+    from alexnet_edge.export import build, targets
     from alexnet_edge.export.calibrate import METHODS
     from alexnet_edge.export.options import EngineOptions
     from alexnet_edge.export.precision import CALIBRATED
 
-    asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc}
+    asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc, "int8-int4-fc": int8_int4_fc}
     precisions = [name for name, wanted in asked.items() if wanted]
     if len(precisions) > 1:
         given = " ".join(f"--{name}" for name in precisions)
@@ -209,8 +224,26 @@ def export_command(
         choice("--runtime", runtime, ("tensorrt", "trtexec", "rtx"))
     choice("--format", format, ("all", *build.FORMATS))
     choice("--method", method, METHODS)
+    lowered_for = targets.find_target(target) if target is not None else targets.this_machine_or_none()
+    lower_fp32 = target is not None and lowered_for is not None and bool(lowered_for.lowerings)
+    if recommended:
+        refuse_given(
+            context,
+            ("format", *(name.replace("-", "_") for name in asked)),
+            "--recommended chooses format and precision itself",
+            fix="leave it out",
+        )
+        best = targets.find_target(target)
+        format, precisions = best.recommended[0], [best.recommended[1]]
     _only_for_engines(context, format)
-    wanted = build.selection(format, precisions[0] if precisions else None)  # type: ignore[arg-type]
+    if target is not None:
+        targets.check_target(targets.find_target(target), format, precisions[0] if precisions else None)  # type: ignore[arg-type]
+    wanted = build.selection(
+        format,
+        precisions[0] if precisions else None,  # type: ignore[arg-type]
+        lowered_for,
+        lower_fp32=lower_fp32,
+    )
     written_precisions = {precision for _, precision in wanted}
     if not written_precisions & set(CALIBRATED):
         refuse_given(
@@ -275,6 +308,8 @@ def export_command(
             engine=engine,
             runtime=runtime,  # type: ignore[arg-type]  # checked above
             outputs=calibration_table is not None,
+            target=lowered_for,
+            lower_fp32=lower_fp32,
             threads=threads,
             on_bad_image=choice("--on-bad-image", on_bad_image, ("skip", "fail")),
             reporter=reporter,

@@ -31,6 +31,7 @@ from alexnet_edge.errors import GateError, UserError
 HOW = "How to measure"
 SCENARIOS = "MLPerf LoadGen"
 POWER = "Power and clocks"
+PEERS = "Peers"
 
 
 def bench_command(
@@ -129,6 +130,19 @@ def bench_command(
         Path | None,
         typer.Option("--tegrastats", help="A log recorded beside this bench, judged with it", rich_help_panel=POWER),
     ] = None,
+    peers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peers",
+            help="Also other tools on the same checkpoint, each by its own default export: all, or names as in "
+            "openvino-nncf,onnxruntime",
+            rich_help_panel=PEERS,
+        ),
+    ] = None,
+    peers_python: Annotated[
+        Path | None,
+        typer.Option("--peers-python", help="The interpreter that has those tools [this one]", rich_help_panel=PEERS),
+    ] = None,
     runs: RunsOption = Path("runs"),
     folder: ArtifactsFolder = Path("artifacts"),
     as_json: JsonOption = False,
@@ -169,7 +183,11 @@ def bench_command(
         lock_clocks=lock_clocks,
         tegrastats=tegrastats,
     )
+    if peers_python is not None and not peers:
+        raise UserError("--peers-python belongs to --peers", value=peers_python, fix="add --peers all")
     with _terminated_like_interrupted(), console.reporter(quiet) as reporter:
+        if peers:
+            subjects = [*subjects, *_prepared(words_in(peers), subjects, settings, peers_python, reporter)]
         result = run_bench(
             subjects,
             settings,
@@ -190,6 +208,28 @@ def bench_command(
         raise KeyboardInterrupt
     if result.errors:
         raise GateError("; ".join(f"{label}: {reason}" for label, reason in result.errors.items()))
+
+
+def _prepared(
+    names: Sequence[str], subjects: Sequence[Path], settings: Any, python: Path | None, reporter: Any
+) -> list[Path]:
+    """The peers of the first checkpoint among the subjects, prepared."""
+    from alexnet_edge.bench.peers import prepare_peers
+    from alexnet_edge.checkpoint import load_checkpoint
+    from alexnet_edge.export.build import CACHE, validation_images
+
+    checkpoint = next((path for path in subjects if path.suffix == ".safetensors"), None)
+    if checkpoint is None:
+        raise UserError("peers are made from a checkpoint", value="--peers", fix="name one beside the artifacts")
+    return prepare_peers(
+        names,
+        checkpoint,
+        batches=settings.batches,
+        folder=CACHE / "peers",
+        images=validation_images(load_checkpoint(checkpoint)),
+        python=python,
+        reporter=reporter,
+    )
 
 
 @contextmanager
