@@ -29,6 +29,7 @@ from alexnet_edge.artifact import (
     Precision,
     _locked,
     commit,
+    layer_types,
     load_artifact,
     manifest_path,
 )
@@ -461,7 +462,7 @@ def node(primitive: str, *inputs: str, kind: str = "Convolution", fused: tuple[s
     ],
 )
 def test_the_kernel_says_what_a_layer_computes_in(executed: ExecutedNode, built: str) -> None:
-    rows = writer.layer_precisions([executed], dict.fromkeys(LAYER_NAMES, "int8"), "int8")
+    rows = writer.layer_precisions([executed], dict.fromkeys(LAYER_NAMES, "int8"), layer_types("int8"))
     assert rows[0].built == built
     assert {row.built for row in rows[1:]} == {"missing"}
 
