@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from alexnet_edge.export.build import Outcome
     from alexnet_edge.export.lint import Finding
     from alexnet_edge.export.sweep import Sweep
+    from alexnet_edge.export.triton import TritonModel
     from alexnet_edge.predict import Prediction
     from alexnet_edge.training.run import TrainResult
 
@@ -199,6 +200,16 @@ def show_exports(outcomes: Sequence[Outcome]) -> None:
             notes.setdefault(f"{kind}: {outcome.error}", []).append(outcome.label)
     for note, labels in notes.items():
         console.print(f"[bold]{', '.join(labels)}[/]: {escape(note)}")
+
+
+def show_triton_model(model: TritonModel) -> None:
+    """Where the model is, which version holds the artifact, and how to start a server on it."""
+    console = output()
+    what = f"version {model.version}" if model.added else f"version {model.version}, which was there already"
+    console.print(f"{escape(str(model.folder))}: {what}, for Triton's {model.backend} backend")
+    for note in model.notes:
+        console.print(f"not proved: {note}")
+    console.print(f"Next: tritonserver --model-repository {escape(str(model.folder.parent))}", highlight=False)
 
 
 def _layer_table(engines: Sequence[Outcome]) -> Table:
