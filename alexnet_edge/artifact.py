@@ -27,9 +27,15 @@ from alexnet_edge.preprocess import Preprocessing
 SCHEMA = 1
 
 Format = Literal["torchscript", "pt2", "onnx", "openvino", "trt"]
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4-fc"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4-fc", "int8-int4-fc", "mixed"]
 """What the eight layers compute in. `fp8` leaves conv1 in FP16: TensorRT has no FP8 convolution of more than 32 weights per
-channel, and conv1 has 121. `int4-fc` stores the weights of fc6 to fc8 in INT4 and computes in FP16."""
+channel, and conv1 has 121. `int4-fc` stores the weights of fc6 to fc8 in INT4 and computes in FP16. `int8-int4-fc`, for
+processors, has convolutions in INT8 and the weights of fc6 to fc8 in INT4. `mixed` is any other plan."""
+
+Plan = Mapping[str, str]
+"""The type of each of the eight layers, by name: one of `LAYER_TYPES`."""
+LAYER_TYPES = ("fp32", "int8", "int4")
+"""What a layer of a processor's graph may be: see `alexnet_edge.export.targets`."""
 
 INPUT = "input"
 """Name of the input tensor in every format that has names."""
@@ -98,9 +104,14 @@ class LayerPrecision:
 
 
 def layer_types(precision: Precision) -> dict[str, str]:
-    """Element type that `precision` asks of each of the eight layers, by name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4`."""
-    if precision == "int4-fc":
-        return {name: "int4" if name.startswith("fc") else "fp16" for name in LAYER_NAMES}
+    """Element type that `precision` asks of each of the eight layers, by name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4`.
+
+    `mixed` asks for what its plan says.
+    """
+    assert precision != "mixed", "its plan says it"
+    if precision in ("int4-fc", "int8-int4-fc"):
+        convolution = "fp16" if precision == "int4-fc" else "int8"
+        return {name: "int4" if name.startswith("fc") else convolution for name in LAYER_NAMES}
     if precision == "fp8":
         return {name: "fp16" if name == "conv1" else "fp8" for name in LAYER_NAMES}
     return dict.fromkeys(LAYER_NAMES, precision)
@@ -217,8 +228,13 @@ def rebuild_command(manifest: Manifest) -> str:
     `FOLDER` stands for images that the manifest does not name.
     """
     words = [f"alexnet-edge export --format {manifest.format}"]
-    if manifest.precision != "fp32":
+    if manifest.precision == "mixed":  # its plan was found, not asked for
+        words.append("--int8")
+    elif manifest.precision != "fp32":
         words.append(f"--{manifest.precision}")
+    target = manifest.build.get("target")
+    if isinstance(target, Mapping) and "name" in target:
+        words.append(f"--target {target['name']}")
     if manifest.format == "trt":
         named = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}.get(manifest.runtime, "tensorrt")
         words.append(f"--runtime {'trtexec' if manifest.build.get('builder') == 'trtexec' else named}")

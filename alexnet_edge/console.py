@@ -31,13 +31,16 @@ from alexnet_edge.layers import LAYER_NAMES, Architecture, LayerCost
 from alexnet_edge.progress import ConsoleReporter, QuietReporter, Reporter
 
 if TYPE_CHECKING:
+    from alexnet_edge.bench.bisect import Bisection
     from alexnet_edge.bench.compare import Comparison
     from alexnet_edge.bench.parity import ParityReport
+    from alexnet_edge.bench.preprocessing import PreprocessingReport
     from alexnet_edge.demo import DemoResult
     from alexnet_edge.doctor import Component
     from alexnet_edge.evaluate import Confusion, Evaluation
     from alexnet_edge.export.build import Outcome
     from alexnet_edge.export.lint import Finding
+    from alexnet_edge.export.sweep import Sweep
     from alexnet_edge.predict import Prediction
     from alexnet_edge.training.run import TrainResult
 
@@ -174,6 +177,8 @@ def show_exports(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.artifact is not None:
             parity = outcome.artifact.manifest.parity
+            for warning in ((outcome.artifact.manifest.calibration or {}).get("audit") or {}).get("warnings", ()):
+                notes.setdefault(warning, []).append(outcome.label)
             if outcome.format == "openvino":
                 for text in outcome.artifact.manifest.build.get("warnings", ()):
                     notes.setdefault(str(text), []).append(outcome.label)
@@ -251,6 +256,92 @@ def show_parity(reports: Sequence[tuple[Path, ParityReport | str]]) -> None:
     console.print(table)
     for path, note in notes:
         console.print(f"[bold]{escape(str(path))}[/]: {escape(note)}")
+
+
+def show_sweep(sweep: Sweep) -> None:
+    """One line per calibration, and the best of them."""
+    console = output()
+    table = _table(
+        "calibrated on", "images", "method", "top-1 agree %", "flips", "top-1 %", "change", "SQNR dB", "saturated %",
+        "in", left=1,
+    )  # fmt: skip
+    for row in sweep.rows:
+        figures = row.figures
+        table.add_row(
+            escape(row.images),
+            str(row.num_images),
+            row.method,
+            show_percent(figures.top1_agreement),
+            _NONE if figures.flips is None else str(figures.flips),
+            show_percent(figures.candidate_accuracy),
+            _NONE if figures.accuracy_change is None else f"{100 * figures.accuracy_change:+.1f}",
+            _NONE if figures.sqnr_db is None else f"{figures.sqnr_db:.1f}",
+            f"{100 * row.worst_saturation:.3f}",
+            row.worst_layer,
+        )
+    console.print(table)
+    best = sweep.best
+    console.print(
+        f"best of {len(sweep.rows)} on {sweep.num_proof_images} images: {best.method} on {best.num_images} images of "
+        f"{escape(best.images)}; rows within a few flips of it are no worse than chance would have them",
+        soft_wrap=True,
+    )
+
+
+def show_bisections(found: Sequence[tuple[Path, Bisection | str]]) -> None:
+    """Of each artifact every step with its errors, then the first out of tolerance and what to do."""
+    console = output()
+    for path, entry in found:
+        if isinstance(entry, str):
+            console.print(f"[bold]{escape(str(path))}[/]: not looked at: {escape(entry)}", soft_wrap=True)
+            continue
+        table = _table(
+            "step", "type", "", "own error", "allowed", "worst channel", "its error", "since the image",
+            title=f"{escape(str(path))}, {entry.num_images} images", left=3,
+        )  # fmt: skip
+        for point in entry.points:
+            mark = "[green]ok[/]" if point.holds else "[bold red]out[/]" if point is entry.first else "[yellow]out[/]"
+            figures = (point.own_error, point.tolerance, point.worst_channel, point.worst_channel_error)
+            cells = [_NONE if value is None else f"{value:.1e}" for value in (*figures, point.total_error)]
+            cells[2] = _NONE if point.worst_channel is None else str(point.worst_channel)
+            table.add_row(point.name, point.type, mark, *cells)
+        console.print(table)
+        if entry.first is not None:
+            console.print(
+                f"[bold red]first out of tolerance: {entry.first.layer}[/] ({entry.first.name}: "
+                f"{escape('; '.join(entry.first.reasons))})",
+                soft_wrap=True,
+            )
+        console.print(f"cause: {escape(entry.cause)}", soft_wrap=True)
+        console.print(f"fix: {escape(entry.fix)}", soft_wrap=True)
+        for warning in entry.warnings:
+            console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True)
+
+
+def show_preprocessing(report: PreprocessingReport) -> None:
+    """Each way from a file to the input: how far its pixels and the answers on them are from ours."""
+    console = output()
+    table = _table(
+        "decoded and resized by", "decode: mean", "max", "resize: mean", "input: mean", "max",
+        "top-1 agree %", "flips", "top-1 %",
+    )  # fmt: skip
+    for way in report.ways:
+        table.add_row(
+            escape(way.name),
+            *[
+                _NONE if value is None else f"{value:.2f}"
+                for value in (way.decode_mean, way.decode_max, way.resize_mean, way.input_mean, way.input_max)
+            ],
+            show_percent(way.top1_agreement),
+            str(way.flips),
+            show_percent(way.accuracy),
+        )
+    console.print(table)
+    console.print(
+        f"differences in steps of 8-bit pixels, on {report.num_images} images; answers by the FP32 checkpoint"
+    )
+    for text in (*report.findings, *report.missing):
+        console.print(escape(text), soft_wrap=True)
 
 
 def show_bench(bench: Mapping[str, Any], written: Sequence[Path]) -> None:

@@ -17,7 +17,7 @@ from alexnet_edge.bench.measure import BatchRound, MeasureSettings, summarise_ba
 from alexnet_edge.bench.peaks import Peaks
 from alexnet_edge.bench.power import PowerWindow, energy_of, thermal_reasons
 from alexnet_edge.bench.stats import CONFIDENCE, bootstrap_ratios
-from alexnet_edge.bench.subjects import Subject
+from alexnet_edge.bench.subjects import PEER, Subject
 from alexnet_edge.bench.worker import Opened
 from alexnet_edge.errors import UserError
 from alexnet_edge.sessions.base import Device
@@ -194,7 +194,8 @@ class BenchResult:
             if entry is not None:
                 speed_up, why = self._speed_up(one, batch)
                 unavailable_here = {**entry["unavailable"], **({"speed_up": why} if why else {})}
-                batches.append({**entry, "unavailable": unavailable_here, "speed_up": speed_up})
+                peers = self._against_peers(one, batch)
+                batches.append({**entry, "unavailable": unavailable_here, "speed_up": speed_up, **peers})
         threads = opened[0].details.get("threads") if opened else None
         return {
             **one.subject.to_json(),
@@ -226,17 +227,39 @@ class BenchResult:
             return None, "it is what the others are compared with"
         if reference is None:
             return None, "its checkpoint was not measured beside it on this device with as many threads"
-        pairs = [
-            (against.batches[batch].warm.samples_ns, own.batches[batch].warm.samples_ns)
-            for against, own in zip(
-                reference.rounds, one.rounds, strict=False
-            )  # an error ends a subject's rounds early
-            if batch in against.batches and batch in own.batches
-        ]
-        if not pairs:
-            return None, "its checkpoint was not measured at this batch"
-        ratio, (low, high) = bootstrap_ratios(pairs)
-        return {"against": reference.subject.label, "ratio": ratio, "interval": [low, high]}, ""
+        found = _ratio(reference, one, batch)
+        return found, "" if found else "its checkpoint was not measured at this batch"
+
+    def _against_peers(self, one: Measured, batch: int) -> dict[str, Any]:
+        """The fastest peer's median latency over this one's; nothing where no peer was measured, or this is one."""
+        if one.subject.format == PEER:
+            return {}
+        medians = {}
+        for other in self.measured:
+            same = (other.subject.checkpoint_sha256, other.subject.threads) == (
+                one.subject.checkpoint_sha256,
+                one.subject.threads,
+            )
+            entry = other.entry(batch, self.settings, self.power) if other.subject.format == PEER and same else None
+            if entry is not None and entry["percentiles_ns"]["p50"] is not None:
+                medians[other.subject.label] = (entry["percentiles_ns"]["p50"], other)
+        if not medians:
+            return {}
+        fastest = min(medians.values(), key=lambda pair: pair[0])[1]
+        return {"against_fastest_peer": _ratio(fastest, one, batch)}
+
+
+def _ratio(reference: Measured, one: Measured, batch: int) -> dict[str, Any] | None:
+    """The reference's median latency over that of `one`, round by round, with its interval; None without a common round."""
+    pairs = [
+        (against.batches[batch].warm.samples_ns, own.batches[batch].warm.samples_ns)
+        for against, own in zip(reference.rounds, one.rounds, strict=False)  # an error ends a subject's rounds early
+        if batch in against.batches and batch in own.batches
+    ]
+    if not pairs:
+        return None
+    ratio, (low, high) = bootstrap_ratios(pairs)
+    return {"against": reference.subject.label, "ratio": ratio, "interval": [low, high]}
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from alexnet_edge.bench.power import Recorder, describe_power, tegrastats_window
 from alexnet_edge.bench.power_mode import power_mode, restore_left_over
 from alexnet_edge.bench.results import BenchResult, Measured, PowerFindings, Round
 from alexnet_edge.bench.scenarios import ScenarioSettings
-from alexnet_edge.bench.subjects import Subject, default_images, open_subject, swept, told_apart, write_inputs
+from alexnet_edge.bench.subjects import PEER, Subject, default_images, open_subject, swept, told_apart, write_inputs
 from alexnet_edge.bench.worker import Opened, Worker
 from alexnet_edge.data import ImageSet
 from alexnet_edge.errors import AlexNetEdgeError, UserError
@@ -134,6 +134,8 @@ def run_bench(
             value=opened[0].path,
             fix="measure it on a machine that can run it",
         )
+    if not plan.isolate and any(subject.format == PEER for subject in opened):
+        raise UserError("peers run in processes of their own", value="--no-isolate", fix="leave it out")
     measured = [Measured(subject=subject) for subject in swept(told_apart(opened), plan.threads)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alexnet-edge-bench-")))
@@ -220,9 +222,9 @@ class _Bench:
     # --- processes ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _worker(self) -> Iterator[Worker]:
+    def _worker(self, subject: Subject) -> Iterator[Worker]:
         if self.plan.isolate:
-            with Worker(cpus=self.plan.pinned_cpus) as worker:
+            with Worker(cpus=self.plan.pinned_cpus, python=subject.python) as worker:
                 yield worker
             return
         if self._shared is None:
@@ -306,7 +308,7 @@ class _Bench:
         taken = Round(before=machine_state())
         one.rounds.append(taken)
         try:
-            with self._worker() as worker:
+            with self._worker(subject) as worker:
                 taken.opened = self._open(worker, subject)
                 for index, batch in enumerate(settings.batches):
                     if subject.takes(batch):
@@ -349,7 +351,7 @@ class _Bench:
         if entry is None or entry["percentiles_ns"]["p50"] is None:
             one.no_roofline = "no median latency at the first batch"
             return None
-        with self._worker() as worker:
+        with self._worker(subject) as worker:
             self._open(worker, subject)
             answer = worker.ask({"do": "nodes", "batch": batch, "runs": PROFILE_RUNS}, timeout_s=300)
         nodes = answer["nodes"]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_edge.artifact import Artifact, LayerPrecision, load_artifact
+from alexnet_edge.bench import peers
 from alexnet_edge.checkpoint import load_checkpoint, read_info
 from alexnet_edge.data import ImageSet, batches, reopen, synthetic
 from alexnet_edge.errors import AlexNetEdgeError, DataError
@@ -20,6 +21,9 @@ from alexnet_edge.files import sha256_file, sha256_json
 from alexnet_edge.preprocess import FloatArray, Preprocessing
 from alexnet_edge.sessions import runnable
 from alexnet_edge.sessions.base import Device
+
+PEER = "peer"
+"""The format of a subject that is another tool's, see `peers.py`."""
 
 _MIN_IMAGES = 16  # different images that inferences rotate through
 
@@ -32,7 +36,7 @@ class Subject:
     label: str
     """For tables: `onnx fp16`, or `torch fp32` for a checkpoint; unique within a bench."""
     format: str
-    """An artifact's format, or `checkpoint`."""
+    """An artifact's format, `checkpoint`, or `peer`."""
     precision: str
     runtime: str
     sha256: str
@@ -56,6 +60,8 @@ class Subject:
     """A checkpoint's own."""
     skipped: str = ""
     """Why it cannot be run here."""
+    python: str | None = None
+    """The interpreter that a peer runs in; None for this one."""
 
     def takes(self, batch: int) -> bool:
         """Whether it can answer so many images at once."""
@@ -117,7 +123,29 @@ def open_subject(path: Path, *, device: Device = "cpu", trust: bool = False) -> 
             device=device,
             metrics=info.metrics,
         )
+    if path.suffix == peers.SUFFIX:
+        return _peer(peers.read_peer(path))
     return replace(subject_of(artifact := load_artifact(path, trust=trust)), device=_device_of(artifact, device))
+
+
+def _peer(prepared: peers.Prepared) -> Subject:
+    info = prepared.info
+    return Subject(
+        path=prepared.path,
+        label=f"{PEER} {prepared.peer.name}",
+        format=PEER,
+        precision=prepared.peer.precision,
+        runtime=prepared.peer.name,
+        sha256=prepared.sha256,
+        bytes=prepared.bytes,
+        checkpoint_sha256=prepared.checkpoint_sha256,
+        architecture=info.architecture,
+        num_classes=len(info.classes),
+        preprocessing=info.preprocessing,
+        data=info.data,
+        parity=prepared.parity,
+        python=prepared.python,
+    )
 
 
 def subject_of(artifact: Artifact) -> Subject:

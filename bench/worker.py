@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from alexnet_edge.artifact import SUFFIXES, Artifact, load_artifact
+from alexnet_edge.bench import peers
 from alexnet_edge.bench.machine import peak_memory_bytes
 from alexnet_edge.bench.measure import BatchRound, MeasureSettings, batches_of, measure_batch, time_once
 from alexnet_edge.errors import AlexNetEdgeError, UserError, needs
@@ -81,14 +82,18 @@ class Worker:
     """A worker process; use it as a context manager, which ends it.
 
     It is in a process group of its own, so that Ctrl-C on a terminal reaches the parent only, which then ends it. Should the
-    parent be killed, the kernel ends the worker. `cpus` are the processors it may run on; by default the parent's.
+    parent be killed, the kernel ends the worker. `cpus` are the processors it may run on; by default the parent's. `python`
+    is the interpreter, for a peer that another one has.
     """
 
-    def __init__(self, *, cpus: Sequence[int] | None = None) -> None:
+    def __init__(self, *, cpus: Sequence[int] | None = None, python: str | None = None) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+        self._path = tempfile.TemporaryDirectory(prefix="alexnet-edge-")
+        interpreter = python or sys.executable
         with _running_on(cpus):
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "alexnet_edge.bench.worker", str(os.getpid())],
+                [interpreter, "-m", "alexnet_edge.bench.worker", str(os.getpid())],
+                env=peers.environment_of(interpreter, Path(self._path.name)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
@@ -117,6 +122,7 @@ class Worker:
             self._process.wait()
         self._process.stdout.close()
         self._log.close()
+        self._path.cleanup()
 
     def open(
         self,
@@ -312,14 +318,18 @@ def _open(request: Mapping[str, Any]) -> tuple[_Subject, dict[str, Any]]:
         return _opened(NullSession(input_size=x_NCHW.shape[-1]), x_NCHW, import_ns=0)
     path = Path(request["subject"])
     source: Path | Artifact = path
+    if path.suffix == peers.SUFFIX:  # which libraries it has is its own affair: importing them is part of loading
+        start = time.perf_counter_ns()
+        session = peers.PeerSession(peers.read_peer(path), threads=request["threads"])
+        return _opened(session, x_NCHW, import_ns=0, start_ns=start)
     if path.suffix == SUFFIXES["trt"]:
         source = artifact = load_artifact(path, trust=request["trust"])
         import_ns = time_once(lambda: load_library(LIBRARIES[artifact.manifest.runtime]))
     else:
         import_ns = time_once(_IMPORTS.get(path.suffix, _import_torch))
     start = time.perf_counter_ns()
-    session = open_session(source, device=request["device"], threads=request["threads"])
-    return _opened(session, x_NCHW, import_ns=import_ns, start_ns=start)
+    opened = open_session(source, device=request["device"], threads=request["threads"])
+    return _opened(opened, x_NCHW, import_ns=import_ns, start_ns=start)
 
 
 def _opened(

@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from alexnet_edge import artifact as artifacts
-from alexnet_edge.artifact import INPUT, SUFFIXES, Artifact, Format, LayerPrecision, Manifest, Precision, TensorSpec
+from alexnet_edge.artifact import (
+    INPUT,
+    SUFFIXES,
+    Artifact,
+    Format,
+    LayerPrecision,
+    Manifest,
+    Plan,
+    Precision,
+    TensorSpec,
+    layer_types,
+)
 from alexnet_edge.bench.parity import ParityReport, Tolerance, check_parity, parity_not_run, tolerance_of
 from alexnet_edge.checkpoint import Checkpoint
 from alexnet_edge.data import ImageSet, OnBadImage, open_images, reopen
@@ -36,6 +47,14 @@ from alexnet_edge.errors import (
 from alexnet_edge.evaluate import outputs_NK
 from alexnet_edge.export.options import EngineOptions
 from alexnet_edge.export.precision import CALIBRATED, EMULATED, onnx_precisions, require_precision, weight_bytes
+from alexnet_edge.export.targets import (
+    NO_RANGES,
+    LoweredRuntime,
+    Target,
+    check_plan,
+    target_record,
+    this_machine_or_none,
+)
 from alexnet_edge.files import sha256_file, write_text, writing
 from alexnet_edge.nvidia import Runtime, default_runtime, find_trtexec, load_library
 from alexnet_edge.preprocess import FloatArray
@@ -43,11 +62,13 @@ from alexnet_edge.progress import QuietReporter, Reporter
 from alexnet_edge.sessions import reference_session, runnable
 
 if TYPE_CHECKING:
+    from alexnet_edge.export.audit import CalibrationAudit
     from alexnet_edge.export.calibrate import Calibration
 
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8", "int4-fc")
+"""Those of a portable graph."""
 
 WRITABLE: dict[Format, tuple[Precision, ...]] = {
     "torchscript": ("fp32",),
@@ -56,7 +77,12 @@ WRITABLE: dict[Format, tuple[Precision, ...]] = {
     "openvino": ("fp32", "fp16", "int8"),
     "trt": PRECISIONS,
 }
-"""The precisions each format is written in."""
+"""The precisions each format is written in without a target."""
+LOWERED: dict[Format, tuple[LoweredRuntime, tuple[Precision, ...]]] = {
+    "onnx": ("onnxruntime", ("int8", "int8-int4-fc", "mixed")),
+    "openvino": ("openvino", ("int8", "int8-int4-fc", "mixed")),
+}
+"""The runtime that a format is lowered for, and the precisions in which it is, for a processor; and FP32 where asked."""
 
 EVERYDAY: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 """The precisions that `--format all` writes; the others are written when asked for by name."""
@@ -120,6 +146,9 @@ class Exporter:
         engine: EngineOptions | None = None,
         runtime: Runtime | None = None,
         outputs: bool = False,
+        target: Target | None = None,
+        lower_fp32: bool = False,
+        plan: Plan | None = None,
         threads: int | None = None,
         on_bad_image: OnBadImage = "fail",
         cache: Path = CACHE,
@@ -134,15 +163,21 @@ class Exporter:
             method: how calibration chooses ranges, see `alexnet_edge.export.calibrate`.
             engine: options of TensorRT engines.
             runtime: what builds them; by default the best that is here.
-            outputs: calibrate what `write_calibration_table` needs too; implied by the calibrator `table`.
+            outputs: calibrate what `write_calibration_table` needs too; implied by the calibrator `table` and by a target
+                with a lowering.
+            target: where `LOWERED` precisions shall run; without one every graph is the portable one.
+            lower_fp32: lower FP32 for it, too. Else that file stays the portable graph that further exports are made from.
+            plan: the type of each layer, for `mixed`.
             threads: processor threads of calibration and proof.
             on_bad_image: what to do with an image that cannot be read.
             cache: folder for calibration histograms.
             reporter: where progress goes.
 
         Raises:
-            UserError: when `threads` is not positive.
+            UserError: when `threads` is not positive, or no graph can be written for the plan.
         """
+        if plan is not None:
+            check_plan(plan)
         if threads is not None and threads < 1:
             raise UserError("threads must be 1 or more", value=threads, fix="leave it out to use every processor")
         self.checkpoint = checkpoint
@@ -151,21 +186,37 @@ class Exporter:
         self.method = method
         self.engine = engine or EngineOptions()
         self.runtime = runtime
-        self.outputs = outputs or self.engine.calibrator == "table"
+        self.target = target
+        self.lower_fp32 = lower_fp32
+        self.plan = plan
+        self.outputs = outputs or self.engine.calibrator == "table" or bool(target is not None and target.lowerings)
         self.threads = threads
         self.on_bad_image: OnBadImage = on_bad_image
         self.cache = cache
         self.reporter: Reporter = reporter or QuietReporter()
         self._calibration_images = calibration_images
         self._calibrations: dict[tuple[str, bool], Calibration] = {}
+        self._audits: dict[str, CalibrationAudit] = {}  # by the table's hash
         self._reference_NK: FloatArray | None = None
         self._skipped = 0  # proof images that could not be used
         self._stand_in_reports: dict[str, ParityReport] = {}
 
     def path(self, format: Format, precision: Precision) -> Path:
-        """Where the artifact goes: `alexnet_int8.onnx`, `alexnet_fp16.engine`, `alexnet_fp16_rtx.engine`."""
-        rtx = format == "trt" and (self.runtime or default_runtime()) in ("rtx", None)
-        return self.out / f"alexnet_{precision}{'_rtx' if rtx else ''}{SUFFIXES[format]}"
+        """Where the artifact goes: `alexnet_int8.onnx`, `alexnet_fp16.engine`, `alexnet_fp16_rtx.engine`.
+
+        A file lowered for another target than this machine, and FP32 lowered for any, have the target in the name.
+        """
+        end = "_rtx" if format == "trt" and (self.runtime or default_runtime()) in ("rtx", None) else ""
+        if format in LOWERED and self.target is not None and (self.lower_fp32 or self.target != this_machine_or_none()):
+            end = f"_{self.target.name}"
+        return self.out / f"alexnet_{precision}{end}{SUFFIXES[format]}"
+
+    def lowered(self, format: Format, precision: Precision) -> LoweredRuntime | None:
+        """The runtime that this artifact is lowered for; None where it is the portable graph."""
+        if self.target is None or not self.target.lowerings or format not in LOWERED:
+            return None
+        runtime, precisions = LOWERED[format]
+        return runtime if precision in precisions or (precision == "fp32" and self.lower_fp32) else None
 
     def export(self, format: Format, precision: Precision) -> Artifact:
         """Build, prove and keep one artifact.
@@ -177,11 +228,13 @@ class Exporter:
             PrecisionError: when a layer was not built in the precision asked for.
             OutputError: when the folder cannot be written.
         """
-        if precision not in WRITABLE[format]:
+        if precision not in WRITABLE[format] and self.lowered(format, precision) is None:
             raise UserError(
                 f"{format} is written in {' and '.join(WRITABLE[format])} only",
                 value=precision,
-                fix="choose --format onnx or trt for other precisions",
+                fix="choose --format onnx or openvino with a processor's --target"
+                if precision in LOWERED["onnx"][1]
+                else "choose --format onnx or trt for other precisions",
             )
         target = self.path(format, precision)
         if target.resolve() == self.checkpoint.path.resolve():
@@ -235,7 +288,7 @@ class Exporter:
             staged = [precision, precision]  # the graph that the engine is built from is staged too
         elif format == "openvino":
             staged = [precision, "fp32" if precision == "fp16" else precision]
-        needed = int(1.1 * sum(weight_bytes(self.checkpoint.info.arch, kind) for kind in staged))
+        needed = int(1.1 * sum(weight_bytes(self.checkpoint.info.arch, kind, self._plan(kind)) for kind in staged))
         free = shutil.disk_usage(self.out).free
         if free < needed:
             raise OutputError(
@@ -282,9 +335,55 @@ class Exporter:
         require_precision(layers, f"{path.suffix} {precision}")
         return _Built(path=path, runtime="torch", layers=layers)
 
+    def _plan(self, precision: Precision) -> Plan:
+        """The type of each layer.
+
+        Raises:
+            UserError: for `mixed` without a plan.
+        """
+        if precision != "mixed":
+            return layer_types(precision)
+        if self.plan is None:
+            raise UserError("mixed precision needs a plan", fix="name the type of each layer")
+        return self.plan
+
+    def _write_lowered(self, precision: Precision, path: Path, runtime: LoweredRuntime) -> dict[str, Any]:
+        """Write the graph for the target; returns what the manifest says of it."""
+        from alexnet_edge.export.lower import lowered_onnx
+        from alexnet_edge.export.onnx import write_onnx
+
+        assert self.target is not None, "asked by `lowered`"
+        plan = self._plan(precision)
+        ranges = self.calibration("int8") if "int8" in plan.values() else NO_RANGES
+        model = lowered_onnx(self.checkpoint, self.target, plan, ranges, runtime=runtime)
+        write_onnx(model, path)
+        return {"opset": model.opset_import[0].version, "target": target_record(self.target, runtime, plan)}
+
+    def _elsewhere(self, precision: Precision, staging: Path) -> Path:
+        """The operators of the graph lowered for a target that this machine is not, to be proved on ONNX Runtime.
+
+        The integers are the same on any processor that adds them in 32 bits.
+        """
+        path = staging / f"elsewhere_{precision}.onnx"
+        self._write_lowered(precision, path, "onnxruntime")
+        return path
+
     def _build_onnx(self, precision: Precision, staging: Path) -> _Built:
         from alexnet_edge.export.onnx import onnx_from_checkpoint, write_emulation, write_onnx
 
+        runtime = self.lowered("onnx", precision)
+        if runtime is not None:
+            path = staging / f"building_{precision}.onnx"
+            build = self._write_lowered(precision, path, runtime)
+            layers = onnx_precisions(path, precision, self._plan(precision))
+            require_precision(layers, f"onnx {precision}")
+            return _Built(
+                path=path,
+                runtime="onnxruntime",
+                layers=layers,
+                build=build,
+                stand_in=lambda: self._elsewhere(precision, staging),
+            )
         path = staging / f"building_{precision}.onnx"
         model = onnx_from_checkpoint(self.checkpoint, precision=precision, amax=self._amax(precision))
         write_onnx(model, path)
@@ -302,17 +401,30 @@ class Exporter:
         from alexnet_edge.export.onnx import onnx_from_checkpoint, write_onnx
         from alexnet_edge.export.openvino import GRAPHS, write_openvino
 
-        kind = GRAPHS[precision]
+        runtime = self.lowered("openvino", precision)
+        kind = precision if runtime is not None else GRAPHS[precision]
         graph, path = staging / f"graph_{kind}.onnx", staging / "building.xml"
-        write_onnx(onnx_from_checkpoint(self.checkpoint, precision=kind, amax=self._amax(kind)), graph)
+        build: dict[str, Any] = {}
+        if runtime is None:
+            write_onnx(onnx_from_checkpoint(self.checkpoint, precision=kind, amax=self._amax(kind)), graph)
+        else:
+            build = self._write_lowered(precision, graph, runtime)
         source = sha256_file(graph)
-        written = write_openvino(graph, path, precision, source_sha256=source)
+        written = write_openvino(
+            graph,
+            path,
+            precision,
+            source_sha256=source,
+            plan=self._plan(precision),
+            weight_bits=build["target"]["weight_bits"] if build else 8,
+        )
         return _Built(
             path=path,
             runtime="openvino",
             layers=written.layers,
-            build=written.build,
+            build={**build, **written.build},
             sources={f"alexnet_{kind}.onnx": source},
+            stand_in=lambda: self._elsewhere(precision, staging),
         )
 
     def _build_engine(self, precision: Precision, staging: Path) -> _Built:
@@ -350,7 +462,7 @@ class Exporter:
         from alexnet_edge.export.calibrate import calibrate
 
         method = "minmax" if precision == "fp8" else self.method
-        outputs = self.outputs and precision == "int8"
+        outputs = self.outputs and precision != "fp8"
         if (method, outputs) not in self._calibrations:
             self._calibrations[method, outputs] = calibrate(
                 self.checkpoint,
@@ -425,6 +537,7 @@ class Exporter:
                     format="onnx",
                     runtime="onnxruntime",
                     precision="fp32" if emulated else precision,
+                    build={},  # it runs here, whatever it was built for
                 ),
             )
             self._stand_in_reports[key] = self._report(stand_in, reference_NK, tolerance_of(candidate), precision)
@@ -497,21 +610,49 @@ class Exporter:
                 "images_sha256": images.content_hash(),
                 "source": images.source,
             }
-        return self.calibration(precision).to_json()
+        found = self.calibration(precision)
+        return {**found.to_json(), "audit": self._audit(found).to_json()}
+
+    def _audit(self, found: Calibration) -> CalibrationAudit:
+        """What the calibration images are, against the proof's."""
+        from alexnet_edge.export.audit import audit
+
+        key = found.table_sha256
+        if key not in self._audits:
+            self.reporter.start("auditing the calibration", None)
+            images = self._images_to_calibrate_on()
+            self._audits[key] = audit(found, images, self.proof_images, classes=self.checkpoint.info.classes)
+            self.reporter.finish(f"{len(self._audits[key].warnings)} warnings")
+        return self._audits[key]
 
 
-def every_artifact() -> list[tuple[Format, Precision]]:
-    """Every format in every everyday precision it is written in."""
-    return [(format, precision) for format in FORMATS for precision in WRITABLE[format] if precision in EVERYDAY]
+def every_artifact(target: Target | None = None) -> list[tuple[Format, Precision]]:
+    """Every format in every everyday precision it is written in, and what is recommended for the target."""
+    everyday = [(format, precision) for format in FORMATS for precision in WRITABLE[format] if precision in EVERYDAY]
+    best = [target.recommended] if target is not None and target.recommended not in everyday else []
+    return [*everyday, *best]
 
 
-def selection(format: str, precision: Precision | None) -> list[tuple[Format, Precision]]:
-    """What `--format` and a precision ask for: `all` without a precision is every artifact, one format without is FP32."""
+def selection(
+    format: str, precision: Precision | None, target: Target | None = None, *, lower_fp32: bool = False
+) -> list[tuple[Format, Precision]]:
+    """What `--format` and a precision ask for: `all` without a precision is every artifact, one format without is FP32.
+
+    Args:
+        format: one of `FORMATS`, or `all`.
+        precision: None where none was asked for.
+        target: where it shall run.
+        lower_fp32: whether the target was named, so that `all` is what can be lowered for it.
+    """
     if format != "all":
         return [(format, precision or "fp32")]  # type: ignore[list-item]  # one of FORMATS
+    if lower_fp32:
+        wanted: tuple[Precision, ...] = ("fp32", "int8", "int8-int4-fc") if precision is None else (precision,)
+        return [(name, kind) for name in LOWERED for kind in wanted]
     if precision is None:
-        return every_artifact()
-    return [(name, precision) for name in FORMATS if precision in WRITABLE[name]]
+        return every_artifact(target)
+    lowered = [name for name, (_, precisions) in LOWERED.items() if target is not None and precision in precisions]
+    return [(name, precision) for name in FORMATS if precision in WRITABLE[name] or name in lowered]
 
 
 def require_outcomes(outcomes: Sequence[Outcome], *, everything: bool) -> None:

@@ -8,6 +8,8 @@ It is made from this package's own ONNX graphs by OpenVINO's reader. What each p
 * `int8`: the graph with quantise/dequantise pairs at the inputs and weights of the eight layers. The plugin's low precision
   passes turn every layer into an INT8 kernel (and, with symmetric ranges, inputs that are both negative and positive into
   unsigned ones with a zero point); local response normalisation and pooling before the next quantise node stay FP32.
+* `int8-int4-fc` and `mixed`: the graph that `lower.py` writes. Weights in INT4 stay so in memory; the plugin's kernel reads
+  them so, and with VNNI quantises its input to INT8 in groups as it goes.
 
 Source: https://docs.openvino.ai (Model Preparation; Low Precision Transformations), `openvino.save_model`.
 """
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_edge.artifact import COMPANIONS, LayerPrecision, Precision, layer_types
+from alexnet_edge.artifact import COMPANIONS, LayerPrecision, Plan, Precision, layer_types
 from alexnet_edge.errors import MissingComponentError, PrecisionError
 from alexnet_edge.layers import LAYER_NAMES
 from alexnet_edge.sessions.openvino import (
@@ -33,13 +35,14 @@ from alexnet_edge.sessions.openvino import (
     kernel_type,
     load_library,
     read_model,
+    shared_core,
 )
 
 GRAPHS: dict[Precision, Precision] = {"fp32": "fp32", "fp16": "fp32", "int8": "int8"}
 """The ONNX graph that each precision is made from."""
 
 _LAYER_KINDS = ("Convolution", "FullyConnected", "MatMul")
-_TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+_TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8", "i4": "int4"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,14 +53,24 @@ class WrittenIR:
     build: dict[str, Any]
 
 
-def write_openvino(onnx_file: Path, path: Path, precision: Precision, *, source_sha256: str) -> WrittenIR:
+def write_openvino(
+    onnx_file: Path,
+    path: Path,
+    precision: Precision,
+    *,
+    source_sha256: str,
+    plan: Plan | None = None,
+    weight_bits: int = 8,
+) -> WrittenIR:
     """Convert an ONNX graph of this package, write it to `path` (`.xml`) with its weights beside it, and read it back.
 
     Args:
-        onnx_file: the graph that `GRAPHS` names for the precision.
+        onnx_file: the graph that `GRAPHS` names for the precision, or one that `lower.py` wrote.
         path: where the `.xml` goes; the `.bin` goes beside it.
-        precision: `fp32`, `fp16` or `int8`.
+        precision: `fp32`, `fp16` or `int8`; of a lowered graph also `int8-int4-fc` or `mixed`.
         source_sha256: of the ONNX graph; kept in the file, whose text would else be the same for any weights.
+        plan: the type of each layer, where the precision does not say it.
+        weight_bits: that INT8 weights use; with 7 no processor's sums overflow.
 
     Raises:
         MissingComponentError: when OpenVINO is not installed or has no CPU plugin, or this processor computes INT8 wrongly,
@@ -65,13 +78,12 @@ def write_openvino(onnx_file: Path, path: Path, precision: Precision, *, source_
         PrecisionError: when the weights were not stored in the precision asked for, or a layer of another precision than
             `fp16`, which says how weights are stored, is not computed in it.
     """
-    overflow = int8_overflows() if precision == "int8" else None
+    types = plan or layer_types(precision)
+    overflow = int8_overflows() if "int8" in types.values() and weight_bits == 8 else None
     if overflow is not None:
         raise MissingComponentError(overflow, fix="export it on a processor that has them, or in FP32")
     openvino = load_library()
-    core = openvino.Core()
-    if "CPU" not in core.available_devices:
-        raise MissingComponentError("this OpenVINO has no CPU plugin", fix="install OpenVINO from the package index")
+    core = shared_core()
     model = core.read_model(str(onnx_file))
     _restore_names(model)
     model.set_rt_info(source_sha256, ["alexnet_edge", "onnx_sha256"])
@@ -85,7 +97,7 @@ def write_openvino(onnx_file: Path, path: Path, precision: Precision, *, source_
     request = compiled.create_infer_request()
     shape = [1, *(len_of.get_length() for len_of in list(written.inputs[0].get_partial_shape())[1:])]
     request.infer({0: np.zeros(shape, np.float32)})  # the kernels of a free batch are chosen now
-    layers = layer_precisions(executed_nodes(compiled), stored, precision)
+    layers = layer_precisions(executed_nodes(compiled), stored, types)
     _require(layers, stored, precision)
     build: dict[str, Any] = {
         "inference_precision": INFERENCE_PRECISION,
@@ -117,16 +129,19 @@ def stored_precisions(model: Any) -> dict[str, str]:
     return {name: _TYPES.get(types.get(name, ""), types.get(name, "missing")) for name in LAYER_NAMES}
 
 
-def layer_precisions(
-    nodes: Sequence[ExecutedNode], stored: dict[str, str], precision: Precision
-) -> tuple[LayerPrecision, ...]:
+def layer_precisions(nodes: Sequence[ExecutedNode], stored: dict[str, str], types: Plan) -> tuple[LayerPrecision, ...]:
     """What each layer computes in, read from the model that the plugin executes.
 
-    A layer is `int8` when its kernel and the element types of its input and its weights say so; `missing` when no node does
-    its work.
+    A layer is `int8` when its kernel and the element types of its input and its weights say so; `int4` when its kernel reads
+    the weights in INT4; `missing` when no node does its work.
+
+    Args:
+        nodes: of the compiled model.
+        stored: the type that each layer's weights are stored in.
+        types: what was asked of each layer.
     """
     rows = []
-    for name, requested in layer_types(precision).items():
+    for name, requested in types.items():
         node = next((node for node in nodes if name in node.fused and node.kind in _LAYER_KINDS), None)
         built, evidence, kernel = "missing", "no node of the runtime model does its work", ""
         if node is not None:
@@ -138,15 +153,21 @@ def layer_precisions(
 
 
 def _computed_in(node: ExecutedNode) -> str:
-    """The type in the name of a node's kernel; `mixed` where it is INT8 and the input or the weights are not."""
+    """The type in the name of a node's kernel; `mixed` where it is INT8 and the input or the weights are not.
+
+    A kernel that reads INT4 weights has the type of its input in its name.
+    """
     kind = _TYPES.get(kernel_type(node.primitive), "unknown")
+    if [_TYPES.get(source) for source in node.inputs[:2]] == ["fp32", "int4"]:
+        return "int4"
     if kind == "int8" and {_TYPES.get(source) for source in node.inputs[:2]} != {"int8"}:
         return "mixed"
     return kind
 
 
 def _require(layers: Sequence[LayerPrecision], stored: dict[str, str], precision: Precision) -> None:
-    wrong = [f"the weights of {name} are stored in {kind}" for name, kind in stored.items() if kind != precision]
+    asked = {layer.name: layer.requested for layer in layers}
+    wrong = [f"the weights of {name} are stored in {kind}" for name, kind in stored.items() if kind != asked[name]]
     if precision != "fp16":
         wrong += [f"{layer.name} is {layer.built}, not {layer.requested}" for layer in layers if not layer.holds]
     if wrong:

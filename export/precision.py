@@ -4,7 +4,8 @@ A published exporter has shipped FP32 engines under `fp16=True`; so the answer i
 from the request.
 
 A layer's type is that of its input and its weights, which must be the same: with `int8` and `fp8` both are quantised. The
-one exception is `int4`, which is weight only: the layer's type is then that of its stored weights, and its input is FP16.
+one exception is `int4`, which is weight only: the layer's type is then that of its stored weights, and its input is FP16, or
+FP32 in a processor's graph.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_edge.artifact import LayerPrecision, Precision, layer_types
+from alexnet_edge.artifact import LayerPrecision, Plan, Precision, layer_types
 from alexnet_edge.errors import PrecisionError, needs
 from alexnet_edge.export.quantize import INT4_BLOCK
 from alexnet_edge.layers import Architecture
@@ -22,12 +23,12 @@ from alexnet_edge.layers import Architecture
 if TYPE_CHECKING:
     import onnx
 
-CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
+CALIBRATED: tuple[Precision, ...] = ("int8", "fp8", "int8-int4-fc", "mixed")
 """The precisions whose activations need ranges from real images."""
 EMULATED: tuple[Precision, ...] = ("bf16",)
 """The precisions that ONNX Runtime has no processor kernels for: proved with an emulation in FP32."""
 
-_ONNX_TYPES = {1: "fp32", 3: "int8", 10: "fp16", 16: "bf16", 17: "fp8", 22: "int4"}
+_ONNX_TYPES = {1: "fp32", 2: "int8", 3: "int8", 10: "fp16", 16: "bf16", 17: "fp8", 22: "int4"}
 _TENSORRT_TYPES = {
     "FLOAT": "fp32",
     "HALF": "fp16",
@@ -43,27 +44,32 @@ _BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4}
 _SCALE_BITS = 16  # of an INT4 block
 
 
-def weight_bytes(arch: Architecture, precision: Precision) -> int:
-    """Bytes that the weights of the eight layers take, with the scales of INT4 blocks and without biases."""
+def weight_bytes(arch: Architecture, precision: Precision, plan: Plan | None = None) -> int:
+    """Bytes that the weights of the eight layers take, with the scales of INT4 blocks and without biases.
+
+    `plan` says what `mixed` is.
+    """
     bits = 0
+    types = plan or layer_types(precision)
     for spec in arch.layers:
-        kind = layer_types(precision)[spec.name]
+        kind = types[spec.name]
         bits += spec.weights * _BITS[kind]
         if kind == "int4":
             bits += spec.weights // INT4_BLOCK * _SCALE_BITS
     return bits // 8
 
 
-def onnx_precisions(path: Path, precision: Precision) -> tuple[LayerPrecision, ...]:
+def onnx_precisions(path: Path, precision: Precision, plan: Plan | None = None) -> tuple[LayerPrecision, ...]:
     """The precision of each layer of an ONNX file: the element type its weights and input are stored or quantised in.
 
     Args:
         path: the ONNX file.
         precision: the precision asked for; `layer_types` says what it asks of each layer.
+        plan: the type asked of each layer, where `precision` does not say it.
 
     Returns:
         One entry per layer; `built` is `mixed` where weight and input differ, `missing` where the layer is not there. Of a
-        layer with INT4 weights and an FP16 input, `built` is `int4`.
+        layer with INT4 weights and an FP16 or FP32 input, `built` is `int4`.
     """
     with needs("export"):
         import onnx
@@ -72,17 +78,34 @@ def onnx_precisions(path: Path, precision: Precision) -> tuple[LayerPrecision, .
     types |= {value.name: int(value.type.tensor_type.elem_type) for value in (*graph.value_info, *graph.input)}
     producers = {output: node for node in graph.node for output in node.output}
     nodes = {node.name: node for node in graph.node}
+    lowered = plan is not None or precision in ("int8-int4-fc", "mixed")
     return tuple(
         LayerPrecision(
             name=name,
             requested=requested,
-            built=_layer_type(*(_onnx_type(nodes[name].input[index], types, producers) for index in (0, 1)))
-            if name in nodes
-            else "missing",
+            built=_node_type(nodes[name], types, producers, lowered) if name in nodes else "missing",
             evidence="element types in the ONNX graph",
         )
-        for name, requested in layer_types(precision).items()
+        for name, requested in (plan or layer_types(precision)).items()
     )
+
+
+_INTEGER_WEIGHTS = {"QLinearConv": 3, "QGemm": 3}
+"""Which input of an integer operator the weights are; they are the second of every other one."""
+
+
+def _node_type(
+    node: onnx.NodeProto, types: Mapping[str, int], producers: Mapping[str, onnx.NodeProto], lowered: bool
+) -> str:
+    """The type of a layer; in a graph `lowered` to operators, a float one computes in FP32 whatever its input was before."""
+    activation = _onnx_type(node.input[0], types, producers)
+    if lowered and node.op_type not in _INTEGER_WEIGHTS and producers.get(node.input[1]) is None:
+        activation = _ONNX_TYPES.get(types.get(node.input[0], 0), "unknown")
+    if node.op_type == "MatMulNBits":  # packed into bytes: the bits are an attribute
+        weight = f"int{next((entry.i for entry in node.attribute if entry.name == 'bits'), 0)}"
+    else:
+        weight = _onnx_type(node.input[_INTEGER_WEIGHTS.get(node.op_type, 1)], types, producers)
+    return _layer_type(activation, weight, "fp32" if lowered else "fp16")
 
 
 def _onnx_type(tensor: str, types: Mapping[str, int], producers: Mapping[str, onnx.NodeProto]) -> str:
@@ -150,8 +173,8 @@ def _kernel_type(layer: Any) -> str:
     return _TENSORRT_TYPES.get(name, name.lower())
 
 
-def _layer_type(activation: str, weight: str) -> str:
-    if activation == weight or (weight, activation) == ("int4", "fp16"):
+def _layer_type(activation: str, weight: str, beside_int4: str = "fp16") -> str:
+    if activation == weight or (weight, activation) == ("int4", beside_int4):
         return weight
     return "mixed"
 

@@ -17,8 +17,8 @@ from alexnet_edge.preprocess import FloatArray
 
 INT8_MAX = 127
 """Largest magnitude used; -128 is left out so that the range is symmetric."""
-INT4_MAX = 7
-"""Largest magnitude used; -8 is left out so that the range is symmetric."""
+INT4_MIN, INT4_MAX = -8, 7
+"""Values of INT4; `quantize_blocks` leaves -8 out so that its range is symmetric."""
 INT4_BLOCK = 128
 """Weights along the input axis that share one INT4 scale; TensorRT takes 64 or 128."""
 FP8_MAX = 448
@@ -27,20 +27,22 @@ FP8_MAX = 448
 HalfArray = npt.NDArray[np.float16]
 
 
-def quantize_weight(weight: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
+def quantize_weight(weight: FloatArray, *, bits: int = 8) -> tuple[npt.NDArray[np.int8], FloatArray]:
     """Quantise a weight per output channel.
 
     Args:
         weight: `(C_out, ...)`, float32.
+        bits: that the values use: with 7 they are within 63.
 
     Returns:
         int8 values in the same shape, and float32 scales `(C_out,)`; `values * scale` is within half a scale of `weight`.
         A channel of zeros, or of weights too small for a normal float32 scale, gets the scale 1.
     """
-    scale = np.abs(weight.reshape(len(weight), -1)).max(axis=1) / np.float32(INT8_MAX)
+    largest = INT8_MAX >> (8 - bits)
+    scale = np.abs(weight.reshape(len(weight), -1)).max(axis=1) / np.float32(largest)
     scale = np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1))
     values = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
-    return np.clip(values, -INT8_MAX, INT8_MAX).astype(np.int8), scale
+    return np.clip(values, -largest, largest).astype(np.int8), scale
 
 
 def quantize_tensor(weight: FloatArray) -> tuple[npt.NDArray[Any], HalfArray]:
@@ -73,6 +75,29 @@ def quantize_blocks(weight: FloatArray) -> tuple[npt.NDArray[np.int8], HalfArray
     scale = half_scale(np.abs(blocks).max(axis=2), INT4_MAX)
     values = np.rint(blocks / scale.astype(np.float32)[:, :, None])
     return values.astype(np.int8).reshape(weight.shape), scale
+
+
+def quantize_blocks_full(weight: FloatArray, block: int) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """Quantise a weight to INT4 with all 16 values, each `block` weights along the input axis with a scale of their own.
+
+    The largest magnitude of a block falls on -8, so its scale has the other sign: a step is 7/8 of that in `quantize_blocks`,
+    which is for TensorRT, whose scales are positive.
+
+    Args:
+        weight: `(C_out, C_in)`, float32; C_in is a multiple of `block`.
+        block: weights that share a scale.
+
+    Returns:
+        int8 values between -8 and 7 in the same shape, and float32 scales `(C_out, C_in / block)`; `values * scale` is within
+        half a scale of `weight`, but for a weight beyond 7 scales, which may be off by a whole one. A block of zeros, or of
+        weights too small for a normal float32 scale, gets the scale 1.
+    """
+    blocks = weight.reshape(len(weight), -1, block)
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2, keepdims=True), axis=2)
+    scale = extreme / np.float32(INT4_MIN)
+    scale = np.where(np.abs(scale) >= np.finfo(np.float32).tiny, scale, np.float32(1))
+    values = np.clip(np.rint(blocks / scale), INT4_MIN, INT4_MAX).astype(np.int8)
+    return values.reshape(weight.shape), scale[:, :, 0]
 
 
 def half_scale(amax: FloatArray | np.float32, levels: int) -> HalfArray:

@@ -130,19 +130,38 @@ def test_percentile_is_numpy_s_within_a_bin() -> None:
 
 def test_always_zero_gets_one() -> None:
     histogram = filled(np.zeros(10))
-    assert [choose_amax(histogram, method) for method in METHODS] == [1.0, 1.0, 1.0]
+    assert [choose_amax(histogram, method) for method in METHODS] == [1.0] * len(METHODS)
     assert histogram.saturated(1.0) == 0.0
 
 
 def test_a_constant_is_represented() -> None:
     histogram = filled(np.full(10, 7.0))
-    assert [choose_amax(histogram, method) for method in METHODS] == pytest.approx([7.0, 7.0, 7.0])
+    assert [choose_amax(histogram, method) for method in METHODS] == pytest.approx([7.0] * len(METHODS), rel=1 / BINS)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_are_refused(value: float) -> None:
     with pytest.raises(UserError, match="not finite"):
         filled(np.array([1.0, value]))
+
+
+# --- least squares ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mse_is_the_best_of_all_ranges(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = np.abs(np.concatenate([rng.normal(0, 1, 50_000), rng.gamma(1, 3, 200)])).astype(np.float32)
+    histogram = filled(values)
+
+    def error(amax: float) -> float:
+        steps = np.minimum(np.rint(values / (amax / 127)), 127)
+        return float(((values - steps * (amax / 127)) ** 2).mean())
+
+    chosen = choose_amax(histogram, "mse")
+    candidates = np.linspace(0.05, 1, 200) * histogram.largest
+    assert error(chosen) <= 1.02 * min(error(float(amax)) for amax in candidates)
+    assert error(chosen) < error(choose_amax(histogram, "minmax"))
 
 
 # --- entropy --------------------------------------------------------------------------------------------------------------

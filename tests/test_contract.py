@@ -364,7 +364,7 @@ def lacks(release: Release, option: str) -> bool:
     return release.number < SINCE.get(option, (0, 0)) or ("dla" in option and not has_dla(release))
 
 
-@pytest.mark.parametrize("option", [*SETTINGS, *(FLAGS.keys() - SETTINGS.keys())])
+@pytest.mark.parametrize("option", list(dict.fromkeys([*SETTINGS, *FLAGS])))
 def test_option(answers: Answers, release: Release, option: str) -> None:
     case = answers[option]
     if lacks(release, option):

@@ -29,6 +29,7 @@ from alexnet_edge.artifact import (
     Precision,
     _locked,
     commit,
+    layer_types,
     load_artifact,
     manifest_path,
 )
@@ -461,7 +462,7 @@ def node(primitive: str, *inputs: str, kind: str = "Convolution", fused: tuple[s
     ],
 )
 def test_the_kernel_says_what_a_layer_computes_in(executed: ExecutedNode, built: str) -> None:
-    rows = writer.layer_precisions([executed], dict.fromkeys(LAYER_NAMES, "int8"), "int8")
+    rows = writer.layer_precisions([executed], dict.fromkeys(LAYER_NAMES, "int8"), layer_types("int8"))
     assert rows[0].built == built
     assert {row.built for row in rows[1:]} == {"missing"}
 
@@ -696,3 +697,26 @@ def test_a_killed_export_leaves_the_old_set_or_the_new(
     assert found.checkpoint_sha256 == old.checkpoint_sha256, f"seed {seed}"
     with open_session(path, threads=1) as session:
         assert np.isfinite(session.run(images(1))).all()
+
+
+INTERRUPTED = """
+import faulthandler, signal, sys
+from pathlib import Path
+from alexnet_edge.sessions import open_session
+faulthandler.enable()  # gives the thread a stack for signals, as pytest and `python -X faulthandler` do
+for _ in range(2):
+    first, second = (open_session(Path(sys.argv[1]), threads=1).__enter__() for _ in range(2))
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    del first, second
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_after_sessions_that_overlapped(artifacts: dict[str, Artifact]) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(artifacts["fp32"].path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout) == (0, "interrupted\n"), result.stderr

@@ -25,7 +25,7 @@ from alexnet_edge.errors import ArtifactError, CheckpointError, MissingComponent
 from alexnet_edge.preprocess import preset
 from alexnet_edge.sessions import Session, open_session, runnable
 from alexnet_edge.sessions.null import NullSession
-from alexnet_edge.sessions.openvino import load_library
+from alexnet_edge.sessions.openvino import load_library, shared_core
 from alexnet_edge.sessions.torch import CheckpointSession
 
 SIZE, CLASSES = 4, 5
@@ -74,7 +74,7 @@ def small_onnx(folder: Path, **change: Any) -> Artifact:
 def small_openvino(folder: Path) -> Artifact:
     """The same as an OpenVINO IR."""
     openvino = load_library()
-    model = openvino.Core().read_model(str(small_onnx(folder).path))
+    model = shared_core().read_model(str(small_onnx(folder).path))
     openvino.save_model(model, str(folder / "staged.xml"), compress_to_fp16=False)
     return commit(folder / "staged.xml", folder / "small.xml", replace(MANIFEST, format="openvino", runtime="openvino"))
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from alexnet_edge import __version__
-from alexnet_edge.cli import exporting, measuring, training, using
+from alexnet_edge.cli import exporting, measuring, quantising, training, using
 from alexnet_edge.errors import AlexNetEdgeError
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": training.train_command,
     "evaluate": training.evaluate_command,
     "export": exporting.export_command,
+    "calibrate": quantising.calibrate_command,
     "check": exporting.check_command,
     "bench": measuring.bench_command,
     "compare": measuring.compare_command,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,11 @@ from alexnet_edge.cli.common import (
 )
 from alexnet_edge.errors import GateError, UserError
 
+if TYPE_CHECKING:
+    from alexnet_edge.artifact import Artifact
+    from alexnet_edge.checkpoint import Checkpoint
+    from alexnet_edge.data import ImageSet, OnBadImage
+
 ENGINES = "TensorRT engines (--format trt)"
 CALIBRATORS = ("entropy2", "minmax", "table")
 HARDWARE_COMPATIBILITY = ("none", "ampere-plus", "same-compute-capability")
@@ -45,6 +50,21 @@ def export_command(
     ] = False,
     int4_fc: Annotated[
         bool, typer.Option("--int4-fc", help="Weights of fc6 to fc8 in INT4, everything else in FP16")
+    ] = False,
+    int8_int4_fc: Annotated[
+        bool,
+        typer.Option("--int8-int4-fc", help="For processors: convolutions in INT8, weights of fc6 to fc8 in INT4"),
+    ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            help="Where ONNX and OpenVINO files shall run: cpu-avx512-vnni, cpu-avx2, cpu-arm64, cuda or tensorrt "
+            "[this machine's processor]",
+        ),
+    ] = None,
+    recommended: Annotated[
+        bool, typer.Option("--recommended", help="The format and precision that measured best for the target")
     ] = False,
     checkpoint: CheckpointOption = None,
     onnx: Annotated[
@@ -63,7 +83,7 @@ def export_command(
     calibration_images: Annotated[
         int | None, typer.Option("--calibration-images", help="So many of them, evenly spread [512]")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="entropy, minmax or percentile")] = "entropy",
+    method: Annotated[str, typer.Option("--method", help="entropy, minmax, percentile or mse")] = "entropy",
     calibration_table: Annotated[
         Path | None,
         typer.Option("--calibration-table", help="Also write the INT8 ranges as a TensorRT calibration table"),
@@ -190,12 +210,12 @@ def export_command(
     from alexnet_edge import console
     from alexnet_edge.checkpoint import load_checkpoint, newest_checkpoint
     from alexnet_edge.data import open_images
-    from alexnet_edge.export import build
+    from alexnet_edge.export import build, targets
     from alexnet_edge.export.calibrate import METHODS
     from alexnet_edge.export.options import EngineOptions
     from alexnet_edge.export.precision import CALIBRATED
 
-    asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc}
+    asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc, "int8-int4-fc": int8_int4_fc}
     precisions = [name for name, wanted in asked.items() if wanted]
     if len(precisions) > 1:
         given = " ".join(f"--{name}" for name in precisions)
@@ -204,8 +224,26 @@ def export_command(
         choice("--runtime", runtime, ("tensorrt", "trtexec", "rtx"))
     choice("--format", format, ("all", *build.FORMATS))
     choice("--method", method, METHODS)
+    lowered_for = targets.find_target(target) if target is not None else targets.this_machine_or_none()
+    lower_fp32 = target is not None and lowered_for is not None and bool(lowered_for.lowerings)
+    if recommended:
+        refuse_given(
+            context,
+            ("format", *(name.replace("-", "_") for name in asked)),
+            "--recommended chooses format and precision itself",
+            fix="leave it out",
+        )
+        best = targets.find_target(target)
+        format, precisions = best.recommended[0], [best.recommended[1]]
     _only_for_engines(context, format)
-    wanted = build.selection(format, precisions[0] if precisions else None)  # type: ignore[arg-type]
+    if target is not None:
+        targets.check_target(targets.find_target(target), format, precisions[0] if precisions else None)  # type: ignore[arg-type]
+    wanted = build.selection(
+        format,
+        precisions[0] if precisions else None,  # type: ignore[arg-type]
+        lowered_for,
+        lower_fp32=lower_fp32,
+    )
     written_precisions = {precision for _, precision in wanted}
     if not written_precisions & set(CALIBRATED):
         refuse_given(
@@ -270,6 +308,8 @@ def export_command(
             engine=engine,
             runtime=runtime,  # type: ignore[arg-type]  # checked above
             outputs=calibration_table is not None,
+            target=lowered_for,
+            lower_fp32=lower_fp32,
             threads=threads,
             on_bad_image=choice("--on-bad-image", on_bad_image, ("skip", "fail")),
             reporter=reporter,
@@ -315,17 +355,35 @@ def check_command(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     on_bad_image: BadImageOption = "fail",
+    bisect: Annotated[
+        bool,
+        typer.Option(
+            "--bisect", help="Name the first layer out of tolerance, and what to do about it (ONNX, OpenVINO)"
+        ),
+    ] = False,
+    preprocessing: Annotated[
+        bool,
+        typer.Option("--preprocessing", help="Compare decoding and resizing by PIL, OpenCV and torchvision instead"),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Prove again that artifacts give their checkpoint's answers, on any images."""
+    bad = choice("--on-bad-image", on_bad_image, ("skip", "fail"))
+    if bisect and preprocessing:
+        raise UserError("a check answers one question", value="--bisect --preprocessing", fix="give one of them")
+    if bisect:
+        if chosen_device(device) == "cuda":
+            raise UserError("a bisect looks at ONNX and OpenVINO files on the processor", fix="leave --device out")
+        _bisect(artifacts or artifacts_in(folder), checkpoint, images, limit, class_list, threads, bad, as_json)
+        return
+    if preprocessing:
+        _compare_preprocessing(artifacts or (), checkpoint, images, limit, class_list, threads, bad, as_json)
+        return
     from alexnet_edge import console
     from alexnet_edge.artifact import load_artifact
     from alexnet_edge.bench.parity import ParityReport, check_parity
-    from alexnet_edge.data import open_images
-    from alexnet_edge.export.build import validation_images
     from alexnet_edge.sessions import runnable
 
-    bad = choice("--on-bad-image", on_bad_image, ("skip", "fail"))
     reports: list[tuple[Path, ParityReport | str]] = []
     for path in artifacts or artifacts_in(folder):
         artifact = load_artifact(path)
@@ -333,29 +391,11 @@ def check_command(
         if reason is not None:
             reports.append((path, reason))
             continue
-        reference = checkpoint_or_onnx(checkpoint or Path(artifact.manifest.checkpoint))
-        if checkpoint is None and reference.sha256 != artifact.manifest.checkpoint_sha256:
-            raise UserError(
-                "the checkpoint is not the one the artifact was exported from",
-                value=reference.path,
-                fix="name the right one with --checkpoint, or export again",
-            )
-        manifest = artifact.manifest
-        if (reference.info.architecture, reference.info.classes) != (manifest.architecture, manifest.classes):
-            raise UserError(
-                f"the checkpoint is of another network than {path} "
-                f"({manifest.architecture}, {len(manifest.classes)} classes)",
-                value=reference.path,
-                fix="name the checkpoint that the artifact was exported from",
-            )
-        if images is not None:
-            found = open_images(images, classes=reference.info.classes, class_list=class_list)
-        else:
-            found = validation_images(reference)
+        reference = _source_of(artifact, checkpoint)
         report = check_parity(
             artifact,
             reference,
-            found if limit is None else found.spread(limit),
+            _images_for(reference, images, limit, class_list),
             device=chosen_device(device),
             threads=threads,
             on_bad_image=bad,
@@ -375,6 +415,122 @@ def check_command(
         raise GateError(f"{len(failed)} of {len(reports)} artifacts do not give the checkpoint's answers")
     if all(isinstance(entry, str) for _, entry in reports):
         raise UserError(str(reports[0][1]), value=reports[0][0], fix="check it on a machine that can run it")
+
+
+def _source_of(artifact: Artifact, checkpoint: Path | None) -> Checkpoint:
+    """The checkpoint that an artifact was exported from, or the one named instead."""
+    reference: Checkpoint = checkpoint_or_onnx(checkpoint or Path(artifact.manifest.checkpoint))
+    if checkpoint is None and reference.sha256 != artifact.manifest.checkpoint_sha256:
+        raise UserError(
+            "the checkpoint is not the one the artifact was exported from",
+            value=reference.path,
+            fix="name the right one with --checkpoint, or export again",
+        )
+    manifest = artifact.manifest
+    if (reference.info.architecture, reference.info.classes) != (manifest.architecture, manifest.classes):
+        raise UserError(
+            f"the checkpoint is of another network than {artifact.path} "
+            f"({manifest.architecture}, {len(manifest.classes)} classes)",
+            value=reference.path,
+            fix="name the checkpoint that the artifact was exported from",
+        )
+    return reference
+
+
+def _images_for(reference: Checkpoint, images: str | None, limit: int | None, class_list: Path | None) -> ImageSet:
+    """The images named, or the checkpoint's validation images."""
+    from alexnet_edge.data import open_images
+    from alexnet_edge.export.build import validation_images
+
+    if images is not None:
+        found = open_images(images, classes=reference.info.classes, class_list=class_list)
+    else:
+        found = validation_images(reference)
+    return found if limit is None else found.spread(limit)
+
+
+def _bisect(
+    paths: Sequence[Path],
+    checkpoint: Path | None,
+    images: str | None,
+    limit: int | None,
+    class_list: Path | None,
+    threads: int | None,
+    on_bad_image: OnBadImage,
+    as_json: bool,
+) -> None:
+    from alexnet_edge import console
+    from alexnet_edge.artifact import load_artifact
+    from alexnet_edge.bench.bisect import IMAGES, Bisection, bisect
+    from alexnet_edge.bench.observe import OBSERVABLE
+    from alexnet_edge.sessions import runnable
+
+    found: list[tuple[Path, Bisection | str]] = []
+    for path in paths:
+        artifact = load_artifact(path)
+        reason = runnable(artifact)
+        if reason is None and artifact.manifest.format not in OBSERVABLE and len(paths) > 1:
+            reason = f"{artifact.manifest.format} files have no tensors to look at by name"
+        if reason is not None:
+            found.append((path, reason))
+            continue
+        reference = _source_of(artifact, checkpoint)
+        chosen = _images_for(reference, images, None, class_list)
+        limit_here = IMAGES if limit is None else limit
+        bisection = bisect(artifact, reference, chosen, limit=limit_here, threads=threads, on_bad_image=on_bad_image)
+        found.append((path, bisection))
+    if as_json:
+        print_json(
+            {
+                str(path): {"passed": None, "reason": entry} if isinstance(entry, str) else entry.to_json()
+                for path, entry in found
+            }
+        )
+    else:
+        console.show_bisections(found)
+    failed = [(path, entry) for path, entry in found if not isinstance(entry, str) and not entry.passed]
+    if failed:
+        path, entry = failed[0]
+        assert entry.first is not None, "it has not passed"
+        raise GateError(f"{path}: {entry.first.layer} is the first layer out of tolerance ({entry.first.name})")
+    if all(isinstance(entry, str) for _, entry in found):
+        raise UserError(str(found[0][1]), value=found[0][0], fix="look at the ONNX or OpenVINO file instead")
+
+
+def _compare_preprocessing(
+    paths: Sequence[Path],
+    checkpoint: Path | None,
+    images: str | None,
+    limit: int | None,
+    class_list: Path | None,
+    threads: int | None,
+    on_bad_image: OnBadImage,
+    as_json: bool,
+) -> None:
+    from alexnet_edge import console
+    from alexnet_edge.artifact import load_artifact
+    from alexnet_edge.bench.preprocessing import IMAGES, compare_preprocessing
+    from alexnet_edge.checkpoint import newest_checkpoint
+
+    if len(paths) > 1:
+        raise UserError("preprocessing is compared for one artifact", value=len(paths), fix="name one, or none")
+    artifact = load_artifact(paths[0]) if paths else None
+    if artifact is not None:
+        reference = _source_of(artifact, checkpoint)
+    else:
+        reference = checkpoint_or_onnx(checkpoint or newest_checkpoint(Path("runs")))
+    report = compare_preprocessing(
+        reference,
+        _images_for(reference, images, None, class_list),
+        artifact=artifact,
+        threads=threads,
+        on_bad_image=on_bad_image,
+        limit=IMAGES if limit is None else limit,
+    )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        console.show_preprocessing(report)
 
 
 def inspect_command(

@@ -49,6 +49,7 @@ LOADER_OPTIONS = (
     "quiet",
 )
 """What `--loader` goes with."""
+PEERS = "Peers"
 
 
 def bench_command(
@@ -163,6 +164,19 @@ def bench_command(
     arch: Annotated[
         str, typer.Option("--arch", help="Whose training step waits for the images", rich_help_panel=LOADER)
     ] = "one-tower",
+    peers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peers",
+            help="Also other tools on the same checkpoint, each by its own default export: all, or names as in "
+            "openvino-nncf,onnxruntime",
+            rich_help_panel=PEERS,
+        ),
+    ] = None,
+    peers_python: Annotated[
+        Path | None,
+        typer.Option("--peers-python", help="The interpreter that has those tools [this one]", rich_help_panel=PEERS),
+    ] = None,
     runs: RunsOption = Path("runs"),
     folder: ArtifactsFolder = Path("artifacts"),
     as_json: JsonOption = False,
@@ -229,7 +243,11 @@ def bench_command(
         lock_clocks=lock_clocks,
         tegrastats=tegrastats,
     )
+    if peers_python is not None and not peers:
+        raise UserError("--peers-python belongs to --peers", value=peers_python, fix="add --peers all")
     with _terminated_like_interrupted(), console.reporter(quiet) as reporter:
+        if peers:
+            subjects = [*subjects, *_prepared(words_in(peers), subjects, settings, peers_python, reporter)]
         result = run_bench(
             subjects,
             settings,
@@ -277,6 +295,28 @@ def _bench_loader(
         print_json(found)
     else:
         console.show_loader(found, found["verdict"], out)
+
+
+def _prepared(
+    names: Sequence[str], subjects: Sequence[Path], settings: Any, python: Path | None, reporter: Any
+) -> list[Path]:
+    """The peers of the first checkpoint among the subjects, prepared."""
+    from alexnet_edge.bench.peers import prepare_peers
+    from alexnet_edge.checkpoint import load_checkpoint
+    from alexnet_edge.export.build import CACHE, validation_images
+
+    checkpoint = next((path for path in subjects if path.suffix == ".safetensors"), None)
+    if checkpoint is None:
+        raise UserError("peers are made from a checkpoint", value="--peers", fix="name one beside the artifacts")
+    return prepare_peers(
+        names,
+        checkpoint,
+        batches=settings.batches,
+        folder=CACHE / "peers",
+        images=validation_images(load_checkpoint(checkpoint)),
+        python=python,
+        reporter=reporter,
+    )
 
 
 @contextmanager

@@ -6,9 +6,10 @@ Letters: N batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import os
+import platform
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from alexnet_edge.artifact import SUFFIXES, Artifact, TensorSpec, load_artifact, rebuild_command
-from alexnet_edge.environment import last_level_cache_bytes, usable_cpus
+from alexnet_edge.artifact import SUFFIXES, Artifact, Manifest, TensorSpec, load_artifact, rebuild_command
+from alexnet_edge.environment import cpu_features, last_level_cache_bytes, usable_cpus
 from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.preprocess import FloatArray, Preprocessing
 from alexnet_edge.sessions.device import CacheFlush, DeviceQueries
@@ -334,9 +335,7 @@ def open_session(
     if manifest.format == "onnx":
         reason = runnable(source)
         if reason is not None:
-            raise ArtifactError(
-                reason, value=source.path, fix="build an engine: `alexnet-edge export --format trt --bf16`"
-            )
+            raise ArtifactError(reason, value=source.path, fix=_instead(manifest))
         from alexnet_edge.sessions.onnxruntime import OnnxRuntimeSession
 
         return OnnxRuntimeSession(source, device=device, threads=threads)
@@ -345,7 +344,7 @@ def open_session(
 
         reason = runnable(source)
         if reason is not None:
-            raise ArtifactError(reason, value=source.path, fix="run the FP32 one")
+            raise ArtifactError(reason, value=source.path, fix=_instead(manifest))
         return OpenVINOSession(source, device=device, threads=threads)
     if manifest.format == "torchscript":
         from alexnet_edge.sessions.torchscript import TorchScriptSession
@@ -376,12 +375,36 @@ def reference_session(checkpoint: Checkpoint | Path, *, threads: int | None = No
     return CheckpointSession(checkpoint, threads=threads)
 
 
+def _instead(manifest: Manifest) -> str:
+    """What to do about an ONNX or OpenVINO file that this machine cannot run."""
+    if "target" in manifest.build:
+        return "export it here, or for this machine with --target"
+    if manifest.precision == "bf16":
+        return "build an engine: `alexnet-edge export --format trt --bf16`"
+    return "run the FP32 one"
+
+
+def _other_processor(target: Mapping[str, Any]) -> str | None:
+    """Why this processor is not one of the target that a manifest records, or None."""
+    machine = platform.machine().lower()
+    missing = sorted(set(target["instructions"]) - set(cpu_features()))
+    if machine not in target.get("machines", ()):
+        return f"it is lowered for {target['name']}, and this machine is {machine}"
+    if missing:
+        return f"it is lowered for {target['name']}, and this processor has no {', '.join(missing)}"
+    return None
+
+
 def runnable(artifact: Artifact) -> str | None:
     """Why `artifact` cannot be run on this machine, or None when nothing is known that speaks against it.
 
     For an engine it looks for the library and the GPU, and compares them with what the manifest says of the build. A BF16
-    ONNX file is a source for engines only. OpenVINO's INT8 needs a processor whose sums do not overflow.
+    ONNX file is a source for engines only. A graph lowered for a target needs its instructions, and OpenVINO's INT8 a
+    processor whose sums do not overflow.
     """
+    target = artifact.manifest.build.get("target")
+    if isinstance(target, Mapping) and target.get("instructions"):
+        return _other_processor(target)
     if artifact.manifest.format == "trt":
         from alexnet_edge.sessions.tensorrt import not_here
 

@@ -32,7 +32,7 @@ class OnnxRuntimeSession(ArtifactSession):
         provider = PROVIDERS[self.device]
         if provider not in onnxruntime.get_available_providers():
             raise MissingComponentError(f"this ONNX Runtime has no {provider}", fix="use --device cpu")
-        options = self._options()
+        options = self.session_options()
         try:
             self._session = onnxruntime.InferenceSession(str(self.artifact.path), options, providers=[provider])
         except Exception as error:  # the binding raises its own unrelated exception classes
@@ -48,7 +48,8 @@ class OnnxRuntimeSession(ArtifactSession):
         self._version = onnxruntime.__version__
         self._binding = self._session.io_binding()
 
-    def _options(self) -> Any:
+    def session_options(self) -> Any:
+        """ONNX Runtime's own, for this artifact and as many threads as were asked for."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -81,7 +82,7 @@ class OnnxRuntimeSession(ArtifactSession):
 
         feed = {self.input.name: np.ascontiguousarray(x_NCHW)}
         with tempfile.TemporaryDirectory() as folder:
-            options = self._options()
+            options = self.session_options()
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "trace")
             session = onnxruntime.InferenceSession(

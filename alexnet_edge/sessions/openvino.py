@@ -6,6 +6,7 @@ answers to `get_property` and `get_runtime_model`.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import platform
 import re
@@ -72,6 +73,23 @@ def import_quietly() -> ModuleType:
     """
     with _hidden(_TELEMETRY):
         return importlib.import_module("openvino")
+
+
+@functools.cache
+def shared_core() -> Any:
+    """The `openvino.Core` of this process, which is never destroyed.
+
+    The CPU plugin of each `Core` gives the thread that loads it an alternate stack for signals and frees that stack when it
+    is destroyed itself. When two of them end in the order in which they began, the thread keeps the address of a freed stack,
+    and the next signal, such as Ctrl-C, kills the process. With one for all there is nothing to free.
+
+    Raises:
+        MissingComponentError: when OpenVINO is not installed, or has no CPU plugin.
+    """
+    core = load_library().Core()
+    if "CPU" not in core.available_devices:
+        raise MissingComponentError("this OpenVINO has no CPU plugin", fix="install OpenVINO from the package index")
+    return core
 
 
 @contextmanager
@@ -177,11 +195,7 @@ class OpenVINOSession(ArtifactSession):
         self._openvino = load_library()
         version = str(self._openvino.get_version())
         self._version = version.split("-")[0]
-        self._core = self._openvino.Core()
-        if "CPU" not in self._core.available_devices:
-            raise MissingComponentError(
-                "this OpenVINO has no CPU plugin", fix="install OpenVINO from the package index"
-            )
+        self._core = shared_core()
         self._compiled = self._compile({})
         found = str(self._property("INFERENCE_PRECISION_HINT"))
         if found != INFERENCE_PRECISION:
@@ -264,7 +278,7 @@ class OpenVINOSession(ArtifactSession):
         ]
 
     def _close(self) -> None:
-        for name in ("_request", "_compiled", "_core", "_x_NCHW", "_y_NK"):
+        for name in ("_request", "_compiled", "_x_NCHW", "_y_NK"):
             self.__dict__.pop(name, None)
 
     def _property(self, name: str) -> Any:

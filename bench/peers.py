@@ -1,0 +1,629 @@
+"""Peers: the same checkpoint in the tools that others would take, each by its own default export, measured beside ours.
+
+A peer is prepared and run in processes of its own, of the interpreter that has it: several cannot be installed beside each
+other. What a peer is given is the checkpoint as a `torch.nn.Module`, the images, the batch sizes and the number of threads;
+everything else is what the tool does by itself. A prepared peer is a small JSON file, `NAME.peer`, beside the files that the
+tool wrote; `alexnet-edge bench` measures it as it does an artifact.
+
+    python -m alexnet_edge.bench.peers prepare NAME --checkpoint FILE --folder FOLDER --batches 1,16 --reference FILE
+
+Letters: N images, C channels, H height, W width, K classes.
+
+Sources: the tools' own pages: `torch.onnx.export`; https://docs.openvino.ai (Convert a PyTorch model; Basic Quantization
+Flow, NNCF); https://github.com/Tencent/ncnn (pnnx); https://ai.google.dev/edge/litert (Convert PyTorch models);
+https://docs.pytorch.org/executorch (XNNPACK backend).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import alexnet_edge
+from alexnet_edge.artifact import INPUT, TensorSpec
+from alexnet_edge.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
+from alexnet_edge.data import ImageSet, batches, reopen
+from alexnet_edge.errors import AlexNetEdgeError, ArtifactError, MissingComponentError, UserError
+from alexnet_edge.files import MALFORMED, sha256_json, write_json
+from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.progress import QuietReporter, Reporter
+from alexnet_edge.sessions.base import Session
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIX = ".peer"
+SCHEMA = 1
+QUANTISATION_IMAGES = 300
+"""Images for tools that quantise; NNCF's own default number."""
+PREPARE_SECONDS = 1200
+"""After which a tool that is still converting is given up."""
+
+Run = Callable[[FloatArray], FloatArray]
+"""`(N, 3, S, S)` float32 to `(N, K)` float32, by one peer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """What a peer is made from."""
+
+    checkpoint: Checkpoint
+    folder: Path
+    """Where its files go."""
+    batches: tuple[int, ...]
+    """Batch sizes it must take."""
+    images: ImageSet
+    """To quantise on, for the tools that do."""
+
+    def module(self) -> torch.nn.Module:
+        """The network in PyTorch, in evaluation mode."""
+        return self.checkpoint.model()
+
+    def example(self, batch: int = 1) -> torch.Tensor:
+        import torch
+
+        size = self.checkpoint.info.preprocessing.crop
+        return torch.zeros(batch, 3, size, size)
+
+
+class Peer(ABC):
+    """One tool in one way of using it."""
+
+    name: str
+    about: str
+    precision = "fp32"
+    packages: tuple[str, ...]
+    """Distributions it needs, as the package index names them; the first is the tool."""
+    fixed_batch = False
+    """Whether an exported file takes one batch size only."""
+    deployed: tuple[str, ...] = ()
+    """The files that are needed to run it, with one batch size."""
+
+    @abstractmethod
+    def prepare(self, source: Source) -> None:
+        """Write the tool's files into `source.folder`."""
+
+    @abstractmethod
+    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
+        """What answers a batch."""
+
+
+class _Torch(Peer):
+    packages = ("torch",)
+
+    def prepare(self, source: Source) -> None:
+        """Nothing is exported."""
+
+    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
+        import torch
+
+        torch.set_num_threads(threads)
+        call = self._call(load_checkpoint(checkpoint).model())
+
+        def run(x_NCHW: FloatArray) -> FloatArray:
+            with torch.inference_mode():
+                y_NK: FloatArray = call(self._input(torch.from_numpy(x_NCHW))).numpy()
+            return y_NK
+
+        return run
+
+    def _call(self, module: Any) -> Callable[..., Any]:
+        raise NotImplementedError
+
+    def _input(self, x: Any) -> Any:
+        return x
+
+
+class TorchCompile(_Torch):
+    name, about = "torch-compile", "torch.compile with its default backend"
+
+    def _call(self, module: Any) -> Callable[..., Any]:
+        import torch
+
+        compiled: Callable[..., Any] = torch.compile(module)
+        return compiled
+
+
+class TorchChannelsLast(_Torch):
+    name, about = "torch-channels-last", "PyTorch eagerly, weights and input in channels-last order"
+
+    def _call(self, module: Any) -> Callable[..., Any]:
+        import torch
+
+        return module.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+
+    def _input(self, x: Any) -> Any:
+        import torch
+
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+class OnnxRuntime(Peer):
+    name, about = "onnxruntime", "torch.onnx.export, then ONNX Runtime with its default options"
+    deployed = ("model.onnx",)
+    packages = ("onnxruntime", "torch", "onnxscript")
+
+    def prepare(self, source: Source) -> None:
+        import torch
+
+        torch.onnx.export(
+            source.module(),
+            (source.example(2),),
+            str(source.folder / "model.onnx"),
+            input_names=[INPUT],
+            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+            dynamo=True,
+            external_data=False,
+        )
+
+    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        return lambda x_NCHW: session.run(None, {INPUT: x_NCHW})[0]
+
+
+class OpenVINO(Peer):
+    name, about = "openvino", "openvino.convert_model; its processor plugin chooses what it computes in"
+    precision = "default"
+    deployed = ("model.xml", "model.bin")
+    packages: tuple[str, ...] = ("openvino", "torch")
+    options: Mapping[str, Any] = {}
+
+    def prepare(self, source: Source) -> None:
+        from alexnet_edge.sessions.openvino import load_library
+
+        load_library().save_model(self._model(source), str(source.folder / "model.xml"), compress_to_fp16=False)
+
+    def _model(self, source: Source) -> Any:
+        from alexnet_edge.sessions.openvino import load_library
+
+        shape = [-1, *source.example().shape[1:]]
+        return load_library().convert_model(source.module(), example_input=source.example(), input=[shape])
+
+    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
+        from alexnet_edge.sessions.openvino import shared_core
+
+        compiled = shared_core().compile_model(
+            str(folder / "model.xml"), "CPU", {"INFERENCE_NUM_THREADS": threads, **self.options}
+        )
+        request = compiled.create_infer_request()
+
+        def run(x_NCHW: FloatArray) -> FloatArray:
+            request.infer({0: x_NCHW}, share_inputs=True)
+            y_NK: FloatArray = request.get_output_tensor(0).data.copy()
+            return y_NK
+
+        return run
+
+
+class OpenVINOFloat(OpenVINO):
+    name, about, precision = "openvino-fp32", "the same, told to compute in FP32", "fp32"
+    options: Mapping[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+class NNCF(OpenVINO):
+    name, about, precision = "openvino-nncf", "the same, quantised by NNCF with its defaults", "int8"
+    packages = ("nncf", "openvino", "torch")
+
+    def prepare(self, source: Source) -> None:
+        from alexnet_edge.sessions.openvino import load_library
+
+        openvino = load_library()
+        import nncf
+
+        images = source.images.spread(QUANTISATION_IMAGES)
+        spec = source.checkpoint.info.preprocessing
+        dataset = nncf.Dataset([part.x_NCHW for part in batches(images, spec, batch=1, on_bad_image="skip")])
+        quantised = nncf.quantize(self._model(source), dataset)
+        openvino.save_model(quantised, str(source.folder / "model.xml"), compress_to_fp16=False)
+
+
+class NCNN(Peer):
+    name, about = "ncnn", "pnnx, then ncnn with its default options; one image at a time"
+    precision = "default"
+    deployed = ("model.ncnn.param", "model.ncnn.bin")
+    packages = ("ncnn", "pnnx", "torch")
+
+    def prepare(self, source: Source) -> None:
+        import pnnx
+
+        pnnx.export(source.module(), str(source.folder / "model.pt"), (source.example(),))
+
+    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
+        import ncnn
+
+        net = ncnn.Net()
+        net.opt.num_threads = threads
+        net.load_param(str(folder / "model.ncnn.param"))
+        net.load_model(str(folder / "model.ncnn.bin"))
+
+        def one(x_CHW: FloatArray) -> FloatArray:
+            with net.create_extractor() as extractor:
+                extractor.input("in0", ncnn.Mat(x_CHW))
+                return np.array(extractor.extract("out0")[1], np.float32)
+
+        return lambda x_NCHW: np.stack([one(x_CHW) for x_CHW in x_NCHW])
+
+
+class LiteRT(Peer):
+    name, about = "litert", "litert_torch.convert, then LiteRT's interpreter (XNNPACK)"
+    deployed = ("model_1.tflite",)
+    packages = ("ai-edge-litert", "litert-torch", "torch")
+    fixed_batch = True
+
+    def prepare(self, source: Source) -> None:
+        import litert_torch
+
+        for batch in source.batches:
+            model = litert_torch.convert(source.module(), (source.example(batch),))
+            model.export(str(source.folder / f"model_{batch}.tflite"))
+
+    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
+        from ai_edge_litert.interpreter import Interpreter
+
+        opened: dict[int, Any] = {}
+
+        def run(x_NCHW: FloatArray) -> FloatArray:
+            batch = len(x_NCHW)
+            if batch not in opened:
+                opened[batch] = Interpreter(model_path=str(folder / f"model_{batch}.tflite"), num_threads=threads)
+                opened[batch].allocate_tensors()
+            interpreter = opened[batch]
+            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x_NCHW)
+            interpreter.invoke()
+            y_NK: FloatArray = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+            return y_NK
+
+        return run
+
+
+class ExecuTorch(Peer):
+    name, about = "executorch", "to_edge_transform_and_lower with XNNPACK's partitioner, then ExecuTorch's runtime"
+    deployed = ("model_1.pte",)
+    packages = ("executorch", "torch")
+    fixed_batch = True
+
+    def prepare(self, source: Source) -> None:
+        import torch
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        for batch in source.batches:
+            program = torch.export.export(source.module(), (source.example(batch),))
+            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+            (source.folder / f"model_{batch}.pte").write_bytes(lowered.buffer)
+
+    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
+        import torch
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+
+        if hasattr(portable_lib, "_threadpool_set_num_threads"):
+            portable_lib._threadpool_set_num_threads(threads)
+        runtime, opened = Runtime.get(), dict[int, Any]()
+
+        def run(x_NCHW: FloatArray) -> FloatArray:
+            batch = len(x_NCHW)
+            if batch not in opened:
+                opened[batch] = runtime.load_program(folder / f"model_{batch}.pte").load_method("forward")
+            y_NK: FloatArray = opened[batch].execute((torch.from_numpy(x_NCHW),))[0].numpy()
+            return y_NK
+
+        return run
+
+
+PEERS: dict[str, Peer] = {
+    peer.name: peer
+    for peer in (
+        TorchCompile(),
+        TorchChannelsLast(),
+        OnnxRuntime(),
+        OpenVINO(),
+        OpenVINOFloat(),
+        NNCF(),
+        NCNN(),
+        LiteRT(),
+        ExecuTorch(),
+    )
+}
+"""PyTorch eagerly is not among them: it is the checkpoint itself, which `alexnet-edge bench` measures."""
+
+
+# --- a prepared peer ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What a `.peer` file says."""
+
+    path: Path
+    peer: Peer
+    python: str
+    """The interpreter that has the tool."""
+    checkpoint: Path
+    checkpoint_sha256: str
+    info: CheckpointInfo
+    batches: tuple[int, ...]
+    bytes: int
+    """Of the tool's files; of the checkpoint where it writes none."""
+    parity: Mapping[str, Any]
+    """Its answers against the checkpoint's: shown, not judged."""
+    versions: Mapping[str, str]
+    sha256: str
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+
+def read_peer(path: Path) -> Prepared:
+    """Read a `.peer` file.
+
+    Raises:
+        ArtifactError: when it is missing or is something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["schema"] != SCHEMA:
+            raise ValueError(f"schema {value['schema']} is not {SCHEMA}")
+        return Prepared(
+            path=path,
+            peer=PEERS[value["peer"]],
+            python=str(value["python"]),
+            checkpoint=Path(value["checkpoint"]),
+            checkpoint_sha256=str(value["checkpoint_sha256"]),
+            info=CheckpointInfo.from_json(value["info"]),
+            batches=tuple(int(batch) for batch in value["batches"]),
+            bytes=int(value["bytes"]),
+            parity=dict(value["parity"]),
+            versions=dict(value["versions"]),
+            sha256=sha256_json(value),
+        )
+    except (OSError, *MALFORMED) as error:
+        raise ArtifactError(
+            f"not a prepared peer ({error})", value=path, fix="prepare it with `alexnet-edge bench --peers`"
+        ) from error
+
+
+class PeerSession(Session):
+    """A prepared peer, ready to answer."""
+
+    def __init__(self, prepared: Prepared, *, threads: int | None = None) -> None:
+        self.prepared = prepared
+        self.runtime = prepared.peer.name
+        info = prepared.info
+        size = info.preprocessing.crop
+        super().__init__(
+            input=TensorSpec(name=INPUT, dtype="float32", shape=(3, size, size)),
+            output=TensorSpec(name=info.arch.head, dtype="float32", shape=(info.arch.num_classes,)),
+            device="cpu",
+            threads=threads,
+            classes=info.classes,
+            head=info.arch.head,
+            preprocessing=info.preprocessing,
+        )
+
+    def _load(self) -> None:
+        prepared = self.prepared
+        self._run = prepared.peer.open(prepared.folder, prepared.checkpoint, self.threads)
+
+    def _prepare(self, x_NCHW: FloatArray) -> None:
+        if self.prepared.peer.fixed_batch and len(x_NCHW) not in self.prepared.batches:
+            known = ", ".join(map(str, self.prepared.batches))
+            raise UserError(f"{self.runtime} was prepared for batches of {known}", value=len(x_NCHW), fix="choose one")
+        contiguous = np.ascontiguousarray(x_NCHW)
+        self._x_NCHW = contiguous if contiguous.flags.writeable else contiguous.copy()
+
+    def _enqueue(self) -> None:
+        self._y_NK = self._run(self._x_NCHW)
+
+    def _fetch(self) -> FloatArray:
+        return self._y_NK
+
+    def _close(self) -> None:
+        for name in ("_run", "_x_NCHW", "_y_NK"):
+            self.__dict__.pop(name, None)
+
+    def details(self) -> dict[str, Any]:
+        return {**super().details(), "versions": dict(self.prepared.versions), "about": self.prepared.peer.about}
+
+
+def prepare_peers(
+    names: Sequence[str],
+    checkpoint: Path,
+    *,
+    batches: Sequence[int],
+    folder: Path,
+    images: ImageSet,
+    python: Path | None = None,
+    threads: int | None = None,
+    reporter: Reporter | None = None,
+) -> list[Path]:
+    """Prepare each of `names` in a process of the interpreter that has it; those that cannot be are noted and left out.
+
+    Args:
+        names: of `PEERS`; `all` for each of them.
+        checkpoint: what is given to the tools, a `.safetensors` file.
+        batches: batch sizes that will be measured.
+        folder: where the tools' files go, a folder each, by content; what is there already is taken.
+        images: on which their answers are compared with the checkpoint's.
+        python: the interpreter that has the tools; by default this one.
+        threads: processor threads of the answers.
+        reporter: told of the progress.
+
+    Raises:
+        UserError: for an unknown name, or when none can be prepared.
+    """
+    from alexnet_edge.evaluate import outputs_NK
+    from alexnet_edge.sessions import reference_session
+
+    reporter = reporter or QuietReporter()
+    wanted = list(PEERS) if "all" in names else list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in PEERS:
+            raise UserError("no such peer", value=name, fix=f"choose from all, {', '.join(PEERS)}")
+    interpreter = str(python) if python is not None else sys.executable
+    digest = load_checkpoint(checkpoint).sha256
+    sizes = sorted({1, *batches})
+    found, reasons = list[Path](), list[str]()
+    with tempfile.TemporaryDirectory(prefix="alexnet-edge-peers-") as scratch:
+        reference = Path(scratch) / "reference.npy"
+        reporter.start("peers", len(wanted))
+        for done, name in enumerate(wanted):
+            reporter.update(done, name)
+            key = sha256_json({"peer": name, "checkpoint": digest, "batches": sizes, "python": interpreter})[:16]
+            path = folder / f"{name}-{key}" / f"{name}{SUFFIX}"
+            if not path.is_file():
+                if not reference.is_file():
+                    with reference_session(checkpoint, threads=threads) as session:
+                        np.save(reference, outputs_NK(session, images)[0])
+                reason = _prepare_elsewhere(
+                    interpreter,
+                    [name, "--checkpoint", str(checkpoint.resolve()), "--folder", str(path.parent)]
+                    + ["--batches", ",".join(map(str, sizes)), "--reference", str(reference)]
+                    + ["--images", json.dumps(dict(images.source))]
+                    + (["--threads", str(threads)] if threads else []),
+                )
+                if reason:
+                    reasons.append(f"{name}: {reason}")
+                    reporter.note(f"peer {name} is left out: {reason}")
+                    continue
+            found.append(path)
+        reporter.finish(f"{len(found)} of {len(wanted)} peers prepared")
+    if not found:
+        raise UserError(
+            f"no peer can be prepared here ({'; '.join(reasons)})",
+            value=interpreter,
+            fix="install them: pip install --group peers, or name an interpreter that has them with --peers-python",
+        )
+    return found
+
+
+def environment_of(python: str, scratch: Path) -> dict[str, str]:
+    """Environment in which another interpreter finds this package, and nothing else of this one's packages."""
+    if python == sys.executable:
+        return dict(os.environ)
+    link = scratch / "alexnet_edge"
+    if not link.exists():
+        link.symlink_to(Path(alexnet_edge.__file__).resolve().parent, target_is_directory=True)
+    return {**os.environ, "PYTHONPATH": str(scratch)}
+
+
+def _prepare_elsewhere(python: str, arguments: Sequence[str]) -> str:
+    """Why it could not be prepared; empty when it was."""
+    with tempfile.TemporaryDirectory(prefix="alexnet-edge-") as scratch:
+        try:
+            done = subprocess.run(
+                [python, "-m", "alexnet_edge.bench.peers", "prepare", *arguments],
+                env=environment_of(python, Path(scratch)),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=PREPARE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"still converting after {PREPARE_SECONDS} s"
+        except OSError as error:
+            return f"{python} cannot be run ({error.strerror})"
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return "" if done.returncode == 0 else (lines[-1] if lines else f"it ended with code {done.returncode}")
+
+
+# --- in the peer's own process ------------------------------------------------------------------------------------------
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Raises MissingComponentError for what is not installed."""
+    found = {}
+    for name in packages:
+        for candidate in (name, f"{name}-gpu"):
+            try:
+                found[name] = importlib.metadata.version(candidate)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        else:
+            raise MissingComponentError(f"{name} is not installed", fix=f"pip install {name}")
+    return found
+
+
+def _prepare_here(given: argparse.Namespace) -> None:
+    from alexnet_edge.bench.parity import Tolerance, check_parity
+    from alexnet_edge.export.build import training_images
+
+    peer = PEERS[given.name]
+    versions = _versions(peer.packages)
+    checkpoint = load_checkpoint(Path(given.checkpoint))
+    images = reopen(json.loads(given.images))
+    sizes = tuple(int(batch) for batch in given.batches.split(","))
+    folder = Path(given.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    quantise_on = training_images(checkpoint) if isinstance(peer, NNCF) else images
+    peer.prepare(Source(checkpoint=checkpoint, folder=folder, batches=sizes, images=quantise_on))
+    written = sum((folder / name).stat().st_size for name in peer.deployed)
+    value: dict[str, Any] = {
+        "schema": SCHEMA,
+        "peer": peer.name,
+        "python": sys.executable,
+        "checkpoint": given.checkpoint,
+        "checkpoint_sha256": checkpoint.sha256,
+        "info": checkpoint.info.to_json(),
+        "batches": list(sizes),
+        "bytes": written or checkpoint.path.stat().st_size,
+        "parity": {},
+        "versions": versions,
+    }
+    path = folder / f"{peer.name}{SUFFIX}"
+    staged = path.with_suffix(".json")
+    write_json(staged, value)
+    with PeerSession(read_peer(staged), threads=given.threads) as session:
+        report = check_parity(
+            session,
+            np.load(given.reference),
+            images,
+            tolerance=Tolerance(reason="a peer's answers are shown, not judged"),
+            batch=1,
+        )
+    staged.unlink()
+    write_json(path, {**value, "parity": report.to_json()})
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m alexnet_edge.bench.peers")
+    prepare = parser.add_subparsers(required=True).add_parser("prepare", help="prepare one peer in this interpreter")
+    prepare.add_argument("name", choices=list(PEERS))
+    for name in ("checkpoint", "folder", "batches", "reference", "images"):
+        prepare.add_argument(f"--{name}", required=True)
+    prepare.add_argument("--threads", type=int)
+    given = parser.parse_args(arguments)
+    try:
+        _prepare_here(given)
+    except AlexNetEdgeError as error:
+        print(error)
+        return 2
+    except Exception as error:  # noqa: BLE001  whatever a tool raises is the reason why it is left out
+        print(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))
