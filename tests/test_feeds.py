@@ -227,6 +227,7 @@ def test_workers_end_with_a_parent_that_is_killed(image_folder: Path, tmp_path: 
         assert parent.stdout is not None
         workers = [int(word) for word in parent.stdout.readline().split()]
         assert len(workers) == 2
+        assert os.getpgid(parent.pid) not in [os.getpgid(pid) for pid in workers], "Ctrl-C is the parent's alone"
         parent.kill()
     end = time.monotonic() + 60
     while alive := [pid for pid in workers if running(pid)]:
