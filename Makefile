@@ -28,8 +28,8 @@ lint: .venv/.installed  ## ruff: lint and formatting
 types: .venv/.installed  ## mypy --strict
 	$(BIN)/mypy
 
-unit: .venv/.installed  ## the tests
-	$(BIN)/python -m pytest
+unit: .venv/.installed  ## the tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/.installed  ## the benchmarks, as pytest-benchmark tables (BENCH_SECONDS=3 per case)
 	$(BIN)/python -m pytest bench --benchmark-only --bench-seconds $(BENCH_SECONDS)

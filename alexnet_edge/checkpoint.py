@@ -8,6 +8,7 @@ Source: the safetensors format, https://huggingface.co/docs/safetensors.
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import re
@@ -193,14 +194,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, sha256=sha256_file(path), info=info, weights=weights)
 
 
-def check_weights(weights: Mapping[str, FloatArray], arch: Architecture, path: Path) -> None:
-    """Compare names and shapes with the architecture's, layer by layer.
+def check_weights(
+    weights: Mapping[str, FloatArray], arch: Architecture, path: Path, *, without: str | None = None
+) -> None:
+    """Compare names and shapes with the architecture's, layer by layer; the layer `without` need not be there.
 
     Raises:
         CheckpointError: naming every weight that is missing, unknown or of another shape.
     """
     expected = parameter_shapes(arch)
-    faults = [f"{name} is missing" for name in expected if name not in weights]
+    faults = [f"{name} is missing" for name in expected if name not in weights and name.partition(".")[0] != without]
     faults += [f"{name} is unknown" for name in weights if name not in expected]
     faults += [
         f"{name} is {list(weights[name].shape)}, not {list(shape)}"
@@ -211,7 +214,7 @@ def check_weights(weights: Mapping[str, FloatArray], arch: Architecture, path: P
         raise CheckpointError(
             f"not the weights of {arch.name} with {arch.num_classes} classes ({', '.join(faults)})",
             value=path,
-            fix="choose the architecture it was trained with",
+            fix="choose the architecture it was trained with, with --arch",
         )
     _check_finite(weights, path)
 
@@ -255,8 +258,9 @@ _NOTEBOOK = dict(
 def import_weights(path: Path) -> Weights:
     """Read a state dict (`.pt`, `.pth`, `.safetensors`) and give its entries this package's names.
 
-    Recognised: this package's names, `torchvision.models.alexnet`, the seed notebook, each also inside `state_dict` or
-    `model` and with the `module.` prefix of data-parallel training. Pickles are read with `weights_only=True`.
+    Recognised: this package's names, `torchvision.models.alexnet`, the seed notebook, each also inside `state_dict`,
+    `model_state_dict` or `model`, with the `module.` of data-parallel training or of an average of weights, and with the
+    `_orig_mod.` of `torch.compile`, wherever they stand in a name. Pickles are read with `weights_only=True`.
 
     Raises:
         CheckpointError: when the file is missing, damaged, or none of these.
@@ -264,7 +268,7 @@ def import_weights(path: Path) -> Weights:
     if not path.is_file():
         raise CheckpointError("no such weights file", value=path, fix="check the path")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_file(path)
-    state = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state.items()}
+    state = {re.sub(r"(^|\.)((module|_orig_mod)\.)+", r"\1", name): value for name, value in state.items()}
     for dialect in (_TORCHVISION, _NOTEBOOK):
         if all(f"{prefix}.weight" in state for prefix in dialect):
             state = {
@@ -279,6 +283,23 @@ def import_weights(path: Path) -> Weights:
             fix="give one of this package, of torchvision.models.alexnet or of the notebook",
         )
     return state
+
+
+def fit_weights(weights: Mapping[str, FloatArray], arch: Architecture, path: Path) -> tuple[Weights, str]:
+    """The weights that training of `arch` starts from, and a note about what is left out, or "".
+
+    fc8 of another number of classes is left out: it is trained anew.
+
+    Raises:
+        CheckpointError: naming every other weight that is missing, unknown or of another shape.
+    """
+    outputs = len(weights["fc8.weight"])
+    note = ""
+    if outputs != arch.num_classes:
+        weights = {name: value for name, value in weights.items() if not name.startswith("fc8.")}
+        note = f"fc8 of {path} has {outputs} outputs, not {arch.num_classes}: it is trained anew"
+    check_weights(weights, arch, path, without="fc8" if note else None)
+    return dict(weights), note
 
 
 def recognise(weights: Mapping[str, FloatArray], path: Path) -> Architecture:
@@ -299,6 +320,40 @@ def recognise(weights: Mapping[str, FloatArray], path: Path) -> Architecture:
         value=path,
         fix="see `alexnet-edge inspect --arch one-tower` for the sizes of each architecture",
     )
+
+
+TORCHVISION = "torchvision"
+"""`--init torchvision` starts from the weights that torchvision publishes for its AlexNet, trained on ImageNet."""
+
+TORCHVISION_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+_TORCHVISION_SHA256 = "7be5be79"  # its first digits: what PyTorch publishes, as part of the name
+
+
+def torchvision_weights() -> Path:
+    """The file of torchvision's published weights: from PyTorch's cache of models, or downloaded into it.
+
+    Raises:
+        CheckpointError: when it cannot be downloaded, or is not the file that PyTorch published.
+    """
+    with needs("train"):
+        import torch
+    name = TORCHVISION_URL.rpartition("/")[2]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(TORCHVISION_URL, str(path), _TORCHVISION_SHA256, progress=False)
+        except (OSError, RuntimeError) as error:  # no network, no space; another hash
+            raise CheckpointError(
+                f"torchvision's weights cannot be downloaded ({getattr(error, 'reason', None) or error})",
+                value=TORCHVISION_URL,
+                fix="fetch the file on another machine and give it with --init FILE",
+            ) from error
+    if not sha256_file(path).startswith(_TORCHVISION_SHA256):
+        raise CheckpointError(
+            f"damaged: its SHA-256 does not begin with {_TORCHVISION_SHA256}", value=path, fix="remove it"
+        )
+    return path
 
 
 def read_caffe_filters(path: Path, arch: Architecture) -> Weights:
@@ -343,7 +398,10 @@ def _read_torch_file(path: Path) -> Weights:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of old and odd files, which are read or refused all the same
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(
+                [argparse.Namespace]
+            ):  # torchvision's reference script saves its options
+                content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             "the PyTorch file is damaged, or holds Python objects, which could run code when they are loaded",
@@ -356,6 +414,8 @@ def _read_torch_file(path: Path) -> Weights:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
+    if isinstance(content, Mapping):
+        content = {name: value for name, value in content.items() if name != "n_averaged"}  # of torch's AveragedModel
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise CheckpointError(
             "the PyTorch file holds no state dict", value=path, fix="save `model.state_dict()`, not the model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
     from alexnet_edge.export.build import Outcome
     from alexnet_edge.export.lint import Finding
     from alexnet_edge.export.sweep import Sweep
+    from alexnet_edge.export.triton import TritonModel
     from alexnet_edge.predict import Prediction
-    from alexnet_edge.train import TrainResult
+    from alexnet_edge.training.run import TrainResult
 
 LOG_WIDTH = 130
 """Columns where the output is not a terminal."""
@@ -201,6 +203,16 @@ def show_exports(outcomes: Sequence[Outcome]) -> None:
         console.print(f"[bold]{', '.join(labels)}[/]: {escape(note)}")
 
 
+def show_triton_model(model: TritonModel) -> None:
+    """Where the model is, which version holds the artifact, and how to start a server on it."""
+    console = output()
+    what = f"version {model.version}" if model.added else f"version {model.version}, which was there already"
+    console.print(f"{escape(str(model.folder))}: {what}, for Triton's {model.backend} backend")
+    for note in model.notes:
+        console.print(f"not proved: {note}")
+    console.print(f"Next: tritonserver --model-repository {escape(str(model.folder.parent))}", highlight=False)
+
+
 def _layer_table(engines: Sequence[Outcome]) -> Table:
     """What each layer was built as: one row per layer, one column per engine."""
     table = _table("layer", *(engine.label for engine in engines), left=1 + len(engines))
@@ -276,7 +288,7 @@ def show_search(result: SearchResult, as_json: bool = False) -> None:
             "{:.3f}-{:.3f}".format(*one.speedup_interval),
             f"{one.gain_ms:+.2f}",
             f"{one.bytes_saved / 1e6:.1f}",
-            f"{100 * one.drop:+.2f}",
+            f"{100 * one.drop:.2f}",
             _NONE if one.sqnr_db is None else f"{one.sqnr_db:.1f}",
             one.why,
         )
@@ -284,8 +296,8 @@ def show_search(result: SearchResult, as_json: bool = False) -> None:
     low, high = result.speedup_interval
     console.print(
         f"plan: {', '.join(f'{name} {kind}' for name, kind in result.plan.items())}\n"
-        f"{what} drop {100 * result.drop:+.2f} of {100 * result.max_drop:g} points allowed, on {result.num_images} images "
-        f"(plain INT8 {100 * result.plain_drop:+.2f}); {result.speedup:.2f} ({low:.2f} to {high:.2f}) times as fast as FP32",
+        f"{what} drop {100 * result.drop:.2f} of {100 * result.max_drop:g} points allowed, on {result.num_images} images "
+        f"(plain INT8 {100 * result.plain_drop:.2f}); {result.speedup:.2f} ({low:.2f} to {high:.2f}) times as fast as FP32",
         soft_wrap=True,
     )
     if result.over_plain is not None and result.over_plain_interval is not None:
@@ -387,6 +399,34 @@ def show_bench(bench: Mapping[str, Any], written: Sequence[Path]) -> None:
     rows = rows_of(bench["subjects"], bench["settings"])
     _show_rows(console, rows, bench)
     console.print("Written: " + ", ".join(escape(str(path)) for path in written), soft_wrap=True)
+
+
+def show_loader(found: Mapping[str, Any], verdict: str, out: Path) -> None:
+    """The verdict, the training step alone, and one line per way to read images: medians over the rounds."""
+    console = output()
+
+    middle = statistics.median
+    console.print(f"[bold]{escape(verdict[:1].upper() + verdict[1:])}.[/]", soft_wrap=True)
+    table = _table("read by", "images", "feed images/s", "training images/s", "of the step alone %", "waits %", left=2)
+    alone = middle(found["step_images_per_s"])
+    for row in found["rows"]:
+        training = middle(row["training_images_per_s"])
+        table.add_row(
+            row["label"],
+            "kept" if row["kept"] else "decoded",
+            f"{middle(row['feed_images_per_s']):.0f}",
+            f"{training:.1f}",
+            f"{100 * training / alone:.0f}",
+            f"{100 * middle(row['wait_share']):.1f}",
+        )
+    console.print(table)
+    settings, environment = found["settings"], found["environment"]
+    console.print(
+        f"The training step alone: {alone:.1f} images/s ({found['architecture']}, batch {settings['batch']}, "
+        f"{environment['gpu'] if settings['device'] == 'cuda' else environment['cpu']}); "
+        f"{found['data']['images']} images, medians of {settings['rounds']} rounds"
+    )
+    console.print(f"Written: {escape(str(out))}", soft_wrap=True)
 
 
 def show_comparison(comparison: Comparison) -> None:

@@ -16,7 +16,8 @@ from alexnet_edge.errors import GateError
 from alexnet_edge.export.build import Exporter, Outcome, every_artifact, validation_images
 from alexnet_edge.files import write_json
 from alexnet_edge.progress import Reporter
-from alexnet_edge.train import TrainSettings, train
+from alexnet_edge.training.recipe import TrainSettings
+from alexnet_edge.training.run import train
 
 LEAST_TOP1 = 0.9
 """Validation accuracy below which the demo says that training failed."""
@@ -48,7 +49,7 @@ def run_demo(*, runs: Path, artifacts: Path, reports: Path, threads: int | None,
         MissingComponentError: when a library of the extra `all` is not installed.
     """
     start = time.monotonic()
-    trained = train(TrainSettings(runs=str(runs), threads=threads), reporter=reporter)
+    trained = train(TrainSettings(runs=str(runs), threads=threads, keep=0), reporter=reporter)
     if trained.best.top1 < LEAST_TOP1:
         raise GateError(
             f"training reached {trained.best.top1:.1%} top-1 on the synthetic set, the demo expects {LEAST_TOP1:.0%}"

@@ -16,6 +16,11 @@ from typing import Any
 
 ROOT = Path("/")
 
+EMULATED_MARKER = Path("etc/alexnet-edge/emulated")
+"""A file that says, in its first line, what emulates this machine: for those that imitate one too well to be noticed."""
+_EMULATORS = re.compile(r"qemu-|rosetta|fex|box64|box86", re.IGNORECASE)
+"""Programs that run another processor's instructions: QEMU's user mode, Apple's Rosetta, FEX, Box64."""
+
 LIBRARIES = (
     "alexnet-edge",
     "numpy",
@@ -71,6 +76,35 @@ def cpu_features(root: Path = ROOT) -> list[str]:
     return [name for name in known if name in flags]
 
 
+def emulation(root: Path = ROOT, machine: str | None = None) -> str | None:
+    """What runs this process's instructions in place of a processor of its kind; None when nothing says so.
+
+    Times measured under an emulator say nothing of the machine it imitates. It is known by a marker file; by the program
+    that the kernel really runs, which QEMU's user mode hides in `/proc/self/exe` and not in the same link of the task; and
+    by a `/proc/cpuinfo` of another architecture. A virtual machine on a processor of its own kind is not emulated.
+
+    Args:
+        root: where `/proc` and `/etc` are looked for.
+        machine: the architecture, as `uname -m` says it; by default this process's.
+    """
+    machine = machine or platform.machine()
+    marker = _read(root / EMULATED_MARKER)
+    if marker is not None:
+        return marker.splitlines()[0]
+    try:
+        program = (root / f"proc/self/task/{os.getpid()}/exe").readlink().name
+    except OSError:
+        program = ""
+    if _EMULATORS.match(program):
+        return f"{program} runs the instructions"
+    text = _read(root / "proc/cpuinfo") or ""
+    of_x86 = re.search(r"^vendor_id\s*:", text, re.MULTILINE) is not None
+    of_arm = re.search(r"^CPU implementer\s*:", text, re.MULTILINE) is not None
+    if (of_x86 and machine in ("aarch64", "arm64", "armv7l")) or (of_arm and machine in ("x86_64", "i686")):
+        return f"the processor is no {machine}"
+    return None
+
+
 def memory_bytes() -> int | None:
     """Physical memory, in bytes."""
     try:
@@ -115,13 +149,18 @@ def l4t_release(root: Path = ROOT) -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """The machine as recorded in manifests and results; values that cannot be read are None."""
+    """The machine as recorded in manifests and results; values that cannot be read are None.
+
+    `emulated` says what emulates the processor, None on a real one; its host's name and instructions are not its own.
+    """
+    emulated, cpu = emulation(), cpu_model()
     return {
         "os": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
-        "cpu": cpu_model(),
+        "emulated": emulated,
+        "cpu": cpu if emulated is None else f"emulated {platform.machine()}, on {cpu or 'an unknown processor'}",
         "cpus": usable_cpus(),
-        "cpu_features": cpu_features(),
+        "cpu_features": cpu_features() if emulated is None else [],
         "cpu_governor": cpu_governor(),
         "last_level_cache_bytes": last_level_cache_bytes(),
         "memory_bytes": memory_bytes(),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from alexnet_edge.data import FileItem, ImageSet, OnBadImage, open_images
 from alexnet_edge.errors import DataError, ImageError, UserError
@@ -66,17 +67,43 @@ def predict(
         if bad:  # every one was skipped: the list says why
             return []
         raise
-    probabilities_NK = y_NK if session.head == "probabilities" else _softmax(y_NK)
     return [
-        Prediction(
-            image=str(items[index].path),
-            guesses=tuple(
-                Guess(name=session.classes[entry], probability=float(row_K[entry]))
-                for entry in np.argsort(-row_K, kind="stable")[:top]
-            ),
-        )
-        for index, row_K in zip(indices_N.tolist(), probabilities_NK, strict=True)
+        Prediction(image=str(items[index].path), guesses=guesses)
+        for index, guesses in zip(indices_N.tolist(), _guesses(session, y_NK, top), strict=True)
     ]
+
+
+def predict_frame(session: Session, image: Image.Image, *, name: str, top: int = 5) -> Prediction:
+    """The `top` most probable classes of one decoded RGB image, such as a camera's frame.
+
+    Raises:
+        UserError: when `top` is not positive.
+        ImageError: when the image cannot be resized sensibly.
+    """
+    if top < 1:
+        raise UserError("the number of classes to name must be 1 or more", value=top, fix="give --top 5")
+    y_NK, _ = outputs_NK(session, ImageSet([_Frame(name, image)], [-1], (), {"kind": "frame"}), batch=1)
+    return Prediction(image=name, guesses=next(_guesses(session, y_NK, top)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """An image that is decoded already, as an item of an image set."""
+
+    name: str
+    decoded: Image.Image
+
+    def image(self) -> Image.Image:
+        return self.decoded
+
+    def content(self) -> bytes:
+        return self.decoded.tobytes()
+
+
+def _guesses(session: Session, y_NK: np.ndarray[Any, Any], top: int) -> Iterator[tuple[Guess, ...]]:
+    for row_K in y_NK if session.head == "probabilities" else _softmax(y_NK):
+        best = np.argsort(-row_K, kind="stable")[:top]
+        yield tuple(Guess(name=session.classes[entry], probability=float(row_K[entry])) for entry in best)
 
 
 def _names(folder: Path) -> list[str]:

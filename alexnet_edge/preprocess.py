@@ -176,13 +176,29 @@ def resize_and_crop(image: Image.Image, spec: Preprocessing, *, path: Path | Non
     return image.crop((left, top, left + spec.crop, top + spec.crop))
 
 
-def normalise(pixels_NHWC: npt.NDArray[np.uint8], spec: Preprocessing) -> FloatArray:
-    """8-bit RGB `(..., H, W, 3)` to float32 `(..., 3, H, W)`: divide by 255, subtract the mean, divide by the deviation."""
-    x = np.moveaxis(pixels_NHWC, -1, -3).astype(np.float32)
+def normalise(
+    pixels_NHWC: npt.NDArray[np.uint8],
+    spec: Preprocessing,
+    *,
+    shift_C: FloatArray | None = None,
+    out: FloatArray | None = None,
+) -> FloatArray:
+    """8-bit RGB `(..., H, W, 3)` to float32 `(..., 3, H, W)`: divide by 255, subtract the mean, divide by the deviation.
+
+    Args:
+        pixels_NHWC: the pixels.
+        spec: the mean and the deviation.
+        shift_C: added to R, G, B on the 0-1 scale, by taking it off the mean: a training view's change of light.
+        out: where to write, in the shape of the result.
+    """
+    turned = np.moveaxis(pixels_NHWC, -1, -3)
+    x = np.empty(turned.shape, np.float32) if out is None else out
+    x[...] = turned
     x /= np.float32(255)
-    x -= np.asarray(spec.mean, np.float32)[:, None, None]
+    mean_C = np.asarray(spec.mean, np.float32)
+    x -= (mean_C if shift_C is None else mean_C - shift_C)[:, None, None]
     x /= np.asarray(spec.std, np.float32)[:, None, None]
-    return np.ascontiguousarray(x)
+    return x
 
 
 def preprocess_image(image: Image.Image, spec: Preprocessing, *, path: Path | None = None) -> FloatArray:

@@ -123,7 +123,8 @@ def checkpoint(request: pytest.FixtureRequest, reporter: ConsoleReporter) -> Che
         return load_checkpoint(newest_checkpoint(request.config.getoption("--bench-runs")))
     except CheckpointError:
         reporter.note("no checkpoint in runs/: using a network trained on the synthetic set")
-    from alexnet_edge.train import TrainSettings, train
+    from alexnet_edge.training.recipe import TrainSettings
+    from alexnet_edge.training.run import train
 
     settings = TrainSettings()
     key = sha256_json(
@@ -134,7 +135,7 @@ def checkpoint(request: pytest.FixtureRequest, reporter: ConsoleReporter) -> Che
     if not kept.is_dir():
         unfinished = CACHE_BENCH / f"unfinished-{key}"
         shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was ended
-        train(TrainSettings(runs=str(CACHE_BENCH), name=unfinished.name), reporter=reporter)
+        train(TrainSettings(runs=str(CACHE_BENCH), name=unfinished.name, keep=0), reporter=reporter)
         unfinished.rename(kept)
     return load_checkpoint(kept / "model.safetensors")
 

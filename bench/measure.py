@@ -701,7 +701,11 @@ def _summarise(rounds: Sequence[LatencySamples], settings: MeasureSettings, perc
 
 
 def summarise_batch(
-    rounds: Sequence[BatchRound], settings: MeasureSettings, *, more_reasons: Sequence[str] = ()
+    rounds: Sequence[BatchRound],
+    settings: MeasureSettings,
+    *,
+    more_reasons: Sequence[str] = (),
+    machine_reasons: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The figures of one batch's rounds as they stand in the results: the warm summary, and the other parts beside it.
 
@@ -711,10 +715,14 @@ def summarise_batch(
         rounds: at least one; a part that is missing from one is summarised over the others.
         settings: with which they were taken.
         more_reasons: why it is not valid, found by others: power, temperature, clocks.
+        machine_reasons: why no time measured on this machine is valid, those of `cold` included.
     """
     warm = summarise([taken.warm for taken in rounds], settings).to_json()
     device, device_reasons = _summarise_device(rounds, settings)
-    reasons = [*warm["reasons"], *device_reasons, *more_reasons]
+    reasons = [*machine_reasons, *warm["reasons"], *device_reasons, *more_reasons]
+    cold = _summarise_cold(rounds, settings)
+    if cold is not None and machine_reasons:
+        cold |= {"reasons": [*machine_reasons, *cold["reasons"]], "valid": False, "verdict": "INVALID"}
     unavailable: dict[str, str] = {}
     for taken in rounds:
         unavailable.update(taken.unavailable)
@@ -723,7 +731,7 @@ def summarise_batch(
         "reasons": reasons,
         "valid": not reasons,
         "verdict": "INVALID" if reasons else "VALID",
-        "cold": _summarise_cold(rounds, settings),
+        "cold": cold,
         "device": device,
         "pipelined": _summarise_pipelined([taken.pipelined for taken in rounds if taken.pipelined], warm["batch"]),
         "unavailable": unavailable,

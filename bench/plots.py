@@ -377,36 +377,51 @@ def _lines(
     )
 
 
+_TRAINING: tuple[tuple[str, str, str, str, float, tuple[str, ...]], ...] = (
+    ("training", "Training: loss", "Lower is better; a widening gap is overfitting.", "loss (nat)", 1.0,
+     ("loss", "val_loss")),
+    ("training-accuracy", "Training: top-1 accuracy", "Higher is better.", "top-1 (%)", 100.0, ("accuracy", "top1")),
+    ("training-rate", "Training: learning rate", "Of each epoch's last step.", "learning rate", 1.0, ("lr",)),
+    ("training-gradient", "Training: gradient norm",
+     "Mean over the epoch's steps, before clipping; a steep rise comes before divergence.", "gradient norm", 1.0,
+     ("gradient_norm",)),
+    ("training-speed", "Training: speed", "Images learned from per second, without validation.", "images/s", 1.0,
+     ("images_per_s",)),
+)  # fmt: skip
+"""Name, title, caption, unit, scale, and the history's columns: one of training, or with it one of validation."""
+
+
 def training(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Loss and top-1 accuracy by epoch."""
+    """Loss, accuracy, learning rate, gradient norm and speed by epoch, as far as the history has them."""
     epochs = [row["epoch"] for row in history]
     plots = []
-    for name, title, caption, unit, scale, keys in (
-        ("training", "Training: loss", "Lower is better; a widening gap is overfitting.", "loss (nat)", 1.0,
-         ("loss", "val_loss")),
-        ("training-accuracy", "Training: top-1 accuracy", "Higher is better.", "top-1 (%)", 100.0, ("accuracy", "top1")),
-    ):  # fmt: skip
+    for name, title, caption, unit, scale, keys in _TRAINING:
+        if any(row.get(key) is None for row in history for key in keys):
+            continue  # of a run by an earlier version
+        if name == "training-speed" and all(row.get("wait_share") is not None for row in history):
+            waits = [row["wait_share"] for row in history]
+            caption += f" Steps waited for images {100 * sum(waits) / len(waits):.1f} % of their time."
         styles = (
             Style(colour=COLOURS[1], marker=MARKERS[1], dash="dash"),
             Style(colour=COLOURS[0], marker=MARKERS[0], dash="solid"),
-        )
+        )[-len(keys) :]
+        labels = ("training", "validation")[: len(keys)]
+        series = [[row[key] * scale for row in history] for key in keys]
         traces = [
             {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "x": epochs,
-                "y": [row[key] * scale for row in history],
+                "y": values,
                 "name": label,
                 "line": {"color": style.colour, "dash": style.dash, "width": 2},
                 "marker": {"color": style.colour, "symbol": style.marker, "size": 7},
             }
-            for key, label, style in zip(keys, ("training", "validation"), styles, strict=True)
+            for values, label, style in zip(series, labels, styles, strict=True)
         ]
-        layout = {
-            "xaxis": _axis("epoch", tickformat="d", dtick=max(1, len(epochs) // 8)),
-            "yaxis": _axis(unit, rangemode="tozero"),
-        }
-        key = tuple(zip(("training", "validation"), styles, strict=True))
+        y_axis = _number_axis(unit, series[0]) if name == "training-rate" else _axis(unit, rangemode="tozero")
+        layout = {"xaxis": _axis("epoch", tickformat="d", dtick=max(1, len(epochs) // 8)), "yaxis": y_axis}
+        key = tuple(zip(labels, styles, strict=True)) if len(keys) > 1 else ()
         plots.append(_plot(name, title, caption, traces, layout, height=300, key=key))
     return plots
 

@@ -92,7 +92,8 @@ def write_report(
         bench: results as `BenchResult.to_json()` or `read_results` give them.
         artifacts: further artifacts; those already among the results are not repeated.
         checkpoint_info: the checkpoint the artifacts came from.
-        history: one mapping per epoch with `epoch`, `loss`, `val_loss`, `accuracy`, `top1`.
+        history: one mapping per epoch with `epoch`, `loss`, `val_loss`, `accuracy`, `top1`, and what else there is of
+            `lr`, `gradient_norm`, `images_per_s`, `wait_share`.
         commands: what to type to repeat everything, in order; by default the bench's own command.
         title: heading of the page.
 

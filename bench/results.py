@@ -65,17 +65,27 @@ class Measured:
     error: str = ""
     _entries: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
 
-    def entry(self, batch: int, settings: MeasureSettings, power: PowerFindings) -> dict[str, Any] | None:
-        """The summary of one batch over the rounds so far, without the speed-up; None before the first."""
+    def entry(
+        self, batch: int, settings: MeasureSettings, power: PowerFindings, emulated: str | None = None
+    ) -> dict[str, Any] | None:
+        """The summary of one batch over the rounds so far, without the speed-up; None before the first.
+
+        `emulated` is what emulates the machine, if anything does: then no time is valid.
+        """
         taken = [one for one in self.rounds if batch in one.batches]
         if not taken:
             return None
         if batch not in self._entries or self._entries[batch][0] != len(taken):
-            self._entries[batch] = (len(taken), self._summary(batch, taken, settings, power))
+            self._entries[batch] = (len(taken), self._summary(batch, taken, settings, power, emulated))
         return self._entries[batch][1]
 
     def _summary(
-        self, batch: int, taken: Sequence[Round], settings: MeasureSettings, power: PowerFindings
+        self,
+        batch: int,
+        taken: Sequence[Round],
+        settings: MeasureSettings,
+        power: PowerFindings,
+        emulated: str | None,
     ) -> dict[str, Any]:
         windows = [one.windows[batch] for one in taken if batch in one.windows]
         missing = [f"{len(taken)} of {settings.rounds} rounds"] if len(taken) < settings.rounds else []
@@ -87,6 +97,7 @@ class Measured:
                 *power.log_reasons(self.subject.device),
                 *thermal_reasons(windows, device=self.subject.device),
             ],
+            machine_reasons=[f"emulated: {emulated}"] if emulated else [],
         )
         images = batch * sum(len(one.batches[batch].warm.samples_ns) for one in taken if batch in one.windows)
         entry["energy"], why = energy_of(windows, power.idle, images=images, device=self.subject.device)
@@ -190,7 +201,7 @@ class BenchResult:
         if not self.isolate:
             unavailable["peak_memory"] = "several subjects shared the process"
         for batch in self.settings.batches:
-            entry = one.entry(batch, self.settings, self.power)
+            entry = one.entry(batch, self.settings, self.power, self.environment.get("emulated"))
             if entry is not None:
                 speed_up, why = self._speed_up(one, batch)
                 unavailable_here = {**entry["unavailable"], **({"speed_up": why} if why else {})}

@@ -27,6 +27,7 @@ from alexnet_edge.bench.scenarios import ScenarioSettings
 from alexnet_edge.bench.subjects import PEER, Subject, default_images, open_subject, swept, told_apart, write_inputs
 from alexnet_edge.bench.worker import Opened, Worker
 from alexnet_edge.data import ImageSet
+from alexnet_edge.environment import emulation
 from alexnet_edge.errors import AlexNetEdgeError, UserError
 from alexnet_edge.files import write_json
 from alexnet_edge.layers import architecture
@@ -110,11 +111,19 @@ def run_bench(
         reporter: told of the progress.
 
     Raises:
-        UserError: when there is no subject, one is named twice, none can be run here, or the power mode cannot be set.
+        UserError: when there is no subject, one is named twice, none can be run here, the power mode cannot be set, or
+            scenarios are asked for on an emulated machine.
         ArtifactError, CheckpointError: when one is missing or damaged.
         OutputError: when `out` cannot be written.
     """
     settings, plan = settings or MeasureSettings(), plan or Plan()
+    emulated = emulation()
+    if plan.scenarios and emulated:
+        raise UserError(
+            f"LoadGen gives a verdict on times, and this machine is emulated ({emulated})",
+            value="--scenario",
+            fix="leave it out, or run it on the machine itself",
+        )
     if not subjects:
         raise UserError("nothing to measure", value="no artifact", fix="write one with `alexnet-edge export`")
     opened = [open_subject(path, device=settings.device, trust=trust) for path in subjects]
@@ -347,7 +356,7 @@ class _Bench:
 
     def _roofline(self, one: Measured, index: int) -> dict[str, Any] | None:
         subject, batch = one.subject, self.result.settings.batches[0]
-        entry = one.entry(batch, self.result.settings, self.result.power)
+        entry = one.entry(batch, self.result.settings, self.result.power, self.result.environment.get("emulated"))
         if entry is None or entry["percentiles_ns"]["p50"] is None:
             one.no_roofline = "no median latency at the first batch"
             return None

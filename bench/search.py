@@ -240,7 +240,7 @@ class _Search:
         for index, (name, kind) in enumerate(moves):
             self.exporter.reporter.start(f"layer by layer: {name} in {kind} ({index + 1} of {len(moves)})", None)
             changes.append(self._change(exact, name, kind))
-            self.exporter.reporter.finish(f"x {changes[-1].speedup:.2f}, drop {100 * changes[-1].drop:+.2f} points")
+            self.exporter.reporter.finish(f"x {changes[-1].speedup:.2f}, drop {100 * changes[-1].drop:.2f} points")
         plan, changes = self._greedy(exact, changes)
         plain_drop = self._drop(self._figures(plain))
         drop = self._drop(self._figures(plan))
@@ -332,7 +332,7 @@ class _Search:
         if figures.num_not_finite:
             return 1.0
         if self._labels_N is not None and figures.accuracy_change is not None:
-            return -figures.accuracy_change
+            return 0.0 - figures.accuracy_change  # never -0.0
         return figures.flip_rate or 0.0
 
     def _answers(self, plan: Plan) -> dict[str, Any]:

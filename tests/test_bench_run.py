@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 from test_report import QUICK, write_artifact
 
+from alexnet_edge import environment
 from alexnet_edge.bench.results import read_results
 from alexnet_edge.bench.run import Plan, run_bench
+from alexnet_edge.bench.scenarios import ScenarioSettings
+from alexnet_edge.bench.tables import markdown_of
 from alexnet_edge.cli import _run
 from alexnet_edge.data import synthetic
 from alexnet_edge.errors import UserError
@@ -90,6 +93,25 @@ def test_a_log_that_is_none_is_refused_before_anything_is_measured(tmp_path: Pat
     with pytest.raises(UserError, match="log"):
         bench(tmp_path, tegrastats=tmp_path / "log")
     assert not (tmp_path / "bench.json").exists()
+
+
+def test_no_figure_of_an_emulated_machine_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "emulated").write_text("qemu-aarch64 runs the instructions\n", encoding="utf-8")
+    monkeypatch.setattr(environment, "EMULATED_MARKER", tmp_path / "emulated")
+    found = bench(tmp_path)
+    assert found["environment"]["emulated"]
+    for subject in found["subjects"]:
+        for entry in subject["batches"]:
+            parts = [entry, *([entry["cold"]] if entry["cold"] else [])]
+            for part in parts:
+                assert part["verdict"] == "INVALID"
+                assert part["valid"] is False
+                assert part["reasons"][0] == "emulated: qemu-aarch64 runs the instructions"
+    page = markdown_of(found)
+    assert "0 validly" in page
+    assert "emulated" in page
+    with pytest.raises(UserError, match=r"machine is emulated.*--scenario"):
+        run_bench([tmp_path / "network0.onnx"], QUICK, Plan(scenarios=(ScenarioSettings(scenario="single-stream"),)))
 
 
 def places(value: Any, path: tuple[Any, ...] = (), depth: int = 5) -> list[tuple[Any, ...]]:

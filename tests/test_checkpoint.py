@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import os
 import pickle
@@ -11,9 +13,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import urllib.error
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,10 +26,14 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torchvision import models
 
+from alexnet_edge import checkpoint
 from alexnet_edge.checkpoint import (
     CheckpointInfo,
     check_weights,
+    fit_weights,
     import_weights,
     load_checkpoint,
     newest_checkpoint,
@@ -33,6 +42,7 @@ from alexnet_edge.checkpoint import (
     read_info,
     recognise,
     save_checkpoint,
+    torchvision_weights,
 )
 from alexnet_edge.errors import CheckpointError
 from alexnet_edge.layers import architecture
@@ -367,6 +377,7 @@ def state_dict(
         ("torchvision", TORCHVISION_KEYS, "model_state_dict", "module._orig_mod."),
         ("notebook", NOTEBOOK_KEYS, "model", ""),
         ("notebook", NOTEBOOK_KEYS, None, "_orig_mod."),
+        ("notebook", NOTEBOOK_KEYS, None, "_orig_mod.module."),
     ],
 )
 def test_dialects(tmp_path: Path, arch_name: str, keys: list[str] | None, wrap: str | None, prefix: str) -> None:
@@ -378,6 +389,108 @@ def test_dialects(tmp_path: Path, arch_name: str, keys: list[str] | None, wrap: 
     assert loaded.info.classes == ("class 0", "class 1", "class 2", "class 3")
     for index, name in enumerate(parameter_shapes(architecture(arch_name, 4))):
         assert (loaded.weights[name] == index).all(), name
+
+
+def test_state_dicts_as_torch_leaves_them(tmp_path: Path) -> None:
+    """What DistributedDataParallel, an average of weights and a compiled part really call their entries."""
+    network = models.alexnet(num_classes=4)
+    expected = network.state_dict()
+    compiled = models.alexnet(num_classes=4)
+    compiled.load_state_dict(expected)
+    compiled.features = torch.compile(compiled.features)  # not run: only its names count
+    averaged = AveragedModel(network)  # type: ignore[no-untyped-call]
+    with init_process_group(tmp_path):
+        parallel = nn.parallel.DistributedDataParallel(network).state_dict()
+    reference = {"model": expected, "optimizer": {"lr": 0.1}, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    for name, state in (
+        ("parallel", parallel),
+        ("compiled", compiled.state_dict()),
+        ("averaged", averaged.state_dict()),
+        ("reference", reference),  # as torchvision's reference script writes it
+    ):
+        path = tmp_path / f"{name}.pth"
+        torch.save(state, path)
+        weights = import_weights(path)
+        assert recognise(weights, path).name == "torchvision", name
+        assert np.array_equal(weights["conv1.weight"], expected["features.0.weight"].numpy()), name
+        assert np.array_equal(weights["fc8.bias"], expected["classifier.6.bias"].numpy()), name
+
+
+@contextmanager
+def init_process_group(folder: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_weights_that_do_not_fit_are_named_layer_by_layer(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(state_dict("torchvision", TORCHVISION_KEYS), path)
+    with pytest.raises(CheckpointError) as error:
+        fit_weights(import_weights(path), architecture("one-tower", 4), path)
+    text = message(error, path)
+    for part in (
+        "conv1.weight is [64, 3, 11, 11], not [96, 3, 11, 11]",
+        "conv1.bias is [64], not [96]",
+        "conv2.weight is [192, 64, 5, 5], not [256, 96, 5, 5]",
+        "conv3.weight is [384, 192, 3, 3], not [384, 256, 3, 3]",
+    ):
+        assert part in text
+    for name in ("fc6", "fc7", "fc8"):
+        assert name not in text, "what fits is not named"
+
+
+def test_other_classes_leave_fc8_out_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(state_dict("two-tower"), path)
+    weights = import_weights(path)
+    same, note = fit_weights(weights, architecture("two-tower", 4), path)
+    assert (same.keys(), note) == (weights.keys(), "")
+    fitted, note = fit_weights(weights, architecture("two-tower", 7), path)
+    assert weights.keys() - fitted.keys() == {"fc8.weight", "fc8.bias"}
+    assert "fc8 of" in note
+    assert "has 4 outputs, not 7" in note
+    del weights["fc6.bias"]
+    with pytest.raises(CheckpointError, match=r"fc6\.bias is missing"):
+        fit_weights(weights, architecture("two-tower", 7), path)
+
+
+def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = tmp_path / "alexnet-owt.pth"
+    torch.save(state_dict("torchvision", TORCHVISION_KEYS), published)
+    digest = hashlib.sha256(published.read_bytes()).hexdigest()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(checkpoint, "TORCHVISION_URL", published.as_uri())
+    monkeypatch.setattr(checkpoint, "_TORCHVISION_SHA256", "0" * 8)
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded \(invalid hash value.*--init FILE"):
+        torchvision_weights()
+    assert list((tmp_path / "hub/checkpoints").iterdir()) == [], "a file that is not the published one is not kept"
+
+    monkeypatch.setattr(checkpoint, "_TORCHVISION_SHA256", digest[:8])
+    path = torchvision_weights()
+    assert path.read_bytes() == published.read_bytes()
+    published.unlink()
+    assert torchvision_weights() == path, "the second time from the cache"
+    path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError) as error:
+        torchvision_weights()
+    assert "damaged: its SHA-256 does not begin with" in message(error, path)
+
+
+def test_torchvisions_weights_without_a_network_are_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "urlopen", Mock(side_effect=urllib.error.URLError("no route to host")))
+    with pytest.raises(CheckpointError) as error:
+        torchvision_weights()
+    text = str(error.value)
+    assert "\n" not in text
+    assert "cannot be downloaded (no route to host): https://download.pytorch.org/models/" in text
+    assert text.endswith("fetch the file on another machine and give it with --init FILE")
+    assert error.value.exit_code == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

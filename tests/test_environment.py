@@ -139,8 +139,60 @@ def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
     assert environment.cpu_model(tmp_path) == (platform.processor() or None)
 
 
+def runs_under(root: Path, program: str) -> Path:
+    """A machine on which the kernel runs `program` for this process."""
+    link = root / f"proc/self/task/{os.getpid()}/exe"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(program)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("program", "emulated"),
+    [
+        ("/usr/bin/qemu-aarch64-static", "qemu-aarch64-static runs the instructions"),
+        ("/run/rosetta/rosetta", "rosetta runs the instructions"),
+        ("/usr/bin/python3.11", None),
+        ("/opt/qemu-test/bin/python3", None),
+    ],
+)
+def test_an_emulator_is_seen_by_the_program_that_runs(tmp_path: Path, program: str, emulated: str | None) -> None:
+    assert environment.emulation(runs_under(tmp_path, program), "aarch64") == emulated
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "kind", "emulated"),
+    [
+        (X86, "aarch64", "the processor is no aarch64"),
+        (JETSON, "x86_64", "the processor is no x86_64"),
+        (X86, "x86_64", None),
+        (JETSON, "aarch64", None),
+        (ARM_WITHOUT_A_NAME, "aarch64", None),
+    ],
+)
+def test_an_emulator_is_seen_by_a_processor_of_another_kind(
+    tmp_path: Path, cpuinfo: str, kind: str, emulated: str | None
+) -> None:
+    assert environment.emulation(machine(tmp_path, proc__cpuinfo=cpuinfo), kind) == emulated
+
+
+def test_a_marker_declares_an_emulator_that_is_not_seen(tmp_path: Path) -> None:
+    root = machine(tmp_path, proc__cpuinfo=JETSON, **{"etc__alexnet-edge__emulated": "QEMU, machine virt\nmore\n"})
+    assert environment.emulation(root, "aarch64") == "QEMU, machine virt"
+
+
+def test_an_emulated_machine_does_not_bear_its_hosts_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "emulated").write_text("declared\n", encoding="utf-8")
+    monkeypatch.setattr(environment, "EMULATED_MARKER", tmp_path / "emulated")
+    found = environment.describe()
+    assert found["emulated"] == "declared"
+    assert found["cpu"].startswith(f"emulated {platform.machine()}, on ")
+    assert found["cpu_features"] == []
+
+
 def test_this_machine() -> None:
     found = environment.describe()
+    assert found["emulated"] == environment.emulation()
     json.dumps(found, allow_nan=False)
     assert found["cpus"] == len(os.sched_getaffinity(0))
     total = Path("/proc/meminfo").read_text().split()[1]

@@ -38,6 +38,11 @@ pytest.importorskip("plotly", reason="plotly is not installed")
 pytest.importorskip("jinja2", reason="jinja2 is not installed")
 
 SMALL = {"samples": 60, "batches": (1, 4)}
+HISTORY = [
+    {"epoch": epoch, "loss": 1.0, "val_loss": 1.1, "accuracy": 0.5, "top1": 0.4, "lr": 0.01 / epoch,
+     "gradient_norm": 1.5 * epoch, "images_per_s": 100.0, "wait_share": 0.01 * epoch}
+    for epoch in (1, 2)
+]  # fmt: skip
 HOSTILE = "</script><script>alert(\"1\")</script><img src=x onerror=y>|`a`\n[b](javascript:c) *d* 'e'"
 
 
@@ -58,8 +63,7 @@ def bare() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def full_text(full: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
-    history = [{"epoch": epoch, "loss": 1.0, "val_loss": 1.1, "accuracy": 0.5, "top1": 0.4} for epoch in (1, 2)]
-    out = write_report(tmp_path_factory.mktemp("page") / "report.html", bench=full, history=history)
+    out = write_report(tmp_path_factory.mktemp("page") / "report.html", bench=full, history=HISTORY)
     return out.read_text(encoding="utf-8")
 
 
@@ -456,7 +460,8 @@ def test_csv_keeps_hostile_text_in_its_cell() -> None:
 
 
 def test_page_has_every_part(full: dict[str, Any], full_page: Page) -> None:
-    names = ("tradeoff", "distribution", "throughput", "batch-latency", "training", "training-accuracy")
+    names = ("tradeoff", "distribution", "throughput", "batch-latency", "training", "training-accuracy",
+             "training-rate", "training-gradient", "training-speed")  # fmt: skip
     assert {f"plot-{name}" for name in names} == {name for name in full_page.ids if name.startswith("plot-")}
     for heading in (
         "What is not proved, or not validly measured", "Scorecard", "Roofline", "Layer by layer", "MLPerf LoadGen scenarios",
@@ -471,6 +476,22 @@ def test_page_has_every_part(full: dict[str, Any], full_page: Page) -> None:
         for scenario in subject["scenarios"]:
             assert " ".join(scenario["summary"].split()) in full_page.text
     assert full_page.text.index("Fastest proved: trt fp16") < full_page.text.index("What is not proved")
+
+
+def test_training_curves_are_those_of_the_history() -> None:
+    drawn = {plot.name: plot for plot in plots.training(HISTORY)}
+    for name, values in {
+        "training": ["[1.0,1.0]", "[1.1,1.1]"],
+        "training-accuracy": ["[50.0,50.0]", "[40.0,40.0]"],
+        "training-rate": ["[0.01,0.005]"],
+        "training-gradient": ["[1.5,3.0]"],
+        "training-speed": ["[100.0,100.0]"],
+    }.items():
+        assert [text for text in values if f'"y":{text}' in drawn[name].html] == values
+        assert len(drawn[name].key) == (2 if len(values) == 2 else 0)
+    assert "Steps waited for images 1.5 % of their time." in drawn["training-speed"].caption
+    early = [{key: row[key] for key in ("epoch", "loss", "val_loss", "accuracy", "top1")} for row in HISTORY]
+    assert [plot.name for plot in plots.training(early)] == ["training", "training-accuracy"], "by an earlier version"
 
 
 def test_page_loads_nothing(full_text: str, full_page: Page) -> None:

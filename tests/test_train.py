@@ -1,163 +1,82 @@
-"""Training: its views, its schedule, its files, and that a resumed run is the undisturbed one bit for bit."""
+"""Training: its arithmetic, its files, and what it refuses."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_network
 import torch
-from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from alexnet_edge import layers, preprocess, progress, train
+from alexnet_edge import layers, preprocess, progress
+from alexnet_edge.augment import CENTRE
 from alexnet_edge.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from alexnet_edge.data import open_split, reopen, synthetic
-from alexnet_edge.errors import (
-    CheckpointError,
-    DataError,
-    DivergedError,
-    ImageError,
-    InterruptedRunError,
-    OutputError,
-    UserError,
-)
+from alexnet_edge.errors import CheckpointError, DataError, DivergedError, ImageError, OutputError, UserError
 from alexnet_edge.evaluate import evaluate
-from alexnet_edge.feeds import CENTRE, Draw, FeatureFeed, ImageFeed, fixed_views, view
 from alexnet_edge.layers import architecture
-from alexnet_edge.lrn import TrainingLRN
 from alexnet_edge.model import AlexNet, initialise
-from alexnet_edge.preprocess import Preprocessing, preprocess_file, preset
+from alexnet_edge.preprocess import preset
 from alexnet_edge.progress import ConsoleReporter, QuietReporter
-from alexnet_edge.rescale import LAST_DEVIATION, rescale
 from alexnet_edge.sessions import open_session
-from alexnet_edge.train import RECIPES, Recipe, TrainSettings, learning_rate, resume
-from alexnet_edge.train import train as run_training
+from alexnet_edge.training import run as run_module
+from alexnet_edge.training.distributed import World
+from alexnet_edge.training.folder import new_folder
+from alexnet_edge.training.learner import Learner, prepare_network, resolved_precision
+from alexnet_edge.training.lrn import TrainingLRN
+from alexnet_edge.training.recipe import RECIPES, Recipe, TrainSettings
+from alexnet_edge.training.rescale import LAST_DEVIATION, rescale
+from alexnet_edge.training.run import train as run_training
+from alexnet_edge.training.start import first_model, first_preprocessing
 
 MakeCheckpoint = Callable[..., Path]
 
-QUICK: dict[str, Any] = {"epochs": 2, "batch": 8, "lr": 1e-3, "workers": 0, "recipe": "notebook"}
 
-TINY = layers.Architecture(
-    name="tiny",
-    input_size=67,
-    preprocessing="tiny-67",
-    summary="AlexNet's eight layers with few channels",
-    layers=tuple(
-        replace(layer, in_channels=channels, out_channels=12, groups=1)
-        for layer, channels in zip(
-            layers.ARCHITECTURES["two-tower"].layers, (3, 12, 12, 12, 12, 12, 12, 12), strict=True
-        )
-    ),
-)
-"""67 pixels leave 1 x 1 after the last pooling."""
-
-
-class Stopper(QuietReporter):
-    """Presses Ctrl-C after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def update(self, completed: int, detail: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Leave the number of threads, which a run sets, as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
 def real(image_folder: Path, tmp_path: Path) -> TrainSettings:
     """A short run of a real architecture."""
-    return TrainSettings(data=str(image_folder), runs=str(tmp_path / "runs"), arch="two-tower", **QUICK)
+    return TrainSettings(
+        data=str(image_folder), runs=str(tmp_path / "runs"), arch="two-tower", keep=0, **tiny_network.QUICK
+    )
 
 
 @pytest.fixture
 def settings(real: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> TrainSettings:
     """The same with a network small enough to train it many times."""
-    monkeypatch.setitem(layers.ARCHITECTURES, "tiny", TINY)
-    monkeypatch.setitem(preprocess.PRESETS, "tiny-67", Preprocessing(resize=80, crop=67))
-    return replace(real, arch="tiny")
+    monkeypatch.setitem(layers.ARCHITECTURES, "tiny", tiny_network.TINY)
+    monkeypatch.setitem(preprocess.PRESETS, "tiny-67", tiny_network.TINY_PREPROCESSING)
+    return replace(real, arch="tiny", keep=2)
 
 
-def same_weights(one: Path, other: Path) -> bool:
-    a, b = load_checkpoint(one).weights, load_checkpoint(other).weights
-    return all(np.array_equal(a[name], b[name]) for name in a)
+def having(settings: TrainSettings, **overrides: Any) -> TrainSettings:
+    """The settings with further fields of the recipe."""
+    return replace(settings, overrides={**settings.overrides, **overrides})
 
 
-# --- views --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(40, 33), (300, 256), (257, 400)])
-def test_central_training_view_is_the_shared_preprocessing(tmp_path: Path, size: tuple[int, int]) -> None:
-    random = np.random.default_rng(size[0])
-    for label in ("a", "b"):
-        for index in range(2):
-            (tmp_path / label).mkdir(exist_ok=True)
-            pixels = random.integers(0, 256, (size[1], size[0], 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / label / f"{index}.png")
-    images = open_split(tmp_path, "train")
-    for name in ("imagenet-227", "caffe-227"):
-        feed = ImageFeed(images, preset(name), workers=0, on_bad_image="fail")
-        for _ in range(2):  # from the file, then from memory
-            ((x_NCHW, labels_N),) = feed.batches(range(2), [CENTRE] * 2, 2)
-            for index in range(2):
-                assert np.array_equal(
-                    x_NCHW[index].numpy(), preprocess_file(tmp_path / images.name(index), preset(name))
-                )
-            assert labels_N.tolist() == [0, 1]
-
-
-def test_random_views_are_crops_and_mirrors_of_the_resized_image() -> None:
-    pixels = np.arange(10 * 14 * 3, dtype=np.uint8).reshape(10, 14, 3)
-    spec = Preprocessing(resize=10, crop=4)
-    assert np.array_equal(view(pixels, spec, Draw(0.0, 0.0, 0.0)), pixels[:4, :4])
-    assert np.array_equal(view(pixels, spec, Draw(0.999, 0.999, 0.0)), pixels[6:, 10:])
-    assert np.array_equal(view(pixels, spec, Draw(0.5, 0.0, 0.5)), pixels[:4, 5:9][:, ::-1])
-    assert np.array_equal(view(pixels, spec, CENTRE), pixels[3:7, 5:9])
-    random = np.random.default_rng(0)
-    seen = {view(pixels, spec, Draw(*random.random(3).tolist())).tobytes() for _ in range(3000)}
-    assert len(seen) == 7 * 11 * 2, "every place and its mirror image, and no other"
-
-
-def test_fixed_views_are_ten_different_ones() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (256, 300, 3), np.uint8)
-    seen = [view(pixels, Preprocessing(), draw).tobytes() for draw in fixed_views(10)]
-    assert len(set(seen)) == 10
-    centre, mirrored = (view(pixels, Preprocessing(), draw) for draw in fixed_views(2))
-    assert np.array_equal(mirrored, centre[:, ::-1])
-    with pytest.raises(UserError, match="views must be from 1 to 10: 11"):
-        fixed_views(11)
-
-
-def test_images_beyond_the_memory_budget_are_decoded_again(image_folder: Path) -> None:
-    images = open_split(image_folder, "train")
-    spec = Preprocessing(resize=32, crop=24)
-    answers = []
-    for budget in (0, 10_000, 1 << 30):
-        feed = ImageFeed(images, spec, workers=2, on_bad_image="fail", budget=budget)
-        for _ in range(2):
-            answers.append(torch.cat([x for x, _ in feed.batches(range(24), [CENTRE] * 24, 5)]))
-    assert all(torch.equal(answer, answers[0]) for answer in answers)
-
-
-def test_feature_feed_picks_the_drawn_view() -> None:
-    features_VNF = torch.arange(2 * 3).reshape(2, 3, 1).float()
-    feed = FeatureFeed(features_VNF, torch.tensor([7, 8, 9]))
-    draws = [Draw(0.9, 0, 0), Draw(0.1, 0, 0), CENTRE]
-    ((x, labels),) = feed.batches([2, 0, 1], draws, 3)
-    assert x[:, 0].tolist() == [5.0, 0.0, 1.0]
-    assert labels.tolist() == [9, 7, 8]
+def prepared(settings: TrainSettings, reporter: Any = None) -> Any:
+    """A run before its first step."""
+    run = run_module._Run(settings, World(), reporter or QuietReporter(), 0.0)
+    run.prepare(new_folder(settings), None)
+    return run
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------------------------
@@ -217,58 +136,176 @@ def test_rescale_of_the_notebook_network_without_biases() -> None:
     assert torch.equal(model.conv2.weight, before), "only the layers named are touched"
 
 
-def test_schedules() -> None:
-    notebook = RECIPES["notebook"]
-    at = {0: 0.01, 24.99: 0.01, 25.001: 1e-3, 49.99: 1e-3, 50.001: 1e-4, 75.001: 1e-5, 89.99: 1e-5}
-    for epoch, rate in at.items():
-        assert learning_rate(notebook, epoch) == pytest.approx(rate), epoch
-    by_epochs = replace(notebook, epochs=10, milestones=(4.0, 8.0))
-    assert [learning_rate(by_epochs, epoch) for epoch in (3.9, 4.0, 8.0)] == pytest.approx([0.01, 1e-3, 1e-4])
-    cosine = Recipe(epochs=10, batch=1, lr=1.0, schedule="cosine", warmup=0.2)
-    rates = [learning_rate(cosine, epoch) for epoch in (0, 1, 2, 6, 10)]
-    assert rates == pytest.approx([0.01, 0.5, 1.0, 0.5, 0.0])
+# --- one step -----------------------------------------------------------------------------------------------------------
+
+STEP = Recipe(epochs=2, batch=8, lr=1e-3, dropout=0.0)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"epochs": 0}, "epochs must be 1 or more: 0"),
-        ({"batch": 0}, "batch must be 1 or more: 0"),
-        ({"lr": math.nan}, "lr must be above 0: nan"),
-        ({"momentum": 1.0}, "momentum must be from 0 to below 1"),
-        ({"weight_decay": -1.0}, "weight_decay must be 0 or more"),
-        ({"dropout": 1.0}, "dropout must be from 0 to below 1"),
-        ({"views": 11}, "views must be from 1 to 10"),
-        ({"seed": -1}, "seed must be 0 or more"),
-        ({"threads": 0}, "threads must be 1 or more: 0"),
-        ({"workers": -1}, "workers must be 0 or more"),
-        ({"max_minutes": 0.0}, "max_minutes must be above 0"),
-        ({"recipe": "secret"}, "no such recipe: secret; choose one of notebook"),
-        ({"freeze": "all"}, "no such freeze: all; choose one of none, features"),
-        ({"schedule": "linear"}, "no such schedule: linear"),
-        ({"device": "tpu"}, "no such device: tpu"),
-    ],
-)
-def test_settings_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        replace(TrainSettings(), **change).resolved()
+def tiny_learner(recipe: Recipe, *, steps: int = 10) -> Learner:
+    model = AlexNet(tiny_network.TINY.with_classes(4))
+    initialise(model, "kaiming", seed=0)
+    prepare_network(model, recipe, torch.device("cpu"))
+    return Learner(model, recipe, World(), seed=0, steps=steps)
 
 
-def test_recipe_is_chosen_by_freeze_and_data_and_overridden() -> None:
-    assert TrainSettings().resolved() == RECIPES["synthetic"]
-    assert TrainSettings(data="x").resolved() == RECIPES["notebook"]
-    assert TrainSettings(data="x", freeze="features").resolved() == RECIPES["frozen"]
-    own = TrainSettings(data="x", lr=0.5, dropout=0.0, rescale=True).resolved()
-    assert own == replace(RECIPES["notebook"], lr=0.5, dropout=0.0, rescale=True)
-    for recipe in (TrainSettings(milestones=(0.5,)), TrainSettings(data="x", freeze="features")):
-        assert TrainSettings.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+@pytest.fixture(scope="module")
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(8, 3, 67, 67, generator=generator), torch.arange(8) % 4
+
+
+def take(learner: Learner, batch: tuple[torch.Tensor, torch.Tensor], *, rate: float = 1e-3, step: int = 0) -> Any:
+    return learner.step(*batch, count=len(batch[1]), rate=rate, place=(0, step))
+
+
+def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in learner.model.named_parameters()}
+
+
+def test_a_step_is_plain_sgd_with_momentum(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """v = 0.9 v + gradient + decay * theta; theta -= rate * v: computed here without the package's step."""
+    learner = tiny_learner(STEP)
+    theta = learner.model.fc8.weight
+    expected, velocity = theta.detach().clone(), torch.zeros_like(theta)
+    for step in range(3):
+        learner.model.train()
+        loss = nn.functional.cross_entropy(learner.model.logits(batch[0]), batch[1])
+        gradients = torch.autograd.grad(loss, list(learner.model.parameters()))
+        gradient = gradients[[name for name, _ in learner.model.named_parameters()].index("fc8.weight")]
+        velocity = 0.9 * velocity + gradient + 5e-4 * expected
+        expected = expected - 1e-3 * velocity
+        found = take(learner, batch, step=step)
+        assert found.loss == pytest.approx(loss.item(), rel=1e-5)
+        assert found.gradient_norm == pytest.approx(
+            math.sqrt(sum(float(g.square().sum()) for g in gradients)), rel=1e-4
+        )
+        torch.testing.assert_close(theta.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    whole, parts = tiny_learner(STEP), tiny_learner(replace(STEP, accumulate=3))
+    for step in range(3):
+        one, other = take(whole, batch, step=step), take(parts, batch, step=step)
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+        assert (other.correct, other.count) == (one.correct, one.count)
+    for name, value in weights_of(whole).items():
+        torch.testing.assert_close(weights_of(parts)[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_label_smoothing_spreads_the_label(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    learner = tiny_learner(replace(STEP, label_smoothing=0.2))
+    log_NK = torch.log_softmax(learner.model.logits(batch[0]), dim=1).detach()
+    right = nn.functional.one_hot(batch[1], 4) * 0.8 + 0.2 / 4
+    assert take(learner, batch).loss == pytest.approx(-(right * log_NK).sum(1).mean().item(), rel=1e-5)
+
+
+def test_clipped_gradient_keeps_its_direction(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    plain, clipped = (tiny_learner(replace(STEP, weight_decay=0.0, clip=clip)) for clip in (0.0, 0.01))
+    before = weights_of(plain)
+    norm = take(plain, batch).gradient_norm
+    assert take(clipped, batch).gradient_norm == pytest.approx(norm)
+    assert norm > 0.1
+    for name, value in before.items():
+        step, small = weights_of(plain)[name] - value, weights_of(clipped)[name] - value
+        torch.testing.assert_close(small, step * (0.01 / norm), rtol=1e-2, atol=1e-7)
+
+
+def test_features_learn_at_their_own_rate(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    even, low, still = (tiny_learner(replace(STEP, features_lr=share)) for share in (1.0, 0.1, 0.0))
+    before = weights_of(even)
+    for learner in (even, low, still):
+        take(learner, batch)
+    for name, value in before.items():
+        steps = [weights_of(learner)[name] - value for learner in (even, low, still)]
+        share = 0.1 if name.startswith("conv") else 1.0
+        torch.testing.assert_close(steps[1], steps[0] * share, rtol=1e-2, atol=1e-7)
+        assert bool(steps[2].any()) != name.startswith("conv")
+
+
+def test_average_of_the_weights_is_the_recurrence(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    learner = tiny_learner(replace(STEP, ema=0.5), steps=10)
+    expected: torch.Tensor | None = None
+    for step in range(4):
+        take(learner, batch, rate=0.01, step=step)
+        weight = learner.model.fc6.weight.detach().clone()
+        decay = 1 - 1 / (0.5 * 10)
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+    assert expected is not None
+    torch.testing.assert_close(learner.kept.fc6.weight.detach(), expected)
+    assert not torch.equal(learner.kept.fc6.weight, learner.model.fc6.weight)
+    learner.kept.eval()
+    assert torch.equal(learner.logits(batch[0]), learner.kept.logits(batch[0])), "the average is what is validated"
+
+
+def test_channels_last_changes_the_layout_and_not_the_values(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    plain, last = tiny_learner(STEP), tiny_learner(replace(STEP, channels_last=True))
+    assert last.model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert take(last, batch).loss == pytest.approx(take(plain, batch).loss, rel=1e-5)
+    for name, value in weights_of(plain).items():
+        torch.testing.assert_close(weights_of(last)[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "within"), [("bf16", 0.02), ("fp16", 0.005)])
+def test_mixed_precision_is_near_fp32(batch: tuple[torch.Tensor, torch.Tensor], precision: Any, within: float) -> None:
+    plain, mixed = tiny_learner(STEP), tiny_learner(replace(STEP, precision=precision, channels_last=True))
+    types = set()
+    mixed.model.conv3.register_forward_hook(lambda _m, _i, y: types.add(y.dtype))
+    for step in range(3):
+        one, other = take(plain, batch, step=step), take(mixed, batch, step=step)
+        assert other.loss == pytest.approx(one.loss, rel=within)
+        assert other.loss != one.loss
+    assert types == {torch.bfloat16 if precision == "bf16" else torch.float16}
+    assert all(value.dtype == torch.float32 for value in mixed.model.parameters())
+    assert mixed.scaler.is_enabled() == (precision == "fp16")
+    mixed.logits(batch[0])
+    assert torch.float32 in types, "validation is FP32"
+
+
+def test_fp16_leaves_out_a_step_that_overflows(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    learner = tiny_learner(replace(STEP, precision="fp16"))
+    learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**60})
+    before = weights_of(learner)
+    found = take(learner, batch)
+    assert math.isfinite(found.loss)
+    assert not math.isfinite(found.gradient_norm)
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(learner).items())
+    assert learner.scaler.get_scale() == 2.0**59
+
+
+def test_automatic_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for features, expected in ((["avx2"], "fp32"), (["avx512_bf16"], "bf16"), (["asimddp", "bf16"], "bf16")):
+        monkeypatch.setattr("alexnet_edge.training.learner.cpu_features", lambda found=features: found)
+        assert resolved_precision("auto", torch.device("cpu")) == expected
+    assert resolved_precision("fp16", torch.device("cpu")) == "fp16"
+
+
+def test_dropout_depends_on_the_place_alone(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    losses = []
+    for step in (0, 0, 1):
+        torch.manual_seed(len(losses))
+        losses.append(take(tiny_learner(replace(STEP, dropout=0.5)), batch, step=step).loss)
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("c++") is None, reason="no C++ compiler here")
+def test_compiled_network_learns_the_same(
+    batch: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    plain, compiled = tiny_learner(STEP), tiny_learner(replace(STEP, compile=True))
+    for step, count in enumerate((8, 8, 5)):
+        part = batch[0][:count], batch[1][:count]
+        assert take(compiled, part, step=step).loss == pytest.approx(take(plain, part, step=step).loss, rel=1e-4)
+    for name, value in weights_of(plain).items():
+        torch.testing.assert_close(weights_of(compiled)[name], value, rtol=1e-3, atol=1e-5)
 
 
 # --- a run --------------------------------------------------------------------------------------------------------------
 
 
 def test_run_leaves_a_checkpoint_that_says_everything(real: TrainSettings, image_folder: Path) -> None:
-    result = run_training(replace(real, lr=1e-4))
+    result = run_training(having(real, lr=1e-4, weight_decay=1e-3))
     assert result.complete
     assert result.run.name == f"{image_folder.name}-two-tower"
     assert sorted(path.name for path in result.run.iterdir()) == ["history.json", "model.safetensors"]
@@ -276,9 +313,9 @@ def test_run_leaves_a_checkpoint_that_says_everything(real: TrainSettings, image
     info = checkpoint.info
     assert (info.architecture, info.classes) == ("two-tower", ("blue", "green", "red", "yellow"))
     assert info.preprocessing == preset("imagenet-227")
-    assert info.recipe["lr"] == 1e-4
+    assert (info.recipe["lr"], info.recipe["weight_decay"]) == (1e-4, 1e-3)
     assert info.recipe["milestones"] == list(RECIPES["notebook"].milestones)
-    assert info.recipe["seed"] == 0
+    assert (info.recipe["seed"], info.recipe["computed_in"], info.recipe["processes"]) == (0, "fp32", 1)
     train_images, val_images = reopen(info.data["source"]), reopen(info.data["val"]["source"])
     assert info.data["hash"] == train_images.content_hash() == open_split(image_folder, "train").content_hash()
     assert (len(train_images), len(val_images)) == (info.data["images"], info.data["val"]["images"]) == (24, 12)
@@ -287,6 +324,8 @@ def test_run_leaves_a_checkpoint_that_says_everything(real: TrainSettings, image
     history = json.loads((result.run / "history.json").read_text())
     assert [row["epoch"] for row in history["epochs"]] == [1, 2]
     assert all(row["images_per_s"] > 0 and math.isfinite(row["loss"]) for row in history["epochs"])
+    assert all(row["gradient_norm"] > 0 and 0 < row["wait_share"] < 1 for row in history["epochs"])
+    assert history["complete"]
     with open_session(result.checkpoint) as session:
         again = evaluate(session, val_images)
     assert again.top1 == info.metrics["top1"] == result.best.top1
@@ -294,175 +333,134 @@ def test_run_leaves_a_checkpoint_that_says_everything(real: TrainSettings, image
     assert newest_checkpoint(result.run.parent) == result.checkpoint
 
 
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "synthetic"])
+def test_every_recipe_runs(settings: TrainSettings, recipe: str) -> None:
+    own = {"epochs": 1, "batch": 8, **({"preprocessing": "tiny-67"} if recipe == "paper" else {})}
+    result = run_training(replace(settings, recipe=recipe, overrides=own))
+    checkpoint = load_checkpoint(result.checkpoint)
+    assert checkpoint.info.recipe["recipe"] == recipe
+    for name, value in asdict(replace(RECIPES[recipe], **own)).items():
+        assert checkpoint.info.recipe[name] == (list(value) if isinstance(value, tuple) else value)
+    with open_session(result.checkpoint) as session:
+        again = evaluate(session, reopen(checkpoint.info.data["val"]["source"]))
+    assert again.loss == pytest.approx(result.best.val_loss, rel=1e-3)
+
+
 def test_runs_never_write_into_one_another(settings: TrainSettings) -> None:
     runs = Path(settings.runs)
-    first = train._new_folder(settings)
-    assert [train._new_folder(settings).name for _ in range(2)] == [f"{first.name}-2", f"{first.name}-3"]
-    train._new_folder(replace(settings, name="mine"))
+    first = new_folder(settings)
+    assert [new_folder(settings).name for _ in range(2)] == [f"{first.name}-2", f"{first.name}-3"]
+    new_folder(replace(settings, name="mine"))
     with pytest.raises(OutputError, match=r"already there: .*mine; choose another --name"):
-        train._new_folder(replace(settings, name="mine"))
+        new_folder(replace(settings, name="mine"))
     for name in ("../x", ".x", "a/b", ""):
         with pytest.raises(UserError, match="plain file name"):
-            train._new_folder(replace(settings, name=name))
+            new_folder(replace(settings, name=name))
     (runs / "file").touch()
     with pytest.raises(OutputError, match=r"cannot write, .*file"):
-        train._new_folder(replace(settings, runs=str(runs / "file")))
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3])  # within the first epoch, and at its end
-@pytest.mark.parametrize("init", ["kaiming", "paper"])
-def test_resumed_run_is_the_undisturbed_one_bit_for_bit(settings: TrainSettings, steps: int, init: str) -> None:
-    settings = replace(settings, init=init)
-    check_resumed(settings, steps)
-
-
-def test_resumed_run_of_a_real_network_is_the_undisturbed_one(real: TrainSettings) -> None:
-    check_resumed(replace(real, lr=1e-4), 2)
-
-
-def check_resumed(settings: TrainSettings, steps: int) -> None:
-    undisturbed = run_training(settings)
-    with pytest.raises(InterruptedRunError, match=r"stopped in epoch 1 of 2; go on with: .*--resume .*-2") as caught:
-        run_training(settings, reporter=Stopper(steps))
-    assert caught.value.exit_code == 130
-    stopped = Path(settings.runs) / f"{undisturbed.run.name}-2"
-    assert (stopped / "last.safetensors").is_file()
-    resumed = resume(stopped)
-    assert resumed.complete
-    assert same_weights(resumed.checkpoint, undisturbed.checkpoint)
-    assert resumed.best == replace(
-        undisturbed.best, images_per_s=resumed.best.images_per_s, seconds=resumed.best.seconds
-    )
-    for one, other in zip(resumed.history, undisturbed.history, strict=True):
-        assert (one.loss, one.accuracy, one.val_loss, one.lr) == (other.loss, other.accuracy, other.val_loss, other.lr)
-    assert not (stopped / "last.safetensors").exists()
-    with pytest.raises(CheckpointError, match="finished, nothing is left to resume"):
-        resume(stopped)
-
-
-def test_frozen_run_resumes_with_its_own_filters(settings: TrainSettings) -> None:
-    frozen = replace(settings, freeze="features", rescale=True)
-    undisturbed = run_training(frozen)
-    with pytest.raises(InterruptedRunError):
-        run_training(frozen, reporter=Stopper(3 + 2))  # two views and validation are reported before the steps
-    assert (Path(settings.runs) / f"{undisturbed.run.name}-2" / "last.safetensors").is_file()
-    assert same_weights(resume(Path(settings.runs) / f"{undisturbed.run.name}-2").checkpoint, undisturbed.checkpoint)
+        new_folder(replace(settings, runs=str(runs / "file")))
 
 
 def test_seed_decides_the_weights(settings: TrainSettings) -> None:
-    one_epoch = replace(settings, epochs=1)
+    one_epoch = having(settings, epochs=1)
     paths = [run_training(replace(one_epoch, seed=seed)).checkpoint for seed in (0, 0, 1)]
-    assert same_weights(paths[0], paths[1])
-    assert not same_weights(paths[0], paths[2])
+    assert tiny_network.same_weights(paths[0], paths[1])
+    assert not tiny_network.same_weights(paths[0], paths[2])
 
 
-def test_time_limit_ends_the_run_with_a_checkpoint(settings: TrainSettings) -> None:
-    result = run_training(replace(settings, max_minutes=1e-6))
-    assert not result.complete
-    assert result.checkpoint.is_file()
-    assert (result.run / "last.safetensors").is_file()
-    assert resume(result.run).complete
+def test_plateau_schedule_follows_the_validation(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = iter([0.5, 0.25, 0.25, 0.5, 0.5, 0.0])
+
+    def script(*_args: Any, **_kwargs: Any) -> Any:
+        return SimpleNamespace(loss=1.0, top1=1 - next(errors), top5=1.0)
+
+    monkeypatch.setattr(run_module, "score", script)
+    result = run_training(having(settings, epochs=6, schedule="plateau", patience=2))
+    assert [row.lr for row in result.history] == pytest.approx([1e-3] * 4 + [1e-4] * 2)
 
 
-def test_ctrl_c_waits_for_the_end_of_the_step(settings: TrainSettings) -> None:
-    taken = []
-
-    def press(model: nn.Module, inputs: Any, output: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
-        taken.append("the step went on")
-
-    run = train._Run(settings, QuietReporter())
-    folder = train._new_folder(settings)
-    run.prepare(folder)
-    run.model.fc8.register_forward_hook(press)
-    with pytest.raises(InterruptedRunError):
-        run.go()
-    assert taken == ["the step went on"]
-    assert run.step == 1
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_killed_run_leaves_no_half_file(real: TrainSettings) -> None:
-    code = (
-        "import os, sys, signal, safetensors.torch as s\n"
-        "from alexnet_edge import train\n"
-        "real = train.save_file\n"
-        "def save(tensors, path, metadata):\n"
-        "    real(tensors, path, metadata=metadata)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train.save_file = save\n"
-        "train.SAVE_INTERVAL_S = 0\n"
-        "train.train(train.TrainSettings(**eval(sys.argv[1])))\n"
-    )
-    answer = subprocess.run([sys.executable, "-c", code, repr(real.to_json())], capture_output=True, text=True)
-    assert answer.returncode == -signal.SIGKILL, answer.stderr
-    (folder,) = Path(real.runs).iterdir()
-    assert not (folder / "last.safetensors").exists()
-    with pytest.raises(CheckpointError, match="no interrupted run here"):
-        resume(folder)
-
-
-def test_damaged_or_foreign_resume_file(
-    settings: TrainSettings, tmp_path: Path, tiny_checkpoint: MakeCheckpoint
-) -> None:
-    with pytest.raises(CheckpointError, match="no interrupted run here"):
-        resume(tmp_path)
-    path = tmp_path / "last.safetensors"
-    path.write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    with pytest.raises(CheckpointError, match="the resume file is damaged"):
-        resume(tmp_path)
-    shutil.copy(tiny_checkpoint(), path)
-    with pytest.raises(CheckpointError, match="the resume file is damaged"):
-        resume(tmp_path)
-
-
-def test_resume_refuses_changed_images(settings: TrainSettings, image_folder: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(image_folder, tmp_path / "copy")
-    with pytest.raises(InterruptedRunError):
-        run_training(replace(settings, data=str(copy)), reporter=Stopper(1))
-    (copy / "train/red/0.jpg").unlink()
-    with pytest.raises(DataError, match="not those the run began with"):
-        resume(Path(settings.runs) / "copy-tiny")
-
-
-def test_divergence_names_the_step_and_the_checkpoint(settings: TrainSettings) -> None:
-    with pytest.raises(DivergedError, match=r"the loss is nan|the loss is inf|not finite") as caught:
-        run_training(replace(settings, lr=1e30, schedule="steps", epochs=3))
+def test_divergence_names_step_rate_norm_and_what_was_saved(settings: TrainSettings) -> None:
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf)|not finite") as caught:
+        run_training(having(settings, lr=1e30, epochs=3))
     assert caught.value.exit_code == 1
-    assert "learning rate 1e+30" in str(caught.value) or "after epoch" in str(caught.value)
-    assert "no checkpoint was written" in str(caught.value)
+    for part in ("in epoch 1, step 2, learning rate 1e+30, gradient norm ", "no checkpoint was written"):
+        assert part in str(caught.value)
     assert list(Path(settings.runs).iterdir()) == [], "no empty folder is left"
 
 
-def test_divergence_after_a_good_epoch_keeps_its_checkpoint(settings: TrainSettings) -> None:
+def test_divergence_after_a_good_epoch_names_its_snapshot(settings: TrainSettings) -> None:
     class Poison(QuietReporter):
         def start(self, description: str, total: int | None) -> None:
             if description == "Epoch 2/2":
                 with torch.no_grad():
                     run.model.fc7.weight.fill_(math.nan)
 
-    run = train._Run(settings, Poison())
-    run.prepare(train._new_folder(settings))
+    run = prepared(settings, Poison())
     with pytest.raises(
-        DivergedError, match=r"loss is nan in epoch 2, step 1, .*checkpoint so far is .*model\.safetensors"
-    ):
+        DivergedError, match=r"loss is nan in epoch 2, step 1, learning rate 0\.001, gradient norm nan"
+    ) as caught:
         run.go()
-    assert load_checkpoint(run.folder / "model.safetensors").info.metrics["epoch"] == 1
+    snapshot, model = run.folder / "snapshots/epoch-0001-step-000000.safetensors", run.folder / "model.safetensors"
+    assert f"the last good snapshot is {snapshot}; the best checkpoint so far is {model}" in str(caught.value)
+    assert snapshot.is_file()
+    assert load_checkpoint(model).info.metrics["epoch"] == 1
+
+
+def test_weights_that_are_not_finite_are_never_saved(settings: TrainSettings) -> None:
+    run = prepared(replace(settings, save_minutes=0.0))
+    with torch.no_grad():
+        run.model.fc6.bias[0] = math.inf
+    run._write_snapshot()
+    assert not (run.folder / "snapshots").exists()
+
+
+def test_a_loss_that_stays_absurd_ends_the_run(settings: TrainSettings) -> None:
+    run = prepared(settings)
+    for _ in range(run_module.HOPELESS_STEPS - 1):
+        run._check_step(20.0, 1.0, 0.1)
+    with pytest.raises(DivergedError, match="the loss stayed above 14 for 50 steps"):
+        run._check_step(20.0, 1.0, 0.1)
+    run._check_step(1.0, 1.0, 0.1)
+    run._check_step(20.0, 1.0, 0.1)
+
+
+def test_fp16_that_overflows_at_every_scale_has_diverged(settings: TrainSettings) -> None:
+    run = prepared(having(settings, precision="fp16"))
+    run._check_step(1.0, math.inf, 0.1)
+    run.learner.scaler.load_state_dict({**run.learner.scaler.state_dict(), "scale": 1e-4})
+    with pytest.raises(DivergedError, match=r"FP16 overflows at every scale down to 0\.0001"):
+        run._check_step(1.0, math.inf, 0.1)
 
 
 def test_bad_images_in_training(settings: TrainSettings, image_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(image_folder, tmp_path / "copy")
     (copy / "train/red/1.jpg").write_bytes(b"broken")
     (copy / "val/blue/0.jpg").write_bytes(b"broken")
-    broken = replace(settings, data=str(copy), epochs=1)
+    broken = having(replace(settings, data=str(copy)), epochs=1)
     with pytest.raises(ImageError, match=r"red/1\.jpg"):
         run_training(broken)
     assert list(Path(settings.runs).iterdir()) == []
     for freeze in ("none", "features"):
-        result = run_training(replace(broken, on_bad_image="skip", freeze=freeze))  # type: ignore[arg-type]
+        result = run_training(having(replace(broken, on_bad_image="skip"), freeze=freeze))
         assert len(result.skipped) == 2
         assert "red/1.jpg" in result.skipped[0]
         assert load_checkpoint(result.checkpoint).info.data["skipped"] == list(result.skipped)
+
+
+def test_a_batch_whose_images_are_all_skipped_teaches_nothing(
+    settings: TrainSettings, image_folder: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(image_folder, tmp_path / "copy")
+    for path in (copy / "train").rglob("*.jpg"):
+        path.write_bytes(b"broken")
+    settings = replace(settings, data=str(copy), on_bad_image="skip")
+    with pytest.raises(DataError, match="no training image can be used"):
+        run_training(settings)
+    assert list(Path(settings.runs).iterdir()) == []
+    shutil.copy(image_folder / "train/red/0.jpg", copy / "train/red/0.jpg")
+    result = run_training(having(settings, batch=2))
+    assert len(result.skipped) == 23
+    assert all(row.loss > 0 for row in result.history)
 
 
 # --- first weights ------------------------------------------------------------------------------------------------------
@@ -479,7 +477,7 @@ def filters(path: Path, name: str = "two-tower") -> Path:
 
 def test_frozen_filters_stay_and_the_whole_network_is_saved(real: TrainSettings, tmp_path: Path) -> None:
     path = filters(tmp_path / "filters.npz")
-    result = run_training(replace(real, init=str(path), freeze="features", recipe=None, epochs=1))
+    result = run_training(having(replace(real, init=str(path), recipe="frozen"), epochs=1))
     checkpoint = load_checkpoint(result.checkpoint)
     assert checkpoint.info.preprocessing == preset("caffe-227")
     with np.load(path) as archive:
@@ -496,8 +494,8 @@ def test_start_from_a_checkpoint_with_the_same_and_with_other_classes(
     real: TrainSettings, tiny_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
     weights = load_checkpoint(tiny_checkpoint()).weights
-    model, loaded = train._new_model(
-        replace(real, init=str(tiny_checkpoint())), architecture("two-tower", 4), QuietReporter()
+    model, loaded = first_model(
+        replace(real, init=str(tiny_checkpoint())), real.resolved(), architecture("two-tower", 4), QuietReporter()
     )
     assert "fc8" in loaded
     assert all(np.array_equal(value.detach().numpy(), weights[name]) for name, value in model.named_parameters())
@@ -507,8 +505,8 @@ def test_start_from_a_checkpoint_with_the_same_and_with_other_classes(
         def note(self, text: str) -> None:
             notes.append(text)
 
-    other, loaded = train._new_model(
-        replace(real, init=str(tiny_checkpoint())), architecture("two-tower", 7), Listener()
+    other, loaded = first_model(
+        replace(real, init=str(tiny_checkpoint())), real.resolved(), architecture("two-tower", 7), Listener()
     )
     assert "fc8" not in loaded
     assert other.fc8.weight.shape == (7, 4096)
@@ -523,11 +521,14 @@ def test_preprocessing_follows_the_checkpoint_it_starts_from(
     path = tmp_path / "caffe.safetensors"
     save_checkpoint(path, checkpoint.weights, replace(checkpoint.info, preprocessing=preset("caffe-227")))
     arch = architecture("two-tower", 4)
-    assert train._preprocessing(replace(real, init=str(path)), arch) == preset("caffe-227")
-    assert train._preprocessing(replace(real, init=str(path), preprocessing="paper-227"), arch) == preset("paper-227")
-    assert train._preprocessing(real, arch) == preset("imagenet-227")
-    with pytest.raises(UserError, match="two-tower takes 227x227 pixels, the preprocessing gives 224x224"):
-        train._preprocessing(replace(real, preprocessing="imagenet-224"), arch)
+    named = replace(RECIPES["notebook"], preprocessing="paper-227")
+    assert first_preprocessing(replace(real, init=str(path)), real.resolved(), arch) == preset("caffe-227")
+    assert first_preprocessing(replace(real, init=str(path)), named, arch) == preset("paper-227")
+    assert first_preprocessing(real, real.resolved(), arch) == preset("imagenet-227")
+    with pytest.raises(
+        UserError, match="two-tower takes 227x227 pixels, the preprocessing gives 224x224: imagenet-224"
+    ):
+        first_preprocessing(real, replace(named, preprocessing="imagenet-224"), arch)
 
 
 def test_wrong_files_to_start_from(real: TrainSettings, tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
@@ -544,43 +545,27 @@ def test_wrong_files_to_start_from(real: TrainSettings, tiny_checkpoint: MakeChe
 
 
 def test_notebook_network_is_trained_on_its_logits(real: TrainSettings) -> None:
-    run = train._Run(replace(real, arch="notebook"), QuietReporter())
-    run.prepare(Path(real.runs))
+    run = prepared(replace(real, arch="notebook"))
     ((x_NCHW, _),) = run.val_feed.batches([0], [CENTRE], 1)
-    run.model.eval()
+    logits = run.learner.logits(x_NCHW)
     with torch.inference_mode():
-        logits = run.forward(x_NCHW)
-        assert torch.allclose(torch.softmax(logits, 1), run.model(x_NCHW))
+        assert torch.allclose(torch.softmax(logits, 1), run.model.eval()(x_NCHW))
+        assert torch.equal(run.learner._plain.eval()(x_NCHW), logits)
     assert not torch.allclose(logits.sum(1), torch.ones(1))
 
 
 # --- learning -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_lowers_the_loss_and_matches_plain_sgd(settings: TrainSettings) -> None:
-    """One step equals theta - lr * (gradient + decay * theta), computed here without the package's loop."""
-    run = train._Run(replace(settings, dropout=0.0), QuietReporter())
-    run.prepare(Path(settings.runs))
-    ((x_NCHW, labels_N),) = run.feed.batches(range(0, 24, 3), [CENTRE] * 8, 8)
-    run.model.train()
-    loss = nn.functional.cross_entropy(run.model.logits(x_NCHW), labels_N)
-    (gradient,) = torch.autograd.grad(loss, run.model.fc8.weight)
-    before = run.model.fc8.weight.detach().clone()
-    run._step(x_NCHW, labels_N, 1e-3)
-    expected = before - 1e-3 * (gradient + 5e-4 * before)
-    torch.testing.assert_close(run.model.fc8.weight.detach(), expected, rtol=1e-4, atol=1e-7)
-    with torch.inference_mode():
-        assert nn.functional.cross_entropy(run.model.logits(x_NCHW), labels_N) < loss
-
-
 @pytest.mark.slow
 def test_synthetic_set_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A third of the default run, through the same code, already knows most of the ten classes."""
-    monkeypatch.setitem(train.RECIPES, "synthetic", replace(RECIPES["synthetic"], epochs=1))
     monkeypatch.setattr(
-        train, "open_split", lambda data, split, class_list: synthetic(split, count=480 if split == "train" else 100)
+        run_module,
+        "open_split",
+        lambda data, split, class_list: synthetic(split, count=480 if split == "train" else 100),
     )
-    result = run_training(TrainSettings(runs=str(tmp_path)))
+    result = run_training(TrainSettings(runs=str(tmp_path), overrides={"epochs": 1}, keep=0))
     assert result.best.top1 >= 0.5
     assert result.history[-1].val_loss < math.log(10) * 0.75
 

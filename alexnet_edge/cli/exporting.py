@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from alexnet_edge.export.build import Exporter
 
 ENGINES = "TensorRT engines (--format trt)"
+TRITON = "Triton model repository (--format triton)"
 CALIBRATORS = ("entropy2", "minmax", "table")
 HARDWARE_COMPATIBILITY = ("none", "ampere-plus", "same-compute-capability")
 
@@ -46,7 +47,9 @@ def export_command(
     how: Annotated[
         str | None, typer.Argument(metavar="[auto]", help="After --int8: search the fastest type of each layer")
     ] = None,
-    format: Annotated[str, typer.Option("--format", help="torchscript, pt2, onnx, openvino, trt or all")] = "all",
+    format: Annotated[
+        str, typer.Option("--format", help="torchscript, pt2, onnx, openvino, trt, all, or triton")
+    ] = "all",
     fp16: Annotated[bool, typer.Option("--fp16", help="Weights and activations in FP16; LRN in FP32")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Weights and activations in BF16; LRN in FP32")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="INT8 with quantise/dequantise pairs; LRN in FP32")] = False,
@@ -211,6 +214,31 @@ def export_command(
             rich_help_panel=ENGINES,
         ),
     ] = False,
+    artifact: Annotated[
+        Path | None,
+        typer.Option("--artifact", help="A proved artifact to serve [the ONNX file, exported]", rich_help_panel=TRITON),
+    ] = None,
+    repository: Annotated[
+        Path, typer.Option("--repository", help="Folder of the models", rich_help_panel=TRITON)
+    ] = Path("triton"),
+    model_name: Annotated[
+        str | None, typer.Option("--model-name", help="The model's name [the artifact's]", rich_help_panel=TRITON)
+    ] = None,
+    instances: Annotated[
+        int, typer.Option("--instances", help="Copies that answer side by side", rich_help_panel=TRITON)
+    ] = 1,
+    instance_kind: Annotated[
+        str, typer.Option("--instance-kind", help="cpu, gpu, or auto: the GPU for engines", rich_help_panel=TRITON)
+    ] = "auto",
+    queue_delay: Annotated[
+        int,
+        typer.Option(
+            "--queue-delay", help="How long a request may wait for others, microseconds", rich_help_panel=TRITON
+        ),
+    ] = 0,
+    keep_versions: Annotated[
+        int, typer.Option("--keep-versions", help="Newest versions that are served", rich_help_panel=TRITON)
+    ] = 1,
     class_list: ClassListOption = None,
     on_bad_image: BadImageOption = "fail",
     threads: ThreadsOption = None,
@@ -245,10 +273,8 @@ def export_command(
         )
     if runtime is not None:
         choice("--runtime", runtime, ("tensorrt", "trtexec", "rtx"))
-    choice("--format", format, ("all", *build.FORMATS))
+    choice("--format", format, ("all", *build.FORMATS, "triton"))
     choice("--method", method, METHODS)
-    lowered_for = targets.find_target(target) if target is not None else targets.this_machine_or_none()
-    lower_fp32 = target is not None and lowered_for is not None and bool(lowered_for.lowerings)
     if recommended:
         refuse_given(
             context,
@@ -258,7 +284,30 @@ def export_command(
         )
         best = targets.find_target(target)
         format, precisions = best.recommended[0], [best.recommended[1]]
-    _only_for_engines(context, format)
+    _only_where_it_counts(context, format)
+    triton = None
+    if format == "triton":
+        from alexnet_edge.export.triton import TritonOptions
+
+        triton = TritonOptions(
+            name=model_name,
+            max_batch=max_batch,
+            instances=instances,
+            kind=None if choice("--instance-kind", instance_kind, ("auto", "cpu", "gpu")) == "auto" else instance_kind,  # type: ignore[arg-type]
+            queue_delay_us=queue_delay,
+            keep_versions=keep_versions,
+        )
+        if artifact is not None:
+            refuse_given(context, _NOT_WITH_ARTIFACT, "the artifact is served as it is", fix="leave it out")
+            _serve(artifact, repository, triton, as_json)
+            return
+        format = "onnx"
+    lowered_for = None
+    if target is not None:
+        lowered_for = targets.find_target(target)
+    elif triton is None:  # another machine than this one serves a repository
+        lowered_for = targets.this_machine_or_none()
+    lower_fp32 = target is not None and lowered_for is not None and bool(lowered_for.lowerings)
     if target is not None:
         targets.check_target(targets.find_target(target), format, precisions[0] if precisions else None)  # type: ignore[arg-type]
     wanted = build.selection(
@@ -285,7 +334,7 @@ def export_command(
     engine = EngineOptions(
         min_batch=min_batch if min_batch is not None else 1 if dla_core is None else opt_batch,
         opt_batch=opt_batch,
-        max_batch=max_batch if max_batch is not None else 16 if dla_core is None else opt_batch,
+        max_batch=max_batch if max_batch is not None and triton is None else 16 if dla_core is None else opt_batch,
         compute_capabilities=tuple(compute_capability or ()),
         workspace_mib=workspace,
         pools=_pools(pool or ()),
@@ -347,11 +396,14 @@ def export_command(
                 console.show_search(_search(exporter, wanted[0][0], search_images, max_drop, class_list), as_json)
             outcomes.extend(exporter.export_all(wanted))
         finally:  # what was written before a mistake was noticed is told all the same
-            if outcomes and as_json:
+            if outcomes and as_json and triton is None:
                 print_json([outcome.to_json() for outcome in outcomes])
-            elif outcomes:
+            elif outcomes and not as_json:
                 console.show_exports(outcomes)
     build.require_outcomes(outcomes, everything=format == "all")
+    if triton is not None:
+        assert outcomes[0].artifact is not None, "require_outcomes raises what kept it from being written"
+        _serve(outcomes[0].artifact.path, repository, triton, as_json)
 
 
 def _search(
@@ -366,12 +418,61 @@ def _search(
     return result
 
 
-def _only_for_engines(context: typer.Context, format: str) -> None:
-    """Refuse engine options where no engine is written, rather than drop them in silence."""
-    if format in ("trt", "all"):
-        return
-    names = [entry.name or "" for entry in context.command.params if getattr(entry, "rich_help_panel", None) == ENGINES]
-    refuse_given(context, names, "this option is for TensorRT engines only", fix="add --format trt, or leave it out")
+_NOT_WITH_ARTIFACT = (
+    *(
+        "fp16",
+        "bf16",
+        "int8",
+        "fp8",
+        "int4_fc",
+        "checkpoint",
+        "onnx",
+        "out",
+        "images",
+        "limit",
+        "calibration",
+        "target",
+    ),
+    *(
+        "calibration_images",
+        "method",
+        "calibration_table",
+        "table_for",
+        "class_list",
+        "on_bad_image",
+        "threads",
+        "runs",
+    ),
+)
+"""Options of an export, which has taken place when its artifact is named."""
+
+
+def _serve(path: Path, repository: Path, options: Any, as_json: bool) -> None:
+    from alexnet_edge import console
+    from alexnet_edge.artifact import load_artifact
+    from alexnet_edge.export.triton import write_triton_model
+
+    model = write_triton_model(load_artifact(path), repository, options)
+    if as_json:
+        print_json(model.to_json())
+    else:
+        console.show_triton_model(model)
+
+
+def _only_where_it_counts(context: typer.Context, format: str) -> None:
+    """Refuse options of engines and of servers where none is written, rather than drop them in silence."""
+    panels = {ENGINES: ("trt", "all"), TRITON: ("triton",)}
+    words = {ENGINES: ("TensorRT engines", "trt"), TRITON: ("a Triton model repository", "triton")}
+    for panel, formats in panels.items():
+        if format in formats:
+            continue
+        names = [
+            entry.name or "" for entry in context.command.params if getattr(entry, "rich_help_panel", None) == panel
+        ]
+        if format == "triton":
+            names.remove("max_batch")
+        what, flag = words[panel]
+        refuse_given(context, names, f"this option is for {what} only", fix=f"add --format {flag}, or leave it out")
 
 
 def _pools(given: Sequence[str]) -> dict[str, int]:

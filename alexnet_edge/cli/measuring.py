@@ -24,17 +24,36 @@ from alexnet_edge.cli.common import (
     choice,
     chosen_device,
     print_json,
+    refuse_given,
     words_in,
 )
+from alexnet_edge.data import SYNTHETIC
 from alexnet_edge.errors import GateError, UserError
 
 HOW = "How to measure"
 SCENARIOS = "MLPerf LoadGen"
 POWER = "Power and clocks"
+LOADER = "How training gets its images"
+LOADER_OPTIONS = (
+    "loader",
+    "batch",
+    "threads",
+    "workers",
+    "arch",
+    "seconds",
+    "rounds",
+    "images",
+    "out",
+    "device",
+    "as_json",
+    "quiet",
+)
+"""What `--loader` goes with."""
 PEERS = "Peers"
 
 
 def bench_command(
+    context: typer.Context,
     subjects: Annotated[
         list[Path] | None,
         typer.Argument(help="Artifacts and checkpoints [newest checkpoint in runs/ and all in artifacts/]"),
@@ -130,6 +149,21 @@ def bench_command(
         Path | None,
         typer.Option("--tegrastats", help="A log recorded beside this bench, judged with it", rich_help_panel=POWER),
     ] = None,
+    loader: Annotated[
+        bool,
+        typer.Option(
+            "--loader",
+            help="Instead: images/s of training's feed, and how long steps wait; --images is a training folder [synthetic]",
+            rich_help_panel=LOADER,
+        ),
+    ] = False,
+    workers: Annotated[
+        list[str] | None,
+        typer.Option("--workers", help="Readers of images, as in 0,2,4 [the processors]", rich_help_panel=LOADER),
+    ] = None,
+    arch: Annotated[
+        str, typer.Option("--arch", help="Whose training step waits for the images", rich_help_panel=LOADER)
+    ] = "one-tower",
     peers: Annotated[
         list[str] | None,
         typer.Option(
@@ -152,6 +186,32 @@ def bench_command(
 
     Each option that takes a list takes commas or may be repeated; every combination is measured.
     """
+    if loader:
+        others = [name for name in context.params if name not in LOADER_OPTIONS]
+        refuse_given(context, others, "--loader measures how training gets its images, without", fix="leave it out")
+        sizes, threads_given = _numbers("--batch", batch), _numbers("--threads", threads)
+        for option, given in (("--batch", sizes), ("--threads", threads_given)):
+            if len(given) > 1:
+                raise UserError(
+                    f"with --loader, {option} is one number", value=",".join(map(str, given)), fix="choose one"
+                )
+        _bench_loader(
+            images or SYNTHETIC,
+            arch,
+            {
+                "batch": sizes[0] if sizes else None,
+                "threads": threads_given[0] if threads_given else None,
+                "workers": _numbers("--workers", workers),
+                "seconds": seconds,
+                "rounds": rounds,
+                "device": chosen_device(device),
+            },
+            out=Path("reports/loader.json") if out == Path("reports/bench.json") else out,
+            as_json=as_json,
+            quiet=quiet,
+        )
+        return
+    refuse_given(context, ["workers", "arch"], "only --loader takes", fix="add --loader")
     from alexnet_edge import console
     from alexnet_edge.bench.measure import MeasureSettings
     from alexnet_edge.bench.run import Plan, run_bench
@@ -208,6 +268,33 @@ def bench_command(
         raise KeyboardInterrupt
     if result.errors:
         raise GateError("; ".join(f"{label}: {reason}" for label, reason in result.errors.items()))
+
+
+def _bench_loader(
+    images: str | Path, arch: str, given: dict[str, Any], *, out: Path, as_json: bool, quiet: bool
+) -> None:
+    from alexnet_edge import console
+    from alexnet_edge.bench.loader import LoaderSettings, loader_verdict, measure_loader
+    from alexnet_edge.data import open_split
+    from alexnet_edge.files import write_json
+    from alexnet_edge.layers import architecture
+
+    settings = LoaderSettings(**{name: value for name, value in given.items() if value is not None})
+    found_images = open_split(images, "train")
+    with console.reporter(quiet) as reporter:
+        found = measure_loader(
+            found_images,
+            architecture(arch, len(found_images.classes)),
+            settings,
+            command=["alexnet-edge", *sys.argv[1:]],
+            reporter=reporter,
+        )
+    found["verdict"] = loader_verdict(found)
+    write_json(out, found)
+    if as_json:
+        print_json(found)
+    else:
+        console.show_loader(found, found["verdict"], out)
 
 
 def _prepared(

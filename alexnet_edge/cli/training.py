@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,78 +22,220 @@ from alexnet_edge.cli.common import (
     choice,
     chosen_device,
     print_json,
+    refuse_given,
+    words_in,
 )
-from alexnet_edge.errors import UserError
+from alexnet_edge.errors import AlexNetEdgeError, UserError
+
+RECIPE_FIELDS = (
+    "epochs",
+    "batch",
+    "accumulate",
+    "lr",
+    "schedule",
+    "patience",
+    "reductions",
+    "warmup",
+    "momentum",
+    "weight_decay",
+    "label_smoothing",
+    "dropout",
+    "clip",
+    "ema",
+    "first_weights",
+    "rescale",
+    "preprocessing",
+    "lighting_sigma",
+    "freeze",
+    "features_lr",
+    "views",
+    "precision",
+    "channels_last",
+    "compile",
+)
+"""Options that are fields of the recipe as they are; `--milestones` is one, too, as a list."""
+
+RECIPE: dict[str, Any] = {"rich_help_panel": "Recipe: what is not given is the recipe's"}
 
 
 def train_command(
+    context: typer.Context,
     data: Annotated[str, typer.Option("--data", help="Folder of class folders, or `synthetic`")] = "synthetic",
     arch: Annotated[str, typer.Option("--arch", help="one-tower, two-tower, torchvision or notebook")] = "one-tower",
     init: Annotated[
-        str, typer.Option("--init", help="kaiming, paper, or a file: filters (.npz), checkpoint, state dict")
-    ] = "kaiming",
-    freeze: Annotated[
-        str, typer.Option("--freeze", help="none, or features: keep conv1 to conv5 as they are")
-    ] = "none",
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", help="notebook, synthetic or frozen [by --freeze and --data]")
+        str | None,
+        typer.Option(
+            "--init", help="Start from torchvision's weights, or a file: filters (.npz), checkpoint, state dict"
+        ),
     ] = None,
-    preprocessing: Annotated[
-        str | None, typer.Option("--preprocessing", help="Name of a preprocessing [the architecture's]")
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="paper, notebook, modern, finetune, frozen or synthetic [modern; finetune with --init; synthetic; "
+            "frozen with --freeze features]",
+        ),
     ] = None,
     class_list: ClassListOption = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="[the recipe's]")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Images per step [the recipe's]")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate [the recipe's]")] = None,
-    momentum: Annotated[float | None, typer.Option("--momentum", help="[the recipe's]")] = None,
-    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="[the recipe's]")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Times every image is seen", **RECIPE)] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Images per step, of all processes", **RECIPE)] = None,
+    accumulate: Annotated[int | None, typer.Option("--accumulate", help="Parts a batch is taken in", **RECIPE)] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate", **RECIPE)] = None,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="steps, cosine or plateau", **RECIPE)] = None,
+    milestones: Annotated[
+        str | None, typer.Option("--milestones", help="Where `steps` divides by 10: shares, or epochs", **RECIPE)
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option("--patience", help="Epochs at a stand after which `plateau` divides", **RECIPE)
+    ] = None,
+    reductions: Annotated[
+        int | None, typer.Option("--reductions", help="Times `plateau` divides at most", **RECIPE)
+    ] = None,
+    warmup: Annotated[float | None, typer.Option("--warmup", help="Share of the run", **RECIPE)] = None,
+    momentum: Annotated[float | None, typer.Option("--momentum", **RECIPE)] = None,
+    weight_decay: Annotated[float | None, typer.Option("--weight-decay", **RECIPE)] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option("--label-smoothing", help="Share of a label spread over all classes", **RECIPE)
+    ] = None,
+    dropout: Annotated[float | None, typer.Option("--dropout", help="Share left out", **RECIPE)] = None,
+    clip: Annotated[float | None, typer.Option("--clip", help="Largest gradient norm; 0 for none", **RECIPE)] = None,
+    ema: Annotated[
+        float | None, typer.Option("--ema", help="Average the weights over this share of the run; 0: no", **RECIPE)
+    ] = None,
+    first_weights: Annotated[str | None, typer.Option("--first-weights", help="kaiming or paper", **RECIPE)] = None,
+    rescale: Annotated[
+        bool | None, typer.Option("--rescale/--no-rescale", help="Fit new layers to the data first", **RECIPE)
+    ] = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option("--preprocessing", help="Name [the recipe's, the file's or the architecture's]", **RECIPE),
+    ] = None,
+    lighting_sigma: Annotated[
+        float | None, typer.Option("--lighting-sigma", help="Of the random colour shift; 0: none", **RECIPE)
+    ] = None,
+    freeze: Annotated[
+        str | None, typer.Option("--freeze", help="none, or features: conv1 to conv5 stay", **RECIPE)
+    ] = None,
+    features_lr: Annotated[
+        float | None, typer.Option("--features-lr", help="Rate of conv1 to conv5, as a share of --lr", **RECIPE)
+    ] = None,
+    views: Annotated[int | None, typer.Option("--views", help="Of each image, with frozen features", **RECIPE)] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Of the steps: auto, fp32, bf16 or fp16", **RECIPE)
+    ] = None,
+    channels_last: Annotated[
+        bool | None, typer.Option("--channels-last/--no-channels-last", help="Layout in memory", **RECIPE)
+    ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile the network", **RECIPE)
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of weights, order, crops and dropout")] = 0,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="A run's folder; auto: the run of these options, or a new one")
+    ] = None,
     max_minutes: Annotated[float | None, typer.Option("--max-minutes", help="Stop after so long; resume later")] = None,
+    save_minutes: Annotated[
+        float, typer.Option("--save-minutes", help="Between snapshots within an epoch; each epoch ends with one")
+    ] = 10.0,
+    keep: Annotated[int, typer.Option("--keep", help="Snapshots kept; 0: none once the run is complete")] = 2,
     runs: RunsOption = Path("runs"),
     name: Annotated[str | None, typer.Option("--name", help="Name of the run's folder")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
     on_bad_image: BadImageOption = "fail",
     threads: ThreadsOption = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Readers of images [as many as --threads]")] = None,
+    pool: Annotated[
+        str, typer.Option("--pool", help="The readers: threads or processes; `bench --loader` measures both")
+    ] = "threads",
+    augment_on: Annotated[
+        str, typer.Option("--augment-on", help="Mirror, light and normalise in the workers, or on the device")
+    ] = "workers",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write curves and filters for TensorBoard")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a network; its best weights go to runs/NAME/model.safetensors."""
+    """Train a network; its best weights go to runs/NAME/model.safetensors. Start it with torchrun for several processes."""
     from alexnet_edge import console
-    from alexnet_edge.train import TrainSettings
-    from alexnet_edge.train import resume as resume_run
-    from alexnet_edge.train import train as train_run
+    from alexnet_edge.training.recipe import CHOICES, TrainSettings
 
-    with console.reporter(quiet) as reporter:
-        if resume is not None:
-            result = resume_run(resume, max_minutes=max_minutes, reporter=reporter)
-        else:
-            settings = TrainSettings(
-                data=data,
-                class_list=str(class_list) if class_list else None,
-                arch=arch,
-                init=init,
-                freeze=choice("--freeze", freeze, ("none", "features")),
-                preprocessing=preprocessing,
-                recipe=recipe,
-                epochs=epochs,
-                batch=batch,
-                lr=lr,
-                momentum=momentum,
-                weight_decay=weight_decay,
-                seed=seed,
-                runs=str(runs),
-                name=name,
-                on_bad_image=choice("--on-bad-image", on_bad_image, ("skip", "fail")),
-                max_minutes=max_minutes,
-                device=choice("--device", device, ("auto", "cpu", "cuda")),
-                threads=threads,
-            )
-            result = train_run(settings, reporter=reporter)
+    given = context.params
+    overrides = {key: given[key] for key in RECIPE_FIELDS if given[key] is not None}
+    for key, allowed in CHOICES.items():
+        if key in overrides:
+            choice(f"--{key.replace('_', '-')}", overrides[key], allowed)
+    if milestones is not None:
+        overrides["milestones"] = _milestones(milestones)
+    machine = {
+        "device": choice("--device", device, ("auto", "cpu", "cuda")),
+        "threads": threads,
+        "workers": workers,
+        "pool": choice("--pool", pool, ("threads", "processes")),
+        "augment_on": choice("--augment-on", augment_on, ("workers", "device")),
+        "tensorboard": tensorboard,
+        "keep": keep,
+        "save_minutes": save_minutes,
+        "max_minutes": max_minutes,
+    }
+    go_on = resume == "auto"
+    if resume is not None and not go_on:
+        fixed = [name for name in given if name not in {*machine, "resume", "as_json", "quiet"}]
+        refuse_given(
+            context,
+            fixed,
+            "--resume FOLDER goes on with the run as it was started, without",
+            fix="leave it out, or use --resume auto",
+        )
+    settings = TrainSettings(
+        data=data,
+        class_list=str(class_list) if class_list else None,
+        arch=arch,
+        init=init,
+        recipe=recipe,
+        overrides=overrides,
+        seed=seed,
+        runs=str(runs),
+        name=name,
+        on_bad_image=choice("--on-bad-image", on_bad_image, ("skip", "fail")),
+        **machine,
+    )
+    from alexnet_edge.training.distributed import rank_from_environment
+    from alexnet_edge.training.run import resume as resume_run
+    from alexnet_edge.training.run import train as train_run
+
+    try:
+        with console.reporter(quiet) as reporter:
+            if resume is not None and not go_on:
+                result = resume_run(Path(resume), changes=_given(context, machine), reporter=reporter)
+            else:
+                result = train_run(settings, go_on=go_on, reporter=reporter)
+    except AlexNetEdgeError as error:
+        if rank_from_environment() > 0:  # the first process says it
+            raise typer.Exit(error.exit_code) from error
+        raise
+    if not result.first:
+        return
     if as_json:
         print_json(result.to_json())
     else:
         console.show_training(result)
+
+
+def _milestones(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in words_in([text]))
+    except ValueError as error:
+        raise UserError("--milestones takes numbers", value=text, fix="write them as in 30,60,80") from error
+
+
+def _given(context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are on the command line."""
+    return {
+        name: value
+        for name, value in values.items()
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
 
 
 def evaluate_command(

@@ -103,7 +103,7 @@ def prepare(releases: Iterable[Release] = RELEASES) -> dict[str, Binding | Bindi
 
 def _prepare(release: Release) -> tuple[str, Binding | BindingsError]:
     try:
-        folder = _unpacked(_wheel(release))
+        folder = unpacked(_wheel(release))
         return release.version, Binding(release=release, folder=folder, stubs=stubs(release.major))
     except BindingsError as reason:
         return release.version, reason
@@ -120,15 +120,27 @@ def _cache() -> Path:
 def _wheel(release: Release) -> Path:
     if not sys.platform.startswith("linux"):
         raise BindingsError(f"the stub libraries are for Linux, this is {sys.platform}")
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    return fetch(release.package, release.version, python=python)
+
+
+def fetch(package: str, version: str, *, python: str = "py3") -> Path:
+    """The wheel of a package, without what it depends on, from the cache or the package index.
+
+    `python` is the tag in the wheel's name: one for another Python may lie beside it.
+
+    Raises:
+        BindingsError: when it cannot be had, with the reason.
+    """
     folder = _cache() / "wheels"
-    found = _find(folder, release)
+    found = _find(folder, package, version, python)
     if found is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as download:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         patience = ["--retries", "1", "--timeout", "30"]
-        wanted = f"{release.package}=={release.version}"
+        wanted = f"{package}=={version}"
         answer = subprocess.run(
             [*command, *patience, "--dest", download, wanted],
             stdin=subprocess.DEVNULL,
@@ -136,17 +148,15 @@ def _wheel(release: Release) -> Path:
             text=True,
             check=False,
         )
-        wheel = _find(Path(download), release)
+        wheel = _find(Path(download), package, version, python)
         if wheel is None:
             raise _why_not(wanted, answer.stderr)
         return wheel.replace(folder / wheel.name)
 
 
-def _find(folder: Path, release: Release) -> Path | None:
-    """The wheel for this Python in `folder`; one for another Python may lie beside it."""
-    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    name = release.package.replace("-", "_")
-    return next(iter(sorted(folder.glob(f"{name}-{release.version}-{python}-*.whl"))), None)
+def _find(folder: Path, package: str, version: str, python: str) -> Path | None:
+    name = package.replace("-", "_")
+    return next(iter(sorted(folder.glob(f"{name}-{version}-{python}-*.whl"))), None)
 
 
 def _why_not(wanted: str, stderr: str) -> BindingsError:
@@ -162,7 +172,8 @@ def _why_not(wanted: str, stderr: str) -> BindingsError:
     return BindingsError(f"no wheel of {wanted}: {lines[-1] if lines else 'pip gives no reason'}")
 
 
-def _unpacked(wheel: Path) -> Path:
+def unpacked(wheel: Path) -> Path:
+    """The folder with what is in a wheel, unpacked once."""
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     target = _cache() / "unpacked" / digest
     if not target.exists():

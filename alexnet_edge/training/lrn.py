@@ -2,7 +2,7 @@
 
 PyTorch builds the operation from a three-dimensional average pooling and a power, which take more than half of an AlexNet
 training step on a processor. Here the window sum is a 1x1 convolution with a banded matrix, `s ** -0.75` is two square
-roots, and the gradient is written out.
+roots, and the gradient is written out. It computes in the precision of its input, whatever autocast says.
 
 Letters: N batch, C channels, H height, W width.
 """
@@ -53,5 +53,6 @@ class TrainingLRN(nn.Module):
         self.register_buffer("band", (LRN_ALPHA / LRN_SIZE * inside)[:, :, None, None], persistent=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        y_NCHW: Tensor = _Normalise.apply(x_NCHW, self.band)
+        with torch.autocast(x_NCHW.device.type, enabled=False):
+            y_NCHW: Tensor = _Normalise.apply(x_NCHW, self.band.to(x_NCHW.dtype))
         return y_NCHW

@@ -1,0 +1,156 @@
+"""Several processes that train one network, as `torchrun` starts them: NCCL between GPUs, Gloo between processors.
+
+`torchrun` gives each process its place in the environment: https://docs.pytorch.org/docs/stable/elastic/run.html. Without
+it there is one process, and everything here returns what it was given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from alexnet_edge.errors import AlexNetEdgeError, MissingComponentError, UserError, needs
+
+with needs("train"):
+    import torch
+    from torch import Tensor
+    from torch import distributed as dist
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """This process's place among those that train together."""
+
+    rank: int = 0
+    """From 0; the process with rank 0 writes and reports."""
+    size: int = 1
+    local_rank: int = 0
+    """Place among the processes on this machine, which is also the number of its GPU."""
+    local_size: int = 1
+    launched: bool = False
+    """Whether a launcher started it: then processes are joined, even if it is only one."""
+    restarts: int = 0
+    """Times that the launcher has started the processes again."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def part(self, begin: int, end: int) -> range:
+        """This process's part of the places from `begin` to `end`; the parts of all ranks, in order, make up the whole."""
+        count = end - begin
+        return range(begin + count * self.rank // self.size, begin + count * (self.rank + 1) // self.size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in float64."""
+        total = values.detach().to(torch.float64)
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        return [float(value) for value in self.sum(torch.tensor(values, dtype=torch.float64, device=self.device))]
+
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """What `make` returns in the first process, in every one; an error it raises is raised in every one, too."""
+        if self.size == 1:
+            return make()
+        answer: list[Any] = [None, None]
+        if self.first:
+            try:
+                answer[0] = make()
+            except AlexNetEdgeError as error:
+                answer[1] = (type(error), str(error), error.exit_code)
+        dist.broadcast_object_list(answer, src=0, device=self.device)
+        if answer[1] is not None:
+            kind, text, exit_code = answer[1]
+            theirs = kind(text)
+            theirs.exit_code = exit_code
+            raise theirs
+        return answer[0]  # type: ignore[no-any-return]
+
+    def gather(self, value: Value) -> list[Value]:
+        """The value of every process, in the order of the ranks."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Join the processes that the launcher started, and leave them at the end.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UserError: when the launcher's environment is incomplete, or there are fewer GPUs than processes on this machine.
+        MissingComponentError: when a GPU is asked for and none is here.
+    """
+    world = _world_from_environment(device)
+    if not world.launched:
+        yield world
+        return
+    cuda = world.device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(world.device)
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=world.device if cuda else None)
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def rank_from_environment() -> int:
+    """The rank that a launcher gave this process, or 0: for what must be known before processes are joined."""
+    value = os.environ.get("RANK", "0")
+    return int(value) if value.isdecimal() else 0
+
+
+def _world_from_environment(device: str) -> World:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MissingComponentError("torch sees no CUDA GPU here", fix="use --device cpu")
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return World(device=torch.device("cuda" if cuda else "cpu"))
+    numbers = {}
+    for name, default in (
+        ("RANK", ""),
+        ("WORLD_SIZE", ""),
+        ("LOCAL_RANK", "0"),
+        ("LOCAL_WORLD_SIZE", "1"),
+        ("TORCHELASTIC_RESTART_COUNT", "0"),
+    ):
+        value = os.environ.get(name, default)
+        if not value.isdecimal():
+            raise UserError(f"{name} must be a whole number", value=value or "''", fix="start the run with torchrun")
+        numbers[name] = int(value)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"RANK and WORLD_SIZE are set, {missing[0]} is not", fix="start the run with torchrun, or unset them"
+        )
+    local_rank = numbers["LOCAL_RANK"]
+    if cuda and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} on this machine has no GPU of its own",
+            value=f"{torch.cuda.device_count()} GPUs",
+            fix="start as many processes as there are GPUs, or use --device cpu",
+        )
+    return World(
+        rank=numbers["RANK"],
+        size=numbers["WORLD_SIZE"],
+        local_rank=local_rank,
+        local_size=numbers["LOCAL_WORLD_SIZE"],
+        launched=True,
+        restarts=numbers["TORCHELASTIC_RESTART_COUNT"],
+        device=torch.device("cuda", local_rank) if cuda else torch.device("cpu"),
+    )

@@ -1,0 +1,311 @@
+"""One step of training: forward, backward, over all processes, in the precision asked for; and the state that it leaves.
+
+PyTorch's own parts do the work: `DistributedDataParallel`, `autocast`, `GradScaler`, `AveragedModel`, `torch.compile`, the
+fused SGD. What each returns is the same for every process.
+
+Letters: N batch, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from alexnet_edge.environment import cpu_features
+from alexnet_edge.errors import MissingComponentError, needs
+from alexnet_edge.training.distributed import World
+from alexnet_edge.training.lrn import TrainingLRN
+from alexnet_edge.training.recipe import Precision, Recipe
+
+with needs("train"):
+    import torch
+    from torch import Tensor, nn
+    from torch.nn import functional as F
+    from torch.nn.parallel import DistributedDataParallel
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    from alexnet_edge.model import AlexNet
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What one step found, over all processes."""
+
+    loss: float
+    """Mean over the batch, of the batch as it was seen: with dropout and label smoothing."""
+    correct: int
+    """Images answered rightly."""
+    count: int
+    """Images in the batch; 0 when every one of them was skipped, and nothing was learned."""
+    gradient_norm: float
+    """Euclidean norm of the whole gradient, before it is clipped."""
+    flags: tuple[float, ...]
+    """The sums of what each process gave as its own."""
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+
+
+class _Trained(nn.Module):
+    """The part of the network that is trained, from what the feed brings to logits `(N, K)`."""
+
+    def __init__(self, model: AlexNet, *, classifier_only: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.classifier_only = classifier_only
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.classifier(x) if self.classifier_only else self.model.logits(x)
+
+
+def resolved_precision(precision: Precision, device: torch.device) -> Precision:
+    """What `auto` means on `device`.
+
+    BF16 on a processor pays only with the instructions for it; without them oneDNN converts back and forth.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if {"avx512_bf16", "bf16"} & set(cpu_features()) else "fp32"
+
+
+class Learner:
+    """The network, its optimizer, and what belongs to them."""
+
+    def __init__(self, model: AlexNet, recipe: Recipe, world: World, *, seed: int, steps: int) -> None:
+        """Take over `model`, whose weights are the first ones.
+
+        Args:
+            model: the network; layers that stay as they are have parameters without gradient.
+            recipe: how to train.
+            world: the processes that train together.
+            seed: of dropout.
+            steps: of the whole run; the weights are averaged over a share of them.
+        """
+        self.recipe, self.world, self.seed = recipe, world, seed
+        self.model = model
+        self.precision = resolved_precision(recipe.precision, world.device)
+        trained = _Trained(model, classifier_only=recipe.freeze == "features")
+        self._plain = trained
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        trained.to(world.device)
+        if recipe.channels_last:
+            trained.to(memory_format=layout)
+        self._layout = layout
+        self._network: nn.Module = trained
+        if world.size > 1:
+            self._network = DistributedDataParallel(
+                trained,
+                device_ids=[world.device] if world.device.type == "cuda" else None,
+                broadcast_buffers=False,  # they are constants
+                gradient_as_bucket_view=True,
+            )
+        self._call: Any = torch.compile(self._network) if recipe.compile else self._network
+        features = [value for name, value in self.trainable().items() if name.startswith("conv")]
+        rest = [value for name, value in self.trainable().items() if not name.startswith("conv")]
+        groups = [
+            {"params": parameters, "share": share}
+            for parameters, share in ((features, recipe.features_lr), (rest, 1.0))
+            if parameters
+        ]
+        self.optimizer = torch.optim.SGD(
+            groups,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=True,  # one pass over weights, gradient and momentum: a step's cost is memory traffic
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
+        self._average: AveragedModel | None = None
+        if recipe.ema > 0:
+            decay = 1 - 1 / max(1.0, recipe.ema * steps)
+            self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+
+    @property
+    def kept(self) -> AlexNet:
+        """The network that is validated and kept: the average where one is taken."""
+        return cast("AlexNet", self._average.module) if self._average is not None else self.model
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+    def finite(self) -> bool:
+        """Whether every weight is."""
+        return all(bool(torch.isfinite(value).all()) for value in self.model.parameters())
+
+    # --- a step -----------------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        x: Tensor,
+        labels_N: Tensor,
+        *,
+        count: int,
+        rate: float,
+        place: tuple[int, int],
+        flags: tuple[float, ...] = (),
+    ) -> Step:
+        """Learn from one batch, of which this process has `x`; weights stay as they were when the step is not finite.
+
+        Args:
+            x: this process's part of the batch, which may be empty.
+            labels_N: their labels.
+            count: images in the batch, over all processes, 1 or more.
+            rate: the learning rate.
+            place: epoch and step within it: dropout depends on seed, place and rank alone.
+            flags: this process's own numbers; their sums over all processes come with the step.
+
+        Raises:
+            MissingComponentError: when `torch.compile` cannot compile here.
+        """
+        self.model.train()
+        self._seed(place)
+        self.optimizer.zero_grad()
+        found = self._gradients(x.to(self.world.device), labels_N.to(self.world.device), count)
+        self.scaler.unscale_(self.optimizer)
+        parameters = list(self.trainable().values())
+        norm = nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])
+        own = torch.tensor(flags, dtype=torch.float64, device=self.world.device)
+        *totals, gradient_norm = torch.cat(
+            [self.world.sum(torch.cat([found, own])), norm.to(torch.float64)[None]]
+        ).tolist()
+        loss, correct = totals[:2]
+        step = Step(
+            loss=loss / count,
+            correct=int(correct),
+            count=count,
+            gradient_norm=gradient_norm,
+            flags=tuple(totals[2:]),
+        )
+        scaled = self.scaler.is_enabled()
+        if step.finite or (scaled and math.isfinite(step.loss)):  # the scaler leaves out a step that overflowed
+            if self.recipe.clip > 0 and step.finite:
+                nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["share"]
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self._average is not None:
+                self._average.update_parameters(self.model)
+        return step
+
+    def _gradients(self, x: Tensor, labels_N: Tensor, count: int) -> Tensor:
+        """Add up the gradients of the mean loss over the batch; this process's summed loss and right answers, in float64."""
+        share = 1.0
+        if not len(x):  # all processes must meet in the backward pass
+            x, labels_N, share = x.new_zeros((1, *x.shape[1:])), labels_N.new_zeros(1), 0.0
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=self._layout)
+        size = -(-len(x) // self.recipe.accumulate)
+        parts = list(zip(torch.split(x, size), torch.split(labels_N, size), strict=True))
+        found = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        for number, (x_n, labels_n) in enumerate(parts):
+            waits = isinstance(self._network, DistributedDataParallel) and number + 1 < len(parts)
+            with self._network.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                with self.autocast():
+                    y_NK = self._forward(x_n).float()
+                    loss = F.cross_entropy(y_NK, labels_n, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+                # DistributedDataParallel takes the mean over the processes: times their number it is the sum
+                scaled = self.scaler.scale(loss * (share * self.world.size / count))
+                scaled.backward()  # type: ignore[no-untyped-call]
+            right = (y_NK.detach().argmax(dim=1) == labels_n).sum()
+            found += torch.stack([loss.detach().double(), right.double()]) * share
+        return found
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if not self.recipe.compile:
+            return cast("Tensor", self._call(x))
+        try:
+            return cast("Tensor", self._call(x))
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise MissingComponentError(
+                f"torch.compile does not work here ({reason})", fix="install a C++ compiler, or leave --compile out"
+            ) from error
+
+    def autocast(self) -> torch.autocast:
+        """The precision of training steps; validation is FP32 and does not use it."""
+        return torch.autocast(
+            self.world.device.type, dtype=_TYPES.get(self.precision), enabled=self.precision in _TYPES
+        )
+
+    def _seed(self, place: tuple[int, int]) -> None:
+        entropy = np.random.SeedSequence((self.seed, *place, self.world.rank))
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    # --- validation -------------------------------------------------------------------------------------------------
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of the network that is kept, in FP32, without dropout."""
+        network = self.kept.eval()
+        x = x.to(self.world.device)
+        with torch.inference_mode():
+            if self.recipe.freeze == "features":
+                return network.classifier(x)
+            return network.logits(x.contiguous(memory_format=self._layout))
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, momentum and averaged weights, by name: with `state`, all that `restore` needs."""
+        found = {f"weights/{name}": value.detach() for name, value in self.model.named_parameters()}
+        for name, parameter in self.trainable().items():
+            buffer = self.optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                found[f"momentum/{name}"] = buffer
+        if self._average is not None:
+            found |= {f"average/{name}": value.detach() for name, value in self.kept.named_parameters()}
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """The rest of the state, as JSON."""
+        averaged = int(self._average.n_averaged) if self._average is not None else 0
+        return {"scaler": self.scaler.state_dict(), "averaged": averaged}
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take over what `tensors` and `state` returned.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: when something is missing or of the wrong shape.
+        """
+        restore_weights(self.model, tensors)
+        for name, parameter in self.trainable().items():
+            if f"momentum/{name}" in tensors:
+                buffer = torch.empty_like(parameter, requires_grad=False)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(tensors[f"momentum/{name}"])
+        self.scaler.load_state_dict(dict(state["scaler"]))
+        if self._average is not None:
+            restore_weights(self.kept, tensors, prefix="average")
+            self._average.n_averaged.fill_(int(state["averaged"]))
+
+
+def restore_weights(model: AlexNet, tensors: Mapping[str, Tensor], *, prefix: str = "weights") -> None:
+    """Fill `model` from the entries `prefix/NAME`.
+
+    Raises:
+        KeyError, RuntimeError: when one is missing or of the wrong shape.
+    """
+    model.load_state_dict({name: tensors[f"{prefix}/{name}"] for name, _ in model.named_parameters()})
+
+
+def prepare_network(model: AlexNet, recipe: Recipe, device: torch.device) -> None:
+    """Make `model` the one that is trained: its dropout, its normalisation on a processor, the layers that stay."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = recipe.dropout
+    if device.type == "cpu":
+        for name, layer in (("norm1", model.arch.layers[0]), ("norm2", model.arch.layers[1])):
+            if layer.lrn:
+                setattr(model, name, TrainingLRN(layer.out_channels))
+    if recipe.freeze == "features" or recipe.features_lr == 0:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith("conv"))

@@ -1,0 +1,45 @@
+"""The learning rate: a function of the recipe, the place in the run and the validation errors so far. It has no state of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from alexnet_edge.training.recipe import Recipe
+
+
+def learning_rate(recipe: Recipe, epoch: float, errors: Sequence[float] = ()) -> float:
+    """The learning rate when `epoch` epochs (with their fraction) are done.
+
+    Args:
+        recipe: its schedule and numbers.
+        epoch: from 0 to `recipe.epochs`.
+        errors: the validation error after each whole epoch, for `plateau`.
+    """
+    share = epoch / recipe.epochs
+    if share < recipe.warmup:
+        return recipe.lr * max(share / recipe.warmup, 0.01)
+    if recipe.schedule == "cosine":
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * (share - recipe.warmup) / (1 - recipe.warmup)))
+    if recipe.schedule == "plateau":
+        divided = plateaus(errors, patience=recipe.patience, most=recipe.reductions)
+    else:
+        divided = sum(epoch >= (mark if mark > 1 else mark * recipe.epochs) for mark in recipe.milestones)
+    return recipe.lr / float(10**divided)
+
+
+def plateaus(errors: Sequence[float], *, patience: int, most: int) -> int:
+    """How often the validation error stood still: `patience` epochs in a row without one lower than every earlier.
+
+    The paper (section 5) divides the rate by ten "when the validation error rate stopped improving with the current
+    learning rate", three times. After each division the count of epochs begins anew, the lowest error stays.
+    """
+    lowest, waited, found = math.inf, 0, 0
+    for error in errors:
+        if error < lowest:
+            lowest, waited = error, 0
+        else:
+            waited += 1
+        if waited >= patience and found < most:
+            found, waited = found + 1, 0
+    return found

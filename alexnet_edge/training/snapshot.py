@@ -1,0 +1,142 @@
+"""Snapshots: all that a run needs to go on as if nothing had happened, each in one file that is whole or not there.
+
+A snapshot is a safetensors file `snapshots/epoch-0003-step-000012.safetensors` in the run's folder: weights, momentum and
+averaged weights, and in its header settings, recipe, place in the run, history and the state of the loss scaler. Random
+numbers need no state: they are a function of the seed and the place. A SHA-256 over everything is in the header, too; a file
+that does not match is set aside, and the one before it is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alexnet_edge.errors import CheckpointError, needs
+from alexnet_edge.files import MALFORMED, staged, writing
+
+with needs("train"):
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save_file
+    from torch import Tensor
+
+SCHEMA = 2
+FOLDER = "snapshots"
+_NAME = re.compile(r"epoch-(\d+)-step-(\d+)\.safetensors")
+_HEADER_KEY = "alexnet-edge-snapshot"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """A snapshot that was read."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def write(run: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int) -> Path:
+    """Write a snapshot into the folder of `run`, and remove all but the newest `keep`.
+
+    Args:
+        run: the run's folder.
+        tensors: by name; on any device, in any memory layout.
+        state: JSON, with the place as `epoch` and `step`.
+        keep: snapshots that stay, 1 or more.
+
+    Raises:
+        OutputError: when it cannot be written; those before it stay.
+    """
+    path = run / FOLDER / f"epoch-{state['epoch']:04d}-step-{state['step']:06d}.safetensors"
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = json.dumps({"schema": SCHEMA, **state}, allow_nan=False)
+    header = {_HEADER_KEY: text, "sha256": _digest(plain, text)}
+    with staged(path) as temporary:
+        save_file(plain, temporary, metadata=header)
+    for old in newest_first(run)[keep:]:
+        with writing(old), suppress(FileNotFoundError):
+            old.unlink()
+    return path
+
+
+def newest_first(run: Path) -> list[Path]:
+    """The snapshots of a run, the furthest first."""
+    found = []
+    for path in (run / FOLDER).glob("*.safetensors"):
+        if match := _NAME.fullmatch(path.name):
+            found.append(((int(match.group(1)), int(match.group(2))), path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def read(path: Path) -> Snapshot:
+    """Read one snapshot and compare its checksum.
+
+    Raises:
+        CheckpointError: when it is damaged, or of another version.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+        text = header[_HEADER_KEY]
+        if header["sha256"] != _digest(tensors, text):
+            raise ValueError("its checksum is another")
+        state = json.loads(text)
+        if state["schema"] != SCHEMA:
+            raise ValueError(f"schema {state['schema']} is not {SCHEMA}")
+    except (SafetensorError, OSError, RuntimeError, *MALFORMED) as error:
+        raise CheckpointError(
+            f"the snapshot is damaged ({type(error).__name__}: {error})", value=path, fix="use an earlier one"
+        ) from error
+    return Snapshot(path=path, tensors=tensors, state=state)
+
+
+def read_newest(run: Path) -> tuple[Snapshot | None, list[CheckpointError]]:
+    """The furthest snapshot of a run that is whole, if there is one, and what was wrong with those beyond it."""
+    faults = list[CheckpointError]()
+    for path in newest_first(run):
+        try:
+            return read(path), faults
+        except CheckpointError as error:
+            faults.append(error)
+    return None, faults
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged snapshot, so that it does not pass for the furthest one.
+
+    Raises:
+        OutputError: when it cannot be renamed.
+    """
+    with writing(path):
+        path.replace(path.with_suffix(".damaged"))
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed process left half written."""
+    for folder in (run, run / FOLDER):
+        for path in folder.glob(".*.tmp*"):
+            with suppress(OSError):
+                path.unlink()
+
+
+def remove_all(run: Path) -> None:
+    """Remove every snapshot of a run that needs none any more."""
+    for path in newest_first(run):
+        with writing(path), suppress(FileNotFoundError):
+            path.unlink()
+    with suppress(OSError):  # something else is in it
+        (run / FOLDER).rmdir()
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,422 @@
+"""A model repository for NVIDIA's Triton Inference Server, from an artifact that is proved.
+
+    REPOSITORY/NAME/config.pbtxt        what the server must know: batch, dims, instances, warm-up, which versions are served
+    REPOSITORY/NAME/labels.txt          the class names, so that the server answers with names where it is asked to
+    REPOSITORY/NAME/1/model.onnx        the artifact's own bytes, and model.onnx.json its manifest
+
+Nothing is exported here: the file is copied and checked again against its manifest, so what is served is what was proved.
+A version folder is complete when it appears, and the configuration is replaced after it; a server that polls the
+repository sees the old model or the new one.
+
+Source: https://github.com/triton-inference-server/server/blob/main/docs/user_guide/model_repository.md and
+model_configuration.md; `protobuf/model_config.proto` of triton-inference-server/common.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from alexnet_edge import artifact as artifacts
+from alexnet_edge.artifact import Artifact, Manifest, companion_path, load_artifact
+from alexnet_edge.errors import GateError, UserError
+from alexnet_edge.files import write_text, writing
+
+InstanceKind = Literal["cpu", "gpu"]
+
+DEFAULT_MAX_BATCH = 16
+"""Where the artifact's runtime sets no bound."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backend:
+    """What serves artifacts of one format."""
+
+    backend: str
+    """Triton's name of it."""
+    platform: str
+    """The name that Triton had before there were backends, which other tools still look for; empty for those without."""
+    file: str
+    """The file's name in a version folder."""
+    kind: InstanceKind
+    """Where an instance runs unless it is said otherwise."""
+    kinds: tuple[InstanceKind, ...]
+    """Where one can run."""
+
+
+BACKENDS: dict[str, Backend] = {
+    "onnx": Backend(
+        backend="onnxruntime", platform="onnxruntime_onnx", file="model.onnx", kind="cpu", kinds=("cpu", "gpu")
+    ),
+    "openvino": Backend(backend="openvino", platform="", file="model.xml", kind="cpu", kinds=("cpu",)),
+    "trt": Backend(backend="tensorrt", platform="tensorrt_plan", file="model.plan", kind="gpu", kinds=("gpu",)),
+}
+"""By the format of the artifact."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TritonOptions:
+    """How the model is served."""
+
+    name: str | None = None
+    """The model's name, in the server's address; by default the artifact's, such as `alexnet_int8`."""
+    max_batch: int | None = None
+    """The largest batch; by default the engine's, or `DEFAULT_MAX_BATCH` where the runtime has no bound."""
+    instances: int = 1
+    """Copies of the model that answer side by side, on each GPU or on the processor."""
+    kind: InstanceKind | None = None
+    """Where they run; None for the GPU with an engine, the processor with everything else."""
+    queue_delay_us: int = 0
+    """How long a request may wait for others to be answered with it, in microseconds."""
+    keep_versions: int = 1
+    """How many of the newest versions are served; 2 keeps the former one within reach of a client that asks for it."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not _NAME.fullmatch(self.name):
+            raise UserError(
+                "a model's name has letters, digits, `_`, `.` and `-` only, and begins with a letter or digit",
+                value=self.name,
+                fix="choose another --model-name",
+            )
+        for field, least in (("max_batch", 1), ("instances", 1), ("queue_delay_us", 0), ("keep_versions", 1)):
+            value = getattr(self, field)
+            if value is not None and value < least:
+                raise UserError(f"{field} must be {least} or more", value=value, fix="give a larger number")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TritonModel:
+    """A model as it stands in a repository."""
+
+    folder: Path
+    """`REPOSITORY/NAME`."""
+    version: int
+    """The newest, which holds the artifact."""
+    added: bool
+    """False when the newest version held the same file already."""
+    artifact: Artifact
+    """The file in the version folder."""
+    backend: str
+    notes: tuple[str, ...] = ()
+    """What the proof does not cover on a server."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "version": self.version,
+            "added": self.added,
+            "file": str(self.artifact.path),
+            "sha256": self.artifact.manifest.sha256,
+            "backend": self.backend,
+            "notes": list(self.notes),
+        }
+
+
+def write_triton_model(artifact: Artifact, repository: Path, options: TritonOptions | None = None) -> TritonModel:
+    """Put `artifact` into the model repository `repository`, as the next version of its model.
+
+    Raises:
+        UserError: when Triton has no backend for it, or the options or the versions already there do not fit it.
+        GateError: when it was not proved.
+        ArtifactError: when the artifact or a version that stays in service is damaged.
+        OutputError: when the repository cannot be written.
+    """
+    options = options or TritonOptions()
+    _check(artifact, options)
+    backend = BACKENDS[artifact.manifest.format]
+    folder = repository / (options.name or artifact.path.stem)
+    if not _NAME.fullmatch(folder.name):
+        raise UserError("this file name is no name of a model", value=folder.name, fix="give one with --model-name")
+    with writing(folder):
+        repository.mkdir(parents=True, exist_ok=True)
+        kept = _kept(folder, backend, options.keep_versions)
+        newest = max(kept, default=0)
+        added = not kept or kept[newest].manifest.sha256 != artifact.manifest.sha256
+        version = newest + added
+        served = [*kept.values(), *([artifact] if added else [])][-options.keep_versions :]
+        for other in served:
+            _need_same_network(other.manifest, artifact.manifest, folder)
+        config = config_of([other.manifest for other in served], folder.name, options)
+        labels = _labels(artifact.manifest)
+        if added:
+            with _staged_version(artifact, repository, backend) as staged:
+                folder.mkdir(exist_ok=True)
+                staged.rename(folder / str(version))
+        write_text(folder / "labels.txt", labels)
+        write_text(folder / "config.pbtxt", config)
+    return TritonModel(
+        folder=folder,
+        version=version,
+        added=added,
+        artifact=load_artifact(folder / str(version) / backend.file),
+        backend=backend.backend,
+        notes=_notes(artifact.manifest, options.kind or backend.kind),
+    )
+
+
+def _check(artifact: Artifact, options: TritonOptions) -> None:
+    manifest = artifact.manifest
+    if manifest.format not in BACKENDS:
+        raise UserError(
+            f"Triton gets ONNX, OpenVINO or TensorRT from here, not {manifest.format}",
+            value=artifact.path,
+            fix="export it with --format onnx, openvino or trt",
+        )
+    if manifest.runtime == "tensorrt-rtx":
+        raise UserError(
+            "Triton's backend is TensorRT, which does not load an engine of TensorRT-RTX",
+            value=artifact.path,
+            fix="build the engine with --runtime tensorrt on the server's GPU, or serve the ONNX file",
+        )
+    if manifest.format == "onnx" and manifest.precision == "fp8":
+        raise UserError(
+            "ONNX Runtime answers FP8 graphs wrongly unless a pass is off that Triton gives no way to turn off",
+            value=artifact.path,
+            fix="build an engine from it, and serve that",
+        )
+    verdict = manifest.parity.get("verdict")
+    if verdict != "passed":
+        reasons = "; ".join(map(str, manifest.parity.get("reasons", ()))) or "no proof is recorded"
+        raise GateError(
+            f"{artifact.path} is not proved ({verdict or 'not run'}: {reasons}); "
+            "only what was proved is served: run `alexnet-edge export` where the file can run"
+        )
+    backend = BACKENDS[manifest.format]
+    if options.kind is not None and options.kind not in backend.kinds:
+        raise UserError(
+            f"Triton's {backend.backend} backend runs on {' or '.join(backend.kinds)}",
+            value=options.kind,
+            fix="leave --instance-kind out",
+        )
+    _batches(manifest, options)
+
+
+def _batches(manifest: Manifest, options: TritonOptions) -> tuple[int, int]:
+    """The smallest and largest batch that are served."""
+    least, most = manifest.input.min_batch, manifest.input.max_batch
+    if most is not None and least == most:
+        if options.max_batch not in (None, most):
+            raise UserError(
+                f"the artifact takes a batch of {most} only", value=options.max_batch, fix="leave --max-batch out"
+            )
+        return least, most
+    if least != 1:
+        raise UserError(
+            f"Triton forms batches from 1 up, and the artifact takes no less than {least}",
+            value=least,
+            fix="export it with --min-batch 1, or with one fixed batch",
+        )
+    asked = options.max_batch or (most if most is not None else DEFAULT_MAX_BATCH)
+    if most is not None and asked > most:
+        raise UserError(
+            f"the artifact takes a batch of {most} at most", value=asked, fix="leave --max-batch out, or export again"
+        )
+    return 1, asked
+
+
+def _kept(folder: Path, backend: Backend, count: int) -> dict[int, Artifact]:
+    """The newest `count` versions, checked, by number; Triton takes every folder named by a positive number."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    numbers = sorted(int(entry.name) for entry in entries if re.fullmatch(r"[1-9]\d{0,8}", entry.name))
+    kept = {}
+    for number in numbers[-count:]:
+        path = folder / str(number) / backend.file
+        if not path.is_file():
+            raise UserError(
+                f"the model's version {number} has no {backend.file}: it is of another kind",
+                value=folder,
+                fix="choose another --model-name, or remove the old model",
+            )
+        kept[number] = load_artifact(path)
+    return kept
+
+
+def _need_same_network(other: Manifest, manifest: Manifest, folder: Path) -> None:
+    for what in ("classes", "head", "preprocessing"):
+        if getattr(other, what) != getattr(manifest, what):
+            raise UserError(
+                f"a version that stays in service has other {what}, and one configuration holds for them all",
+                value=folder,
+                fix="choose another --model-name, or --keep-versions 1",
+            )
+
+
+@contextmanager
+def _staged_version(artifact: Artifact, repository: Path, backend: Backend) -> Iterator[Path]:
+    """A finished version folder beside the repository, on the same file system: no server looks there."""
+    beside = Path(tempfile.mkdtemp(prefix=f".{repository.name}-", dir=repository.resolve().parent))
+    try:
+        version = beside / "version"
+        version.mkdir()
+        copy = beside / f"copy{artifact.path.suffix}"
+        shutil.copyfile(artifact.path, copy)
+        companion = companion_path(copy, artifact.manifest.format)
+        if artifact.companion is not None and companion is not None:
+            shutil.copyfile(artifact.companion, companion)
+        written = artifacts.commit(copy, version / backend.file, artifact.manifest)
+        if replace(written.manifest, companion=None) != replace(artifact.manifest, companion=None):
+            raise GateError(f"{artifact.path} changed while it was copied; nothing was added")
+        yield version
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _labels(manifest: Manifest) -> str:
+    for name in manifest.classes:
+        if not name or any(ord(letter) < 32 for letter in name):
+            raise UserError("a class name does not fit on a line of labels.txt", value=repr(name), fix="rename it")
+    return "".join(f"{name}\n" for name in manifest.classes)
+
+
+def _notes(manifest: Manifest, kind: InstanceKind) -> tuple[str, ...]:
+    notes = []
+    if manifest.format == "openvino":
+        notes.append(
+            "Triton's OpenVINO backend is not told to compute in FP32: on a processor with BF16 instructions it may "
+            "compute in BF16, which the proof does not cover"
+        )
+    if manifest.format == "onnx" and kind == "gpu":
+        notes.append("the answers were proved on a processor, not on the GPU that will serve")
+    return tuple(notes)
+
+
+# --- config.pbtxt -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Word:
+    """A value that is written without quotes: a member of an enumeration."""
+
+    text: str
+
+
+def config_of(manifests: Sequence[Manifest], name: str, options: TritonOptions) -> str:
+    """The text of `config.pbtxt` for a model of which these versions are served, the newest last.
+
+    An engine has one optimisation profile, number 0, which every instance names; its largest batch is the server's. A
+    batch that is fixed becomes part of the dims, as Triton wants it where it shall form none. The smallest of the
+    versions' bounds holds, because one configuration serves them all.
+    """
+    manifest = manifests[-1]
+    backend = BACKENDS[manifest.format]
+    bounds = [_batches(each, options) for each in manifests]
+    fixed = {least for least, most in bounds if manifest.input.max_batch is not None and least == most}
+    if fixed and len(set(bounds)) > 1:
+        raise UserError("the versions that stay in service take other batches", value=name, fix="add --keep-versions 1")
+    most = min(most for _, most in bounds)
+    lead = [most] if fixed else []
+    kind = options.kind or backend.kind
+    group: dict[str, Any] = {"count": options.instances, "kind": _Word(text=f"KIND_{kind.upper()}")}
+    if backend.backend == "tensorrt":
+        group["profile"] = ["0"]
+    config: dict[str, Any] = {
+        "name": name,
+        **({"platform": backend.platform} if backend.platform else {}),
+        "backend": backend.backend,
+        "default_model_filename": backend.file,
+        "max_batch_size": 0 if fixed else most,
+        "input": [
+            {
+                "name": manifest.input.name,
+                "data_type": _Word(text="TYPE_FP32"),
+                "dims": [*lead, *manifest.input.shape],
+            }
+        ],
+        "output": [
+            {
+                "name": manifest.output.name,
+                "data_type": _Word(text="TYPE_FP32"),
+                "dims": [*lead, *manifest.output.shape],
+                "label_filename": "labels.txt",
+            }
+        ],
+        "version_policy": {"latest": {"num_versions": options.keep_versions}},
+        "instance_group": [group],
+    }
+    if not fixed and most > 1:
+        config["dynamic_batching"] = {
+            **_preferred(manifest, most),
+            **({"max_queue_delay_microseconds": options.queue_delay_us} if options.queue_delay_us else {}),
+        }
+    config["model_warmup"] = [
+        {
+            "name": f"batch {batch}",
+            "batch_size": 0 if fixed else batch,
+            "inputs": [
+                {
+                    "key": manifest.input.name,
+                    "value": {
+                        "data_type": _Word(text="TYPE_FP32"),
+                        "dims": [*lead, *manifest.input.shape],
+                        "random_data": True,
+                    },
+                }
+            ],
+        }
+        for batch in ([most] if fixed else sorted({1, most}))
+    ]
+    config["parameters"] = [
+        {"key": f"alexnet_edge.{key}", "value": {"string_value": text}} for key, text in _provenance(manifest).items()
+    ]
+    return "# Written by alexnet-edge; the manifest beside the model says what was proved.\n" + "".join(
+        f"{line}\n" for line in _pbtxt(config)
+    )
+
+
+def _preferred(manifest: Manifest, most: int) -> dict[str, Any]:
+    """The batch an engine was tuned for, where there is one: for other files the server's own choice is better."""
+    options = manifest.build.get("options")
+    tuned = options.get("opt_batch") if isinstance(options, Mapping) else None
+    return {"preferred_batch_size": [tuned]} if isinstance(tuned, int) and 1 < tuned <= most else {}
+
+
+def _provenance(manifest: Manifest) -> dict[str, str]:
+    """What a client may ask the server for: how to prepare an image, and which file answers."""
+    return {
+        "sha256": manifest.sha256,
+        "checkpoint_sha256": manifest.checkpoint_sha256,
+        "architecture": manifest.architecture,
+        "precision": manifest.precision,
+        "head": manifest.head,
+        "preprocessing": json.dumps(manifest.preprocessing.to_json()),
+    }
+
+
+def _pbtxt(message: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """The lines of a message in protobuf's text format: a list is a repeated field, a mapping a message."""
+    for name, value in message.items():
+        entries = value if isinstance(value, list) else [value]
+        if isinstance(value, list) and not any(isinstance(entry, Mapping) for entry in entries):
+            yield f"{indent}{name}: [ {', '.join(map(_scalar, entries))} ]"
+            continue
+        for entry in entries:
+            if not isinstance(entry, Mapping):
+                yield f"{indent}{name}: {_scalar(entry)}"
+                continue
+            yield f"{indent}{name} {{"
+            yield from _pbtxt(entry, indent + "  ")
+            yield f"{indent}}}"
+
+
+def _scalar(value: str | int | bool | _Word) -> str:
+    if isinstance(value, _Word):
+        return value.text
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    # The text format has C's escapes; those of other bytes are octal, of three digits.
+    escaped = "".join(
+        f"\\{chr(byte)}" if byte in b'"\\' else chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}"
+        for byte in value.encode()
+    )
+    return f'"{escaped}"'
