@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from alexnet_edge.bench.compare import Comparison
     from alexnet_edge.bench.parity import ParityReport
     from alexnet_edge.bench.preprocessing import PreprocessingReport
+    from alexnet_edge.bench.search import SearchResult
     from alexnet_edge.demo import DemoResult
     from alexnet_edge.doctor import Component
     from alexnet_edge.evaluate import Confusion, Evaluation
@@ -267,6 +268,43 @@ def show_parity(reports: Sequence[tuple[Path, ParityReport | str]]) -> None:
     console.print(table)
     for path, note in notes:
         console.print(f"[bold]{escape(str(path))}[/]: {escape(note)}")
+
+
+def show_search(result: SearchResult, as_json: bool = False) -> None:
+    """What each layer costs and gains in each type, and the plan; nothing where the manifest is printed as JSON."""
+    if as_json:
+        return
+    console = output()
+    what = "accuracy" if result.labelled else "agreement"
+    table = _table(
+        "layer", "type", "", "x FP32", "95 %", "gain ms", "MB saved", f"{what} drop", "SQNR dB", "why", left=3
+    )
+    for one in result.changes:
+        table.add_row(
+            one.layer,
+            one.type,
+            "[green]taken[/]" if one.taken else "",
+            f"{one.speedup:.3f}",
+            "{:.3f}-{:.3f}".format(*one.speedup_interval),
+            f"{one.gain_ms:+.2f}",
+            f"{one.bytes_saved / 1e6:.1f}",
+            f"{100 * one.drop:.2f}",
+            _NONE if one.sqnr_db is None else f"{one.sqnr_db:.1f}",
+            one.why,
+        )
+    console.print(table)
+    low, high = result.speedup_interval
+    console.print(
+        f"plan: {', '.join(f'{name} {kind}' for name, kind in result.plan.items())}\n"
+        f"{what} drop {100 * result.drop:.2f} of {100 * result.max_drop:g} points allowed, on {result.num_images} images "
+        f"(plain INT8 {100 * result.plain_drop:.2f}); {result.speedup:.2f} ({low:.2f} to {high:.2f}) times as fast as FP32",
+        soft_wrap=True,
+    )
+    if result.over_plain is not None and result.over_plain_interval is not None:
+        low, high = result.over_plain_interval
+        console.print(f"{result.over_plain:.2f} ({low:.2f} to {high:.2f}) times as fast as plain INT8")
+    if result.reused:
+        console.print(f"{result.reused} results from the journal of an earlier search")
 
 
 def show_sweep(sweep: Sweep) -> None:

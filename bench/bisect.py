@@ -270,7 +270,7 @@ class _Bisect:
         most = max(judged, key=lambda point: point.own_error or 0.0)
         cause = f"no step is out of tolerance; {most.name} adds most by itself ({most.own_error:.2g} relative)"
         if most.type in ("int8", "fp8", "int4"):
-            return cause, f"if the answers are not good enough, give {most.layer} more bits: export --int8-auto"
+            return cause, f"if the answers are not good enough, give {most.layer} more bits: export --int8 auto"
         return cause, "nothing: what differs is rounding"
 
     def _explain(self, first: Point) -> tuple[str, str]:
@@ -310,7 +310,7 @@ class _Bisect:
             )
         return (
             f"the range at the input of {first.layer} is too wide for its values: 127 steps are too coarse",
-            "calibrate with --method mse or entropy, or keep this layer in higher precision: export --int8-auto",
+            "calibrate with --method mse or entropy, or keep this layer in higher precision: export --int8 auto",
         )
 
     def _explain_lrn(self, first: Point) -> tuple[str, str]:
@@ -374,7 +374,7 @@ class _Bisect:
         if first.type in ("int8", "fp8", "int4"):
             return (
                 f"{layer} loses too much in {first.type.upper()} ({first.own_error:.2g} relative)",
-                f"keep {layer} in higher precision (export --int8-auto), or try --method mse or percentile",
+                f"keep {layer} in higher precision (export --int8 auto), or try --method mse or percentile",
             )
         return (
             f"{layer} is not the checkpoint's layer ({first.own_error:.2g} relative): its weights, bias or attributes "

@@ -189,6 +189,10 @@ class Exporter:
         self.target = target
         self.lower_fp32 = lower_fp32
         self.plan = plan
+        self.search: Mapping[str, Any] | None = None
+        """How the plan was found, for the manifest."""
+        self.max_drop: float | None = None
+        """Accuracy that a `mixed` artifact may lose, where it is another than its tolerance's; 0.01 is one point."""
         self.outputs = outputs or self.engine.calibrator == "table" or bool(target is not None and target.lowerings)
         self.threads = threads
         self.on_bad_image: OnBadImage = on_bad_image
@@ -265,6 +269,25 @@ class Exporter:
                     f"kept aside as {kept}"
                 )
             return artifacts.commit(staged.path, target, manifest)
+
+    def build_only(self, format: Format, plan: Plan, folder: Path) -> Artifact:
+        """Build the artifact of a plan into `folder`, its precision read back, and leave out the proof, as a search does.
+
+        Raises:
+            UserError: when no graph can be written for the plan.
+            PrecisionError: when a layer was not built in the precision asked for.
+            OutputError: when the folder cannot be written.
+        """
+        check_plan(plan)
+        with writing(folder):
+            folder.mkdir(parents=True)
+        kept, self.plan = self.plan, plan
+        try:
+            built = self._build(format, "mixed", folder)
+            manifest = self._manifest(format, "mixed", built, 0.0, audited=False)
+        finally:
+            self.plan = kept
+        return artifacts.commit(built.path, folder / f"alexnet_mixed{SUFFIXES[format]}", manifest)
 
     def export_all(self, wanted: Sequence[tuple[Format, Precision]]) -> Iterator[Outcome]:
         """Export each of `wanted`; a failed one does not stop the others.
@@ -496,6 +519,11 @@ class Exporter:
     def _amax(self, precision: Precision) -> Mapping[str, float] | None:
         return self.calibration(precision).amax if precision in CALIBRATED else None
 
+    @property
+    def calibration_images(self) -> ImageSet:
+        """The images that ranges are taken from."""
+        return self._images_to_calibrate_on()
+
     def _images_to_calibrate_on(self) -> ImageSet:
         return self._calibration_images or calibration_images(self.checkpoint, None, None)
 
@@ -519,7 +547,10 @@ class Exporter:
         reference_NK = self.reference_NK()
         cannot_run = runnable(candidate)
         if cannot_run is None:
-            report = self._report(candidate, reference_NK)
+            tolerance = tolerance_of(candidate)
+            if candidate.manifest.precision == "mixed" and self.max_drop is not None:
+                tolerance = replace(tolerance, max_accuracy_drop=self.max_drop)
+            report = self._report(candidate, reference_NK, tolerance)
             if candidate.manifest.format == "onnx":
                 self._stand_in_reports[candidate.manifest.sha256] = report
             return report.to_json()
@@ -563,7 +594,9 @@ class Exporter:
         self.reporter.finish("passed" if report.passed else "; ".join(report.reasons))
         return replace(report, images_skipped=self._skipped)
 
-    def _manifest(self, format: Format, precision: Precision, built: _Built, seconds: float) -> Manifest:
+    def _manifest(
+        self, format: Format, precision: Precision, built: _Built, seconds: float, *, audited: bool = True
+    ) -> Manifest:
         info = self.checkpoint.info
         arch = info.arch
         size = info.preprocessing.crop
@@ -593,13 +626,13 @@ class Exporter:
             checkpoint_sha256=self.checkpoint.sha256,
             sources=built.sources,
             layers=built.layers,
-            calibration=self._calibration_record(format, precision),
-            build=built.build,
+            calibration=self._calibration_record(format, precision, audited),
+            build={**built.build, **({"search": self.search} if precision == "mixed" and self.search else {})},
             build_seconds=round(seconds, 3),
             environment=describe(),
         )
 
-    def _calibration_record(self, format: Format, precision: Precision) -> Mapping[str, Any] | None:
+    def _calibration_record(self, format: Format, precision: Precision, audited: bool) -> Mapping[str, Any] | None:
         if precision not in CALIBRATED:
             return None
         if format == "trt" and self.engine.calibrator in ("entropy2", "minmax"):
@@ -611,7 +644,7 @@ class Exporter:
                 "source": images.source,
             }
         found = self.calibration(precision)
-        return {**found.to_json(), "audit": self._audit(found).to_json()}
+        return {**found.to_json(), **({"audit": self._audit(found).to_json()} if audited else {})}
 
     def _audit(self, found: Calibration) -> CalibrationAudit:
         """What the calibration images are, against the proof's."""

@@ -30,9 +30,11 @@ from alexnet_edge.cli.common import (
 from alexnet_edge.errors import GateError, UserError
 
 if TYPE_CHECKING:
-    from alexnet_edge.artifact import Artifact
+    from alexnet_edge.artifact import Artifact, Format, Precision
+    from alexnet_edge.bench.search import SearchResult
     from alexnet_edge.checkpoint import Checkpoint
     from alexnet_edge.data import ImageSet, OnBadImage
+    from alexnet_edge.export.build import Exporter
 
 ENGINES = "TensorRT engines (--format trt)"
 TRITON = "Triton model repository (--format triton)"
@@ -42,6 +44,9 @@ HARDWARE_COMPATIBILITY = ("none", "ampere-plus", "same-compute-capability")
 
 def export_command(
     context: typer.Context,
+    how: Annotated[
+        str | None, typer.Argument(metavar="[auto]", help="After --int8: search the fastest type of each layer")
+    ] = None,
     format: Annotated[
         str, typer.Option("--format", help="torchscript, pt2, onnx, openvino, trt, all, or triton")
     ] = "all",
@@ -58,6 +63,13 @@ def export_command(
         bool,
         typer.Option("--int8-int4-fc", help="For processors: convolutions in INT8, weights of fc6 to fc8 in INT4"),
     ] = False,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", help="With --int8 auto: points of top-1 accuracy that may be lost")
+    ] = 0.5,
+    search_images: Annotated[
+        str | None,
+        typer.Option("--search-images", help="With --int8 auto: images that decide [256 of the training data]"),
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(
@@ -248,6 +260,17 @@ def export_command(
     if len(precisions) > 1:
         given = " ".join(f"--{name}" for name in precisions)
         raise UserError("an artifact has one precision", value=given, fix="give one of them per command")
+    auto = how == "auto" and int8
+    if how is not None and not auto:
+        raise UserError(
+            "export takes one word, `auto`, with --int8", value=how, fix="write --int8 auto, or leave it out"
+        )
+    if not auto:
+        refuse_given(context, ("max_drop", "search_images"), "this option is for --int8 auto", fix="add `auto`")
+    elif format not in ("onnx", "openvino"):
+        raise UserError(
+            "--int8 auto writes one format", value=f"--format {format}", fix="add --format openvino or onnx"
+        )
     if runtime is not None:
         choice("--runtime", runtime, ("tensorrt", "trtexec", "rtx"))
     choice("--format", format, ("all", *build.FORMATS, "triton"))
@@ -367,6 +390,10 @@ def export_command(
         try:
             if calibration_table is not None:
                 exporter.write_calibration_table(calibration_table, table_version)
+            if auto:
+                chosen: tuple[Format, Precision] = (wanted[0][0], "mixed")
+                wanted = [chosen]
+                console.show_search(_search(exporter, wanted[0][0], search_images, max_drop, class_list), as_json)
             outcomes.extend(exporter.export_all(wanted))
         finally:  # what was written before a mistake was noticed is told all the same
             if outcomes and as_json and triton is None:
@@ -377,6 +404,18 @@ def export_command(
     if triton is not None:
         assert outcomes[0].artifact is not None, "require_outcomes raises what kept it from being written"
         _serve(outcomes[0].artifact.path, repository, triton, as_json)
+
+
+def _search(
+    exporter: Exporter, format: Format, named: str | None, points: float, class_list: Path | None
+) -> SearchResult:
+    """Find the plan that the exporter then writes."""
+    from alexnet_edge.bench.search import SearchSettings, search_images, search_plan
+
+    settings = SearchSettings(max_drop=points / 100)
+    result = search_plan(exporter, format, search_images(exporter, named, class_list), settings)
+    exporter.plan, exporter.max_drop, exporter.search = result.plan, settings.max_drop, result.to_json()
+    return result
 
 
 _NOT_WITH_ARTIFACT = (
