@@ -24,6 +24,7 @@ from alexnet_edge.cli.common import (
     checkpoint_or_onnx,
     choice,
     chosen_device,
+    one_precision,
     print_json,
     refuse_given,
 )
@@ -244,10 +245,8 @@ def export_command(
     from alexnet_edge.export.precision import CALIBRATED
 
     asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc, "int8-int4-fc": int8_int4_fc}
-    precisions = [name for name, wanted in asked.items() if wanted]
-    if len(precisions) > 1:
-        given = " ".join(f"--{name}" for name in precisions)
-        raise UserError("an artifact has one precision", value=given, fix="give one of them per command")
+    chosen = one_precision(asked)
+    precisions = [] if chosen is None else [chosen]
     if runtime is not None:
         choice("--runtime", runtime, ("tensorrt", "trtexec", "rtx"))
     choice("--format", format, ("all", *build.FORMATS, "triton"))
