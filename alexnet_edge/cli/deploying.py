@@ -116,9 +116,6 @@ def deploy_command(
         bool, typer.Option("--lock-clocks", help="Lock clocks meanwhile (root there)", rich_help_panel=BENCH)
     ] = False,
     threads: ThreadsOption = None,
-    runtime: Annotated[
-        str | None, typer.Option("--runtime", help="tensorrt or rtx [first that is there]", rich_help_panel=ENGINES)
-    ] = None,
     memory_cap: Annotated[
         int | None,
         typer.Option(
@@ -153,8 +150,6 @@ def deploy_command(
         raise UserError("name one device, or several with --to fleet.toml", value=device or "none")
     precision = one_precision({"fp32": fp32, "fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc})
     choice("--format", format, ("onnx", "trt"))
-    if runtime is not None:
-        choice("--runtime", runtime, ("tensorrt", "rtx"))
     if format != "trt":
         names = [
             entry.name or "" for entry in context.command.params if getattr(entry, "rich_help_panel", "") == ENGINES
@@ -202,7 +197,6 @@ def deploy_command(
             }.items()
             if value is not None
         },
-        runtime=runtime,  # type: ignore[arg-type]  # checked above
         threads=threads,
         bench=BenchOptions(
             seconds=bench_seconds,

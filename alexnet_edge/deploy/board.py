@@ -334,6 +334,7 @@ class Board:
 
     def lock(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Take the lock; whoever has it is named."""
+        by = matched(re.compile(r"[\w.@-]{0,80}"), str(request.get("who", "")), "a name")
         for name in ("", "releases", "store", "incoming", "environments", "cache"):
             (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -353,8 +354,7 @@ class Board:
                     f"another deploy is at work on the device ({who})", kind="busy", fix="wait for it"
                 ) from None
         os.ftruncate(descriptor, 0)
-        who = matched(re.compile(r"[\w.@-]{0,80}"), str(request.get("who", "")), "a name")
-        os.pwrite(descriptor, f"from {who}, process {os.getpid()}, since {_now()}".encode(), 0)
+        os.pwrite(descriptor, f"from {by}, process {os.getpid()}, since {_now()}".encode(), 0)
         self._lock = descriptor
         return {"current": self.current()}
 

@@ -174,7 +174,7 @@ class Link:
             self._write(self._source())
             hello = self._next(self._noise())
         except BaseException:
-            self.close()
+            self.close(at_once=True)
             raise
         if "old" in hello:
             self.close()
@@ -191,9 +191,9 @@ class Link:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(at_once=error is not None)
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool = False) -> None:
         """End the connection; what runs on the device ends with it."""
         process, self._process = self._process, None
         if process is None:
@@ -202,7 +202,7 @@ class Link:
         streams = [stream for stream in (process.stdin, process.stdout) if stream is not None]
         try:
             streams[0].close()
-            process.wait(timeout=10)
+            process.wait(timeout=0 if at_once else 10)
         except (OSError, subprocess.TimeoutExpired):
             process.kill()
             process.wait()

@@ -56,8 +56,8 @@ class Order:
     class_list: Path | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `EngineOptions` that differ from their defaults."""
-    runtime: Runtime | None = None
-    """What builds the engine; None for the best that the device has."""
+    runtime: Runtime = "tensorrt"
+    """What builds an engine."""
     threads: int | None = None
     """Processor threads on the device; None for all."""
     bench: BenchOptions = field(default_factory=BenchOptions)

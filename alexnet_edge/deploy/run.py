@@ -346,7 +346,8 @@ def fetch_reports(link: Link, release: str, reports: Path, device: str, *, emula
     """
     from alexnet_edge.bench.results import read_results
 
-    folder = reports / re.sub(r"[^A-Za-z0-9._-]", "_", device.rpartition("@")[2]) / release
+    host = re.sub(r"[^A-Za-z0-9._-]", "_", device.rpartition("@")[2]).strip(".")
+    folder = reports / (host or "device") / release
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for name in REPORTS:
