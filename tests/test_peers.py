@@ -73,6 +73,7 @@ def test_what_is_there_is_taken(
     assert prepare_peers(NAMES, checkpoint, batches=(2,), folder=folder, images=images) == prepared
 
 
+@pytest.mark.slow
 def test_measured_beside_the_checkpoint_and_an_artifact(prepared: list[Path], checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     run_bench([checkpoint, *prepared], QUICK, Plan(harness=False, roofline=False), out=out)
@@ -142,7 +143,7 @@ def test_a_batch_it_was_not_prepared_for(prepared: list[Path], monkeypatch: pyte
     ],
 )
 def test_options_that_do_not_fit(words: str, refusal: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_artifact(tmp_path / "network.onnx").path
+    path = write_artifact(tmp_path / "network.onnx", seed=0).path
     assert _run(["bench", str(path), *words.split(), "-q"]) == 2
     assert refusal in capsys.readouterr().err
 
