@@ -398,7 +398,7 @@ def test_divergence_after_a_good_epoch_names_its_snapshot(settings: TrainSetting
 
     run = prepared(settings, Poison())
     with pytest.raises(
-        DivergedError, match=r"loss is nan in epoch 2, step 1, learning rate 0\.001, gradient norm nan"
+        DivergedError, match=r"loss is nan in epoch 2, step 1, learning rate 0\.0+1, gradient norm nan"
     ) as caught:
         run.go()
     snapshot, model = run.folder / "snapshots/epoch-0001-step-000000.safetensors", run.folder / "model.safetensors"

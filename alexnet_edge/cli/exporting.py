@@ -258,7 +258,7 @@ def export_command(
 
     asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc, "int8-int4-fc": int8_int4_fc}
     one = one_precision(asked)
-    precisions = [] if one is None else [chosen]
+    precisions = [] if one is None else [one]
     auto = how == "auto" and int8
     if how is not None and not auto:
         raise UserError(
