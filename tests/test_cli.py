@@ -144,8 +144,8 @@ def truncated_jpeg(photo: Path, tmp_path: Path) -> Path:
         ("inspect nothing.onnx", "no such artifact: nothing.onnx"),
         ("inspect nothing.safetensors", "no such checkpoint: nothing.safetensors"),
         ("report", "reports/bench.json"),
-        ("predict", "no images named"),
-        ("deploy", "deploy"),
+        ("predict", "no image named"),
+        ("deploy", "name one device"),
     ],
 )
 def test_mistakes_without_any_file(cli: InProcess, arguments: str, expected: str) -> None:

@@ -237,7 +237,7 @@ def test_a_layer_in_another_precision_leaves_nothing(exporter: Exporter, monkeyp
 
 def test_one_failure_does_not_stop_the_others(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = MissingComponentError("torch is not installed", fix="run: pip")
-    monkeypatch.setattr(build, "unavailable", lambda format, runtime, torch: missing if format == "pt2" else None)
+    monkeypatch.setattr(build, "unavailable", lambda format, *_, **__: missing if format == "pt2" else None)
     first, second = exporter.export_all([("pt2", "fp32"), ("onnx", "fp16")])
     assert first.error is missing
     assert first.to_json()["error"] == str(missing)
