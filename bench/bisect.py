@@ -47,7 +47,7 @@ Some times what layers of the trained flowers network add: docs/quantization.md 
 """
 CHANNEL_FACTOR = 5.0
 """How many times larger the relative error of the worst channel may be: one channel has fewer values to average over."""
-QUIET_CHANNEL = 0.1
+QUIET_CHANNEL = 0.5
 """A channel's error is held against its own size, but never against less than this share of the mean channel's."""
 STEP_SLACK = 0.02
 """Relative difference from the calibrated step that is still rounding."""
@@ -67,7 +67,8 @@ class Point:
     type: str
     """What it is computed in, as the manifest read it back."""
     own_error: float | None
-    """Relative error that the step adds by itself; None where something is not finite."""
+    """Relative error that the step adds by itself; None where something is not finite, and of an input's quantisation where
+    the runtime's operators take the integers as they are."""
     worst_channel: int | None
     """Channel with the largest error of its own."""
     worst_channel_error: float | None
@@ -152,6 +153,7 @@ class _Bisect:
     taken: dict[str, FloatArray] = field(default_factory=dict)
     """What each layer took as its input."""
 
+    @np.errstate(invalid="ignore", over="ignore")  # what is not finite is found and told
     def run(self, threads: int | None) -> Bisection:
         all_steps = steps(self.checkpoint.info.arch)
         names = {step.name: name for step in all_steps if (name := self._tensor_of(step)) is not None}
@@ -185,7 +187,8 @@ class _Bisect:
     def _points(self, all_steps: Sequence[Step], seen: Mapping[str, Observed]) -> list[Point]:
         weights = self.checkpoint.weights
         types = {layer.name: layer.built for layer in self.artifact.manifest.layers}
-        plain = "fp32" if self.artifact.manifest.precision in ("fp32", "int8") else "fp16"  # of what is no layer
+        halves = ("fp16", "bf16", "fp8", "int4-fc")
+        plain = "fp16" if self.artifact.manifest.precision in halves else "fp32"  # of what is no layer
         points: list[Point] = []
         expected = exact = self.x_NCHW  # from the artifact's own last tensor, and from the image
         segment: list[Step] = []
@@ -209,31 +212,32 @@ class _Bisect:
     def _with_inputs(self, points: list[Point]) -> list[Point]:
         """The points with that of its input's quantisation before each layer that has one."""
         quantised = [name for name in self.taken if f"{name}/input_dq" in self.observer.names]
-        if not quantised:
-            return points
-        seen = self.observer.run(self.x_NCHW, [f"{name}/input_dq" for name in quantised])
+        seen = self.observer.run(self.x_NCHW, [f"{name}/input_dq" for name in quantised]) if quantised else {}
         inputs = {name: self._input_point(name, seen[f"{name}/input_dq"].values) for name in quantised}
+        for name in self.taken:
+            stored = self.observer.constant(f"{name}/input_scale")
+            if name not in inputs and stored is not None:  # integer operators, whose inputs never are numbers
+                inputs[name] = self._input_point(name, None, stored)
         merged = []
         for point in points:
-            if point.kind.startswith("layer") and point.layer in inputs:
+            if "layer" in point.kind.split("+") and point.layer in inputs:
                 merged.append(inputs[point.layer])
             merged.append(point)
         return merged
 
-    def _input_point(self, layer: str, back: FloatArray) -> Point:
-        given = self.taken[layer].reshape(back.shape)
+    def _input_point(self, layer: str, back: FloatArray | None, step: float | None = None) -> Point:
+        """From what the quantiser gave back, or from the step that the file names where that cannot be seen."""
         kind = next((entry.built for entry in self.artifact.manifest.layers if entry.name == layer), "int8")
         tolerance = OWN_ERROR.get(kind, OWN_ERROR["int8"])
-        own = _relative(back, given)
-        reasons = _not_finite(back)
+        own, reasons = None, list[str]()
+        if back is not None:
+            own, reasons = _relative(back, self.taken[layer].reshape(back.shape)), _not_finite(back)
+            step = _step_of(back) if kind == "int8" else None
         if own is not None and own > tolerance:
             reasons.append(f"relative error {own:.2g} is above {tolerance:g}")
-        calibrated = ((self.artifact.manifest.calibration or {}).get("amax") or {}).get(layer)
-        step = _step_of(back) if kind == "int8" else None
-        if calibrated and step and not math.isclose(step, calibrated / 127, rel_tol=STEP_SLACK):
-            reasons.append(
-                f"its step is {step:.4g}, {step / (calibrated / 127):.3g} times the calibrated {calibrated / 127:.4g}"
-            )
+        calibrated = self._calibrated_step(layer)
+        if calibrated and step and not math.isclose(step, calibrated, rel_tol=STEP_SLACK):
+            reasons.append(f"its step is {step:.4g}, {step / calibrated:.3g} times the calibrated {calibrated:.4g}")
         return Point(
             name=f"{layer}/input",
             layer=layer,
@@ -246,6 +250,19 @@ class _Bisect:
             tolerance=tolerance,
             reasons=tuple(reasons),
         )
+
+    def _calibrated_step(self, layer: str) -> float | None:
+        """The step that the manifest's calibration asks for at the input of a layer; None where it records none.
+
+        A lowered graph gives values that are never negative all 256 steps.
+        """
+        calibration, arch = self.artifact.manifest.calibration or {}, self.checkpoint.info.arch
+        amax = (calibration.get("amax") or {}).get(layer)
+        if not amax:
+            return None
+        before = [spec.relu for spec, after in zip(arch.layers, arch.layers[1:], strict=False) if after.name == layer]
+        lowered = "target" in self.artifact.manifest.build
+        return float(amax) / (255 if lowered and before and before[0] else 127)
 
     def _disturbed(self, last: Observed, threads: int | None) -> list[str]:
         """A warning where looking inside changed the answers by more than rounding."""
@@ -274,10 +291,10 @@ class _Bisect:
         return cause, "nothing: what differs is rounding"
 
     def _explain(self, first: Point) -> tuple[str, str]:
-        if first.own_error is None:
-            return f"{first.name} has values that are not finite", _overflow_fix(first.type)
         if first.kind == "input":
             return self._explain_input(first)
+        if first.own_error is None:
+            return f"{first.name} has values that are not finite", _overflow_fix(first.type)
         if first.kind == "lrn":
             return self._explain_lrn(first)
         if first.kind == "pool":
@@ -286,6 +303,12 @@ class _Bisect:
 
     def _explain_input(self, first: Point) -> tuple[str, str]:
         name = f"{first.layer}/input_dq"
+        other_step = (
+            f"the quantiser's scale at the input of {first.layer} is not the calibrated one ({first.reasons[-1]})",
+            "export again with the calibration that is to be used",
+        )
+        if name not in self.observer.names:
+            return other_step
         back = self.observer.run(self.x_NCHW, [name])[name].values
         given = self.taken[first.layer].reshape(back.shape)
         gain, left = _gain(back, given)
@@ -298,10 +321,7 @@ class _Bisect:
                 "export again: both must be the calibrated one",
             )
         if any("calibrated" in reason for reason in first.reasons):
-            return (
-                f"the quantiser's scale at the input of {first.layer} is not the calibrated one ({first.reasons[-1]})",
-                "export again with the calibration that is to be used",
-            )
+            return other_step
         if saturated > SATURATED:
             return (
                 f"{saturated:.1%} of the values at the input of {first.layer} saturate: they reach {largest:.3g}, its "
@@ -335,30 +355,27 @@ class _Bisect:
     def _explain_layer(self, first: Point) -> tuple[str, str]:
         layer, weights = first.layer, self.checkpoint.weights
         right = weights[f"{layer}.weight"]
-        name = f"{layer}.weight_dq"
-        if name in self.observer.names:
-            stored = self.observer.run(self.x_NCHW[:1], [name])[name].values
-            stored = stored.T if stored.shape == right.T.shape != right.shape else stored
-            if stored.shape == right.shape:
-                gain, left = _gain(stored, right)
-                if abs(gain - 1) > STEP_SLACK and left < OWN_ERROR["int4"]:
-                    return (
-                        f"the weights of {layer} as stored are {gain:.3g} times the checkpoint's: their scale is wrong",
-                        "export again; if they were scaled on purpose, scale the next layer's inversely",
-                    )
-                rows = np.abs(stored - right).reshape(len(right), -1).max(axis=1)
-                wrong = np.flatnonzero(rows > 0.2 * np.abs(right).reshape(len(right), -1).max(axis=1) + 1e-12)
-                if len(wrong):
-                    return (
-                        f"the weights of {layer} as stored are not the checkpoint's in {len(wrong)} of {len(right)} "
-                        f"output channels, first channel {wrong[0]}",
-                        "export again from this checkpoint",
-                    )
+        stored = self.observer.weight(layer)
+        if stored is not None and stored.shape == right.shape:
+            gain, left = _gain(stored, right)
+            if abs(gain - 1) > STEP_SLACK and left < OWN_ERROR["int4"]:
+                return (
+                    f"the weights of {layer} as stored are {gain:.3g} times the checkpoint's: their scale is wrong",
+                    "export again; if they were scaled on purpose, scale the next layer's inversely",
+                )
+            rows = np.abs(stored - right).reshape(len(right), -1).max(axis=1)
+            wrong = np.flatnonzero(rows > 0.2 * np.abs(right).reshape(len(right), -1).max(axis=1) + 1e-12)
+            if len(wrong):
+                return (
+                    f"the weights of {layer} as stored are not the checkpoint's in {len(wrong)} of {len(right)} "
+                    f"output channels, first channel {wrong[0]}",
+                    "export again from this checkpoint",
+                )
         tensor = self._tensor_of(next(step for step in steps(self.checkpoint.info.arch) if step.name == first.name))
         assert tensor is not None, "the point was observed"
         found = self.observer.run(self.x_NCHW, [tensor])[tensor].values
         step = next(step for step in steps(self.checkpoint.info.arch) if step.name == first.name)
-        expected = step.run(self.taken[layer], weights) if first.kind == "layer" else found
+        expected = step.run(self.taken[layer], weights) if first.kind.endswith("layer") else found
         gain, left = _gain(found.reshape(expected.shape), expected)
         if abs(gain - 1) > STEP_SLACK and left < max(first.tolerance, 0.05):
             return (

@@ -48,6 +48,14 @@ class Observer(ABC):
     def run(self, x_NCHW: FloatArray, names: Sequence[str]) -> dict[str, Observed]:
         """These tensors for a batch of inputs, in one inference."""
 
+    @abstractmethod
+    def weight(self, layer: str) -> FloatArray | None:
+        """The weight of a layer as it is stored, as numbers; None where it is in blocks or not to be found."""
+
+    def constant(self, name: str) -> float | None:
+        """The number stored under that name; None where none is."""
+        return None
+
     def lrn(self, name: str) -> Mapping[str, float] | None:
         """Size, alpha, beta and bias of the local response normalisation of that name; None where no single node does it."""
         return None
@@ -123,6 +131,26 @@ class OnnxObserver(Observer):
         )
         return scale, zero
 
+    def weight(self, layer: str) -> FloatArray | None:
+        from onnx import numpy_helper
+
+        stored, scale = (self._constants.get(f"{layer}.weight{end}") for end in ("", "_scale"))
+        if stored is None:
+            return None
+        values = np.asarray(numpy_helper.to_array(stored), np.float32)
+        if scale is None:
+            return values
+        scales = np.asarray(numpy_helper.to_array(scale), np.float32)
+        if scales.shape not in ((), (len(values),)):
+            return None
+        return np.asarray(values * scales.reshape(-1, *[1] * (values.ndim - 1)), np.float32)
+
+    def constant(self, name: str) -> float | None:
+        from onnx import numpy_helper
+
+        entry = self._constants.get(name)
+        return None if entry is None or list(entry.dims) else float(numpy_helper.to_array(entry))
+
     def lrn(self, name: str) -> Mapping[str, float] | None:
         node = self._producers.get(name)
         if node is None or node.op_type != "LRN":
@@ -157,7 +185,12 @@ class OpenVINOObserver(Observer):
 
     @property
     def names(self) -> frozenset[str]:
-        return frozenset(self._nodes)
+        """Integers are left out: the plugin keeps their scale in the nodes around them."""
+        return frozenset(
+            name
+            for name, node in self._nodes.items()
+            if any(name in output.get_names() and output.get_element_type().is_real() for output in node.outputs())
+        )
 
     def run(self, x_NCHW: FloatArray, names: Sequence[str]) -> dict[str, Observed]:
         from alexnet_edge.environment import usable_cpus
@@ -175,6 +208,13 @@ class OpenVINOObserver(Observer):
         compiled = self._core.compile_model(model, "CPU", options)
         found = compiled({self._artifact.manifest.input.name: x_NCHW})
         return {name: Observed(values=np.asarray(found[name], np.float32).copy(), stored="fp32") for name in names}
+
+    def weight(self, layer: str) -> FloatArray | None:
+        name = f"{layer}.weight_dq"
+        if name not in self.names:
+            return None
+        zeros = np.zeros((1, *self._artifact.manifest.input.shape), np.float32)
+        return self.run(zeros, [name])[name].values
 
     def lrn(self, name: str) -> Mapping[str, float] | None:
         node = self._nodes.get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,9 @@ from alexnet_edge.checkpoint import Checkpoint, load_checkpoint
 from alexnet_edge.data import ImageSet, open_images
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.build import Exporter
+from alexnet_edge.export.targets import find_target
 from alexnet_edge.layers import LAYER_NAMES
+from alexnet_edge.sessions.openvino import int8_overflows
 from alexnet_edge.sessions.torch import CheckpointSession
 
 MakeCheckpoint = Callable[..., Path]
@@ -131,6 +134,90 @@ def test_a_doubled_input_scale_is_named(
     assert "not the calibrated one" in found.cause
 
 
+# --- graphs lowered for a processor --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lowered(checkpoint: Checkpoint, images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """INT8 in ONNX Runtime's integer operators, in pairs for OpenVINO's reader, and with INT4 weights."""
+    root = tmp_path_factory.mktemp("lowered")
+    exporter = Exporter(
+        checkpoint,
+        out=root / "artifacts",
+        proof_images=images,
+        calibration_images=images,
+        method="minmax",
+        target=find_target("cpu-avx512-vnni"),
+        cache=root,
+    )
+    plain = dict.fromkeys(LAYER_NAMES, "int8")
+    small = {**plain, "fc6": "int4", "fc7": "int4", "fc8": "int4"}
+    found = {}
+    for name, plan in (("operators", plain), ("int4", small)):
+        found[name] = exporter.build_only("onnx", plan, root / name)
+    if importlib.util.find_spec("openvino") and not int8_overflows():
+        found["openvino"] = exporter.build_only("openvino", small, root / "openvino")
+    return found
+
+
+def without(found: dict[str, Artifact], form: str) -> Artifact:
+    if form not in found:
+        pytest.skip("OpenVINO does not run INT8 here")
+    return found[form]
+
+
+@pytest.mark.parametrize("form", ["operators", "int4", "openvino"])
+def test_nothing_is_found_in_a_right_lowered_artifact(
+    form: str, lowered: dict[str, Artifact], checkpoint: Checkpoint, images: ImageSet
+) -> None:
+    found = bisect(without(lowered, form), checkpoint, images, limit=IMAGES)
+    assert found.passed, found.first
+    names = {point.name for point in found.points}
+    assert {"conv1/relu", "conv1/lrn", "conv2/relu", "conv3/relu", "conv5/relu", "fc6/relu", "fc8"} <= names
+    assert {point.type for point in found.points if point.name == "fc7/relu"} == {
+        "int8" if form == "operators" else "int4"
+    }
+
+
+@pytest.mark.parametrize("layer", LAYER_NAMES)
+@pytest.mark.parametrize(("what", "kind"), [("weight_scale", "layer"), ("input_scale", "input")])
+def test_a_doubled_scale_of_integer_operators_is_named(
+    what: str,
+    kind: str,
+    layer: str,
+    lowered: dict[str, Artifact],
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    tmp_path: Path,
+) -> None:
+    name = f"{layer}.{what}" if kind == "layer" else f"{layer}/{what}"
+    wrong = planted(lowered["operators"], tmp_path, lambda graph: scaled(graph, name, 2))
+    found = bisect(wrong, checkpoint, images, limit=IMAGES)
+    assert found.first is not None
+    assert layer in [point.layer for point in found.points if not point.holds]
+    if kind == "layer":
+        assert found.first.layer == layer
+        assert "scale" in found.cause
+    else:
+        point = next(point for point in found.points if point.name == f"{layer}/input")
+        assert "2 times the calibrated" in point.reasons[-1]
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv2"])
+def test_a_changed_normalisation_in_a_lowered_graph_is_named(
+    layer: str, lowered: dict[str, Artifact], checkpoint: Checkpoint, images: ImageSet, tmp_path: Path
+) -> None:
+    def change(graph: onnx.GraphProto) -> None:
+        entry = next(entry for entry in graph.initializer if entry.name == "lrn/k")
+        graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(entry) * np.float32(1.01), "other_k"))
+        node = next(node for node in graph.node if node.name == f"{layer}/lrn/s")
+        node.input[1] = "other_k"
+
+    found = bisect(planted(lowered["operators"], tmp_path, change), checkpoint, images, limit=IMAGES)
+    assert found.first is not None
+    assert (found.first.name, found.first.kind) == (f"{layer}/lrn", "lrn")
+
+
 @pytest.mark.parametrize("layer", LAYER_NAMES)
 def test_a_scale_doubled_in_one_of_the_pair_is_named(
     layer: str, graphs: dict[str, Artifact], checkpoint: Checkpoint, images: ImageSet, tmp_path: Path
@@ -205,11 +292,18 @@ def test_one_wrong_channel_is_named(
 def test_values_that_are_not_finite_are_named(
     graphs: dict[str, Artifact], checkpoint: Checkpoint, images: ImageSet, tmp_path: Path
 ) -> None:
-    wrong = planted(graphs["fp16"], tmp_path, lambda graph: scaled(graph, "conv4.weight", 1e4))
+    def change(graph: onnx.GraphProto) -> None:
+        entry = next(entry for entry in graph.initializer if entry.name == "conv4.bias")
+        value = numpy_helper.to_array(entry).copy()
+        value[3] = np.inf
+        entry.CopyFrom(numpy_helper.from_array(value, entry.name))
+
+    wrong = planted(graphs["fp16"], tmp_path, change)
     found = bisect(wrong, checkpoint, images, limit=IMAGES)
     assert found.first is not None
     assert found.first.layer == "conv4"
-    assert "not finite" in found.cause or "times as large" in found.cause
+    assert "conv4/relu has values that are not finite" in found.cause
+    assert "--bf16" in found.fix
 
 
 def test_a_range_that_saturates_is_named(checkpoint: Checkpoint, exporter: Exporter, images: ImageSet) -> None:
