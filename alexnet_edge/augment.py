@@ -83,7 +83,11 @@ def epoch_draws(count: int, *, seed: int, epoch: int) -> Draws:
 
 
 def view(pixels_HWC: Pixels, spec: Preprocessing, draw: Draw) -> Pixels:
-    """The crop `(spec.crop, spec.crop, 3)` that `draw` chooses from a resized image; its light is not changed."""
+    """The crop `(spec.crop, spec.crop, 3)` that `draw` chooses from a resized image; its light is not changed.
+
+    The paper crops from the central 256x256 of the resized image. Here, as in torchvision's `RandomCrop` and in our ten
+    crops, from all of it: the same for square images, and more to learn from in others.
+    """
     height, width, _ = pixels_HWC.shape
     if draw.left < 0:
         left, top = centre_offset(width, height, spec.crop)

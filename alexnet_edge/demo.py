@@ -14,6 +14,7 @@ from alexnet_edge.bench.run import run_bench
 from alexnet_edge.checkpoint import load_checkpoint, read_history
 from alexnet_edge.errors import GateError
 from alexnet_edge.export.build import Exporter, Outcome, every_artifact, validation_images
+from alexnet_edge.export.targets import this_machine_or_none
 from alexnet_edge.files import write_json
 from alexnet_edge.progress import Reporter
 from alexnet_edge.training.recipe import TrainSettings
@@ -55,10 +56,16 @@ def run_demo(*, runs: Path, artifacts: Path, reports: Path, threads: int | None,
             f"training reached {trained.best.top1:.1%} top-1 on the synthetic set, the demo expects {LEAST_TOP1:.0%}"
         )
     checkpoint = load_checkpoint(trained.checkpoint)
+    target = this_machine_or_none()
     exporter = Exporter(
-        checkpoint, out=artifacts, proof_images=validation_images(checkpoint), threads=threads, reporter=reporter
+        checkpoint,
+        out=artifacts,
+        proof_images=validation_images(checkpoint),
+        target=target,
+        threads=threads,
+        reporter=reporter,
     )
-    outcomes = list(exporter.export_all(every_artifact()))
+    outcomes = list(exporter.export_all(every_artifact(target)))
     paths = [outcome.artifact.path for outcome in outcomes if outcome.artifact is not None]
     results = reports / "demo.json"
     measured = run_bench(

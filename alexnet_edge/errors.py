@@ -9,7 +9,9 @@
     │   ├── CheckpointError       a checkpoint is missing, damaged or of another network
     │   ├── ArtifactError         an exported file is missing, damaged or does not match its manifest
     │   ├── OutputError           a result cannot be written (read-only, disk full)
-    │   └── MissingComponentError an optional library or device is not here
+    │   ├── MissingComponentError an optional library or device is not here
+    │   └── DeviceError           a device refuses a deploy, or answers wrongly
+    │       └── DisconnectedError the connection to it cannot be made, or broke
     ├── GateError                 exit 1: the work was done and the result is not good enough
     │   ├── ParityError           the artifact's answers differ from the checkpoint's
     │   ├── PrecisionError        a layer was not built in the precision asked for
@@ -69,6 +71,16 @@ class OutputError(UserError):
 
 class MissingComponentError(UserError):
     """An optional library or a device is not here."""
+
+
+class DeviceError(UserError):
+    """A device refuses what a deploy asks of it, or its answer cannot be used; `kind` is the device's word for why."""
+
+    kind = "user"
+
+
+class DisconnectedError(DeviceError):
+    """The connection to a device cannot be made, or broke."""
 
 
 class GateError(AlexNetEdgeError):

@@ -278,7 +278,9 @@ def _moved(batches: Iterator[_Batch], device: torch.device) -> Iterator[tuple[Te
     copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def sent(value: Tensor) -> Tensor:
-        return (value if value.is_pinned() else value.pin_memory()).to(device, non_blocking=True)
+        if value.numel() and not value.is_pinned():
+            value = value.pin_memory()
+        return value.to(device, non_blocking=True)
 
     def ready(found: tuple[Tensor, Tensor], copied: torch.cuda.Event) -> tuple[Tensor, Tensor]:
         using = torch.cuda.current_stream(device)

@@ -9,7 +9,6 @@ Letters: N images, C channels, H height, W width.
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -85,10 +84,11 @@ _reader: ViewReader | None = None
 
 
 def start_process(images: ImageSet, spec: Preprocessing, lighting: Lighting | None, budget: int) -> None:
-    """Make this process a worker that ends with its parent and leaves Ctrl-C to it."""
+    """Make this process a worker that ends with its parent, and not before it: in a session of its own, Ctrl-C and signals to
+    the parent's group do not reach it."""
     global _reader
     _reader = ViewReader(images, spec, lighting=lighting, budget=budget)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setsid()
     parent = parent_process()
     assert parent is not None, "only a worker process calls this"
 

@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from alexnet_edge.bench.stats import wilson_interval
+from alexnet_edge.bench.subjects import PEER
 from alexnet_edge.bench.tables import Row, fastest_of_each, first_entry
 from alexnet_edge.errors import needs
 
@@ -23,7 +24,7 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "triangle
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "dash", "dot")
 _PRECISIONS = ("fp32", "fp16", "int8", "bf16", "fp8", "int4-fc", "tf32")
 
-_PROVED = ("passed", "reference")
+_PROVED = ("passed", "reference", PEER)
 _MOST_EXTREMES = 40
 """Slowest samples drawn one by one, per subject."""
 _MOST_LINES = 14

@@ -15,7 +15,7 @@ from typing import Any
 from alexnet_edge import __version__
 from alexnet_edge.artifact import Artifact
 from alexnet_edge.bench import plots
-from alexnet_edge.bench.subjects import subject_of
+from alexnet_edge.bench.subjects import PEER, subject_of
 from alexnet_edge.bench.tables import (
     NOT_AVAILABLE,
     NOT_MEASURED,
@@ -188,7 +188,7 @@ def _tables(bench: Mapping[str, Any] | None, rows: Sequence[Row], subjects: Sequ
 
 def _tiles(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
     """Figure, unit, caption; of proved and validly measured artifacts only."""
-    artifacts = {row.group: row for row in rows if row.proof != "reference"}
+    artifacts = {row.group: row for row in rows if row.proof not in ("reference", PEER)}
     proved = [row for row in rows if row.proof == "passed"]
     tiles = [
         (

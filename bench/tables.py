@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from alexnet_edge.bench.subjects import PEER
+
 NOT_AVAILABLE = "–"
 """Shown where a figure does not exist; never 0."""
 
@@ -39,7 +41,7 @@ class Row:
     device: str | None
     threads: int | None
     proof: str
-    """`passed`, `failed`, `not run`, or `reference` for a checkpoint."""
+    """`passed`, `failed`, `not run`; `reference` for a checkpoint, `peer` for another tool, whose answers are only shown."""
     proof_notes: tuple[str, ...]
     """Why it failed or was not run, and what weakens it."""
     accuracy: float | None
@@ -159,12 +161,12 @@ def _row(
     first = first_entry(subject, settings)
     fastest = max(batches, key=lambda entry: float(entry["images_per_s"]), default=None)
     parity = subject["parity"]
-    is_reference = subject["format"] == "checkpoint"
+    is_reference, is_peer = subject["format"] == "checkpoint", subject["format"] == PEER
     figures = parity.get("figures", {})
     accuracy, images = figures.get("candidate_accuracy"), figures.get("num_labelled")
     if is_reference:
         accuracy, images = _reference_accuracy(subject, subjects)
-    notes = [*parity.get("reasons", ()), *parity.get("warnings", ())]
+    notes = [] if is_peer else [*parity.get("reasons", ()), *parity.get("warnings", ())]
     if proved := parity.get("stand_in"):
         notes.append(f"proved instead: {proved['what']}: {proved['verdict']}")
     measured, measured_notes = _measured(subject)
@@ -180,7 +182,7 @@ def _row(
         runtime=subject["runtime"],
         device=subject.get("device"),
         threads=subject.get("threads"),
-        proof="reference" if is_reference else parity.get("verdict", "not run"),
+        proof="reference" if is_reference else PEER if is_peer else parity.get("verdict", "not run"),
         proof_notes=tuple(notes) if parity or is_reference else ("its manifest has no parity verdict",),
         accuracy=accuracy,
         accuracy_images=images or None,
@@ -298,7 +300,7 @@ def _between(values: Sequence[float] | None, form: Callable[[float], str]) -> st
 
 def headline(rows: Sequence[Row]) -> str:
     """How much is proved and measured, in one sentence."""
-    artifacts = {row.group: row for row in rows if row.proof != "reference"}
+    artifacts = {row.group: row for row in rows if row.proof not in ("reference", PEER)}
     proved = sum(row.proof == "passed" for row in artifacts.values())
     measured = [row for row in rows if row.measured in ("VALID", "INVALID")]
     valid = sum(row.measured == "VALID" for row in measured)
@@ -317,7 +319,7 @@ def fastest_proved(rows: Sequence[Row]) -> Row | None:
 
 def verdict(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> str:
     """What to deploy, in one sentence, or why nothing can be advised: only what is proved and validly measured counts."""
-    artifacts = {row.group: row for row in rows if row.proof != "reference"}
+    artifacts = {row.group: row for row in rows if row.proof not in ("reference", PEER)}
     proved = [row for row in artifacts.values() if row.proof == "passed"]
     if not artifacts:
         return "Only the checkpoint is here: there is no artifact to judge"
@@ -548,6 +550,13 @@ def batch_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> T
             text=show_ms(_ms(value["percentiles_ns"]["p50"])), small="" if value.get("valid", True) else "invalid"
         )
 
+    def against_peer(pair: _Entry) -> Cell:
+        found = pair[1].get("against_fastest_peer")
+        if not found:
+            return Cell(text=NOT_AVAILABLE)
+        interval = _between(found["interval"], "{:.2f}".format)
+        return Cell(text=show(found["ratio"], ".2f"), small=f"{interval}, {found['against']}")
+
     columns: list[tuple[Column, _Maker]] = [
         _SUBJECT,
         _BATCH,
@@ -558,6 +567,7 @@ def batch_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> T
         (Column(head="cold p50", unit="ms"), cold),
         (Column(head="images/s"), lambda pair: show_ms(pair[1]["images_per_s"])),
         (Column(head="queries/s"), lambda pair: show_ms(pair[1]["queries_per_s"])),
+        (Column(head="× fastest peer"), against_peer),
         (Column(head="result", kind="text"), lambda pair: _badge(pair[1]["verdict"])),
         (Column(head="why invalid", kind="text"), lambda pair: ", ".join(pair[1]["reasons"])),
     ]
@@ -567,7 +577,7 @@ def batch_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> T
         "batches",
         "Every batch",
         "Host end-to-end, warm. A percentile is left out where the samples are too few for it. "
-        "CV: coefficient of variation; lower is steadier.",
+        "CV: coefficient of variation; lower is steadier. × fastest peer: the median of the fastest other tool over this one.",
         columns,
         entries,
         reasons_of("cold cache:", lacking, _measured_rows(rows)),

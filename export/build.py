@@ -142,6 +142,8 @@ class Exporter:
         out: Path,
         proof_images: ImageSet,
         calibration_images: ImageSet | None = None,
+        calibration: Calibration | None = None,
+        reference_NK: FloatArray | None = None,
         method: str = "entropy",
         engine: EngineOptions | None = None,
         runtime: Runtime | None = None,
@@ -160,6 +162,8 @@ class Exporter:
             out: folder of the artifacts.
             proof_images: the images every artifact must answer like the checkpoint.
             calibration_images: for INT8; by default images of the checkpoint's training data.
+            calibration: ranges that were chosen elsewhere, taken in place of calibrating here.
+            reference_NK: the checkpoint's answers to `proof_images`, `(N, K)` float32, computed elsewhere.
             method: how calibration chooses ranges, see `alexnet_edge.export.calibrate`.
             engine: options of TensorRT engines.
             runtime: what builds them; by default the best that is here.
@@ -201,7 +205,8 @@ class Exporter:
         self._calibration_images = calibration_images
         self._calibrations: dict[tuple[str, bool], Calibration] = {}
         self._audits: dict[str, CalibrationAudit] = {}  # by the table's hash
-        self._reference_NK: FloatArray | None = None
+        self._given_calibration = calibration
+        self._reference_NK = reference_NK
         self._skipped = 0  # proof images that could not be used
         self._stand_in_reports: dict[str, ParityReport] = {}
 
@@ -245,7 +250,12 @@ class Exporter:
             raise UserError(
                 "the export would replace the file it is made from", value=target, fix="choose another --out"
             )
-        missing = unavailable(format, self.runtime, torch=self.checkpoint.path.suffix != ".onnx")
+        missing = unavailable(
+            format,
+            self.runtime,
+            torch=self.checkpoint.path.suffix != ".onnx" and self._reference_NK is None,
+            onnxruntime=format == "onnx" or self._reference_NK is None,
+        )
         if missing is not None:
             raise missing
         if format == "trt":
@@ -484,6 +494,8 @@ class Exporter:
         """
         from alexnet_edge.export.calibrate import calibrate
 
+        if self._given_calibration is not None:
+            return self._given_calibration
         method = "minmax" if precision == "fp8" else self.method
         outputs = self.outputs and precision != "fp8"
         if (method, outputs) not in self._calibrations:
@@ -644,7 +656,9 @@ class Exporter:
                 "source": images.source,
             }
         found = self.calibration(precision)
-        return {**found.to_json(), **({"audit": self._audit(found).to_json()} if audited else {})}
+        if not audited or self._given_calibration is not None:  # whose images were audited where they are
+            return found.to_json()
+        return {**found.to_json(), "audit": self._audit(found).to_json()}
 
     def _audit(self, found: Calibration) -> CalibrationAudit:
         """What the calibration images are, against the proof's."""
@@ -705,18 +719,23 @@ def require_outcomes(outcomes: Sequence[Outcome], *, everything: bool) -> None:
             raise outcome.error
 
 
-def unavailable(format: Format, runtime: Runtime | None = None, *, torch: bool = True) -> MissingComponentError | None:
+def unavailable(
+    format: Format, runtime: Runtime | None = None, *, torch: bool = True, onnxruntime: bool = True
+) -> MissingComponentError | None:
     """Why this machine cannot write `format`, or None when it can.
 
     Args:
         format: what to write.
         runtime: what shall build TensorRT engines; None for any.
         torch: whether the source is a checkpoint, whose own answers come from PyTorch.
+        onnxruntime: whether answers or ranges have to be computed from an ONNX file.
     """
     from importlib.util import find_spec
 
     source = [("train", "torch"), ("train", "safetensors")] if torch or format in ("torchscript", "pt2") else []
-    modules = [*source, ("export", "onnx"), ("onnx", "onnxruntime")] if format in ("onnx", "trt") else source
+    modules = source
+    if format in ("onnx", "trt"):
+        modules = [*source, ("export", "onnx"), *([("onnx", "onnxruntime")] if onnxruntime else [])]
     if format == "openvino":
         modules = [*source, ("export", "onnx"), ("openvino", "openvino")]
     try:

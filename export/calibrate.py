@@ -140,6 +140,35 @@ class Calibration:
             "table_sha256": self.table_sha256,
         }
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Calibration:
+        """Read what `to_json` wrote, as where the images are not at hand.
+
+        Raises:
+            KeyError, TypeError, ValueError: when a field is missing or of the wrong kind, or the table was changed.
+        """
+        if value["method"] not in METHODS:
+            raise ValueError(f"method {value['method']} is not one of {', '.join(METHODS)}")
+        ranges = {
+            name: {str(layer): float(amax) for layer, amax in value.get(name, {}).items()}
+            for name in ("amax", "saturated", "output_amax")
+        }
+        if set(ranges["amax"]) != set(LAYER_NAMES) or not all(0 < amax < np.inf for amax in ranges["amax"].values()):
+            raise ValueError("amax has not one positive magnitude for each layer")
+        found = cls(
+            amax=ranges["amax"],
+            saturated=ranges["saturated"],
+            output_amax=ranges["output_amax"],
+            method=value["method"],
+            num_images=int(value["num_images"]),
+            images_sha256=str(value["images_sha256"]),
+            source=dict(value["source"]),
+            skipped=tuple(map(str, value["skipped"])),
+        )
+        if found.table_sha256 != value["table_sha256"]:
+            raise ValueError("the magnitudes are not those that the checksum is of")
+        return found
+
 
 def calibrate(
     checkpoint: Checkpoint,

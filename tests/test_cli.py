@@ -144,7 +144,7 @@ def truncated_jpeg(photo: Path, tmp_path: Path) -> Path:
         ("inspect nothing.onnx", "no such artifact: nothing.onnx"),
         ("inspect nothing.safetensors", "no such checkpoint: nothing.safetensors"),
         ("report", "reports/bench.json"),
-        ("predict", "IMAGES"),
+        ("predict", "no images named"),
         ("deploy", "deploy"),
     ],
 )

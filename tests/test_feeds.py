@@ -216,17 +216,23 @@ if __name__ == "__main__":
     for _ in range(20):
         next(batches)
     print(*feed._executor._processes, flush=True)
-    time.sleep(60)
+    time.sleep(200)
 """
 
 
 def test_workers_end_with_a_parent_that_is_killed(image_folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT, encoding="utf-8")
-    with subprocess.Popen([sys.executable, script, image_folder], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, script, image_folder], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as parent:
         assert parent.stdout is not None
         workers = [int(word) for word in parent.stdout.readline().split()]
         assert len(workers) == 2
+        end = time.monotonic() + 60
+        while os.getpgid(parent.pid) in [os.getpgid(pid) for pid in workers]:  # one may have only just begun
+            assert time.monotonic() < end, "Ctrl-C is the parent's alone"
+            time.sleep(0.05)
         parent.kill()
     end = time.monotonic() + 60
     while alive := [pid for pid in workers if running(pid)]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from loopback_device import LoopbackDevice
 
 from alexnet_edge.artifact import Format, Precision, layer_types, load_artifact
 from alexnet_edge.checkpoint import Checkpoint, load_checkpoint
@@ -16,7 +18,8 @@ from alexnet_edge.evaluate import evaluate
 from alexnet_edge.export.build import PRECISIONS, Exporter, Outcome, every_artifact, validation_images
 from alexnet_edge.preprocess import preset
 from alexnet_edge.sessions import open_session
-from alexnet_edge.train import TrainResult, TrainSettings, train
+from alexnet_edge.training.recipe import TrainSettings
+from alexnet_edge.training.run import TrainResult, train
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +31,7 @@ def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResul
             data=str(data_root / "flowers"),
             arch="two-tower",
             init=str(data_root / "bvlc_alexnet_conv_filters.npz"),
-            freeze="features",
+            recipe="frozen",
             runs=str(tmp_path_factory.mktemp("runs")),
         )
     )
@@ -153,3 +156,39 @@ def test_prediction_names_the_flower(
     guesses = answer["predictions"][0]["guesses"]
     assert guesses[0]["name"] == "roses"
     assert sum(guess["probability"] for guess in guesses) == pytest.approx(1)
+
+
+def test_deployed_over_ssh_with_real_images_and_rolled_back(
+    outcomes: dict[tuple[Format, Precision], Outcome], run_cli: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """INT8 built on the device from the FP32 file is, byte for byte, the one built here; then FP16, then back."""
+    folder = tmp_path_factory.mktemp("device")
+    device = LoopbackDevice(folder, folder / "environments")
+    try:
+        device.root("edge")
+        common = ("board", "--ssh-config", device.folder / "ssh_config", "--python", sys.executable, "--root", "edge")
+        bench = ("--bench-seconds", "0.3", "--rounds", "1", "--percentile", "50", "--no-cold", "--limit", "50")
+        artifacts = {name: outcomes["onnx", name].artifact for name in ("fp32", "fp16", "int8")}
+        fp32, fp16, int8 = (artifacts[name] for name in ("fp32", "fp16", "int8"))
+        assert fp32 is not None
+        assert fp16 is not None
+        assert int8 is not None
+        first = run_cli("deploy", *common, *bench, "--artifact", fp32.path, "--int8", "--json", timeout=600)
+        assert first.returncode == 0, first.stderr
+        result = json.loads(first.stdout)["board"]
+        build = result["state"]["steps"]["build"]
+        assert (build["sha256"], build["built_here"]) == (int8.manifest.sha256, True)
+        assert build["layers"] == "8 of 8 int8"
+        assert build["parity"]["images"] == 50
+        assert build["parity"]["top1_agreement"] >= 0.98
+        page = (run_cli.folder / result["page"]).read_text()
+        assert "AlexNet on board" in page
+        assert "onnx int8" in page
+        second = run_cli("deploy", *common, *bench, "--artifact", fp16.path, timeout=600)
+        assert second.returncode == 0, second.stderr
+        assert "as it was sent, layers as asked: 8 of 8 fp16" in second.stderr
+        back = run_cli("deploy", *common, "--rollback")
+        assert f"{result['release']} serves now" in back.stdout
+        assert (device.home / "edge" / "current").resolve().name == result["release"]
+    finally:
+        device.kill()

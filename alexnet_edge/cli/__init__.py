@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from alexnet_edge import __version__
-from alexnet_edge.cli import exporting, measuring, quantising, training, using
+from alexnet_edge.cli import deploying, exporting, measuring, quantising, training, using
 from alexnet_edge.errors import AlexNetEdgeError
 
 app = typer.Typer(
@@ -51,6 +51,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": measuring.bench_command,
     "compare": measuring.compare_command,
     "report": measuring.report_command,
+    "deploy": deploying.deploy_command,
     "predict": using.predict_command,
     "inspect": exporting.inspect_command,
     "doctor": using.doctor_command,

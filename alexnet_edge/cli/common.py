@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,6 +76,25 @@ def refuse_given(context: typer.Context, names: Sequence[str], problem: str, *, 
 
 def words_in(given: Sequence[str] | None) -> list[str]:
     return [word.strip() for text in given or () for word in text.split(",") if word.strip()]
+
+
+def numbers_in(option: str, given: Sequence[str] | None) -> tuple[int, ...]:
+    words = words_in(given)
+    if given and not words:
+        raise UserError(f"{option} names no number", value=" ".join(given) or "''", fix="write it as in 1,8")
+    for word in words:
+        if not word.isdecimal():
+            raise UserError(f"{option} takes whole numbers", value=word, fix="write them as in 1,8")
+    return tuple(int(word) for word in words)
+
+
+def one_precision(asked: Mapping[str, bool]) -> Any:
+    """The one precision whose option was given; None without one."""
+    precisions = [name for name, wanted in asked.items() if wanted]
+    if len(precisions) > 1:
+        given = " ".join(f"--{name}" for name in precisions)
+        raise UserError("an artifact has one precision", value=given, fix="give one of them per command")
+    return precisions[0] if precisions else None
 
 
 def print_json(value: Any) -> None:

@@ -24,6 +24,7 @@ from alexnet_edge.cli.common import (
     checkpoint_or_onnx,
     choice,
     chosen_device,
+    one_precision,
     print_json,
     refuse_given,
 )
@@ -256,10 +257,8 @@ def export_command(
     from alexnet_edge.export.precision import CALIBRATED
 
     asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc, "int8-int4-fc": int8_int4_fc}
-    precisions = [name for name, wanted in asked.items() if wanted]
-    if len(precisions) > 1:
-        given = " ".join(f"--{name}" for name in precisions)
-        raise UserError("an artifact has one precision", value=given, fix="give one of them per command")
+    one = one_precision(asked)
+    precisions = [] if one is None else [one]
     auto = how == "auto" and int8
     if how is not None and not auto:
         raise UserError(
@@ -309,10 +308,10 @@ def export_command(
         lowered_for = targets.this_machine_or_none()
     lower_fp32 = target is not None and lowered_for is not None and bool(lowered_for.lowerings)
     if target is not None:
-        targets.check_target(targets.find_target(target), format, precisions[0] if precisions else None)  # type: ignore[arg-type]
+        targets.check_target(targets.find_target(target), format, precisions[0] if precisions else None)
     wanted = build.selection(
         format,
-        precisions[0] if precisions else None,  # type: ignore[arg-type]
+        precisions[0] if precisions else None,
         lowered_for,
         lower_fp32=lower_fp32,
     )

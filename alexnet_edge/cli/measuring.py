@@ -23,6 +23,7 @@ from alexnet_edge.cli.common import (
     artifacts_in,
     choice,
     chosen_device,
+    numbers_in,
     print_json,
     refuse_given,
     words_in,
@@ -189,7 +190,7 @@ def bench_command(
     if loader:
         others = [name for name in context.params if name not in LOADER_OPTIONS]
         refuse_given(context, others, "--loader measures how training gets its images, without", fix="leave it out")
-        sizes, threads_given = _numbers("--batch", batch), _numbers("--threads", threads)
+        sizes, threads_given = numbers_in("--batch", batch), numbers_in("--threads", threads)
         for option, given in (("--batch", sizes), ("--threads", threads_given)):
             if len(given) > 1:
                 raise UserError(
@@ -201,7 +202,7 @@ def bench_command(
             {
                 "batch": sizes[0] if sizes else None,
                 "threads": threads_given[0] if threads_given else None,
-                "workers": _numbers("--workers", workers),
+                "workers": numbers_in("--workers", workers),
                 "seconds": seconds,
                 "rounds": rounds,
                 "device": chosen_device(device),
@@ -222,7 +223,7 @@ def bench_command(
         subjects = [newest_checkpoint(runs), *(artifacts_in(folder) if folder.is_dir() else [])]
     subjects = _filtered(subjects, words_in(format), words_in(precision))
     settings = MeasureSettings(
-        batches=_numbers("--batch", batch) or (1, 8),
+        batches=numbers_in("--batch", batch) or (1, 8),
         min_seconds=seconds,
         max_seconds=max(60.0, 10 * seconds),
         percentile=percentile,
@@ -233,9 +234,9 @@ def bench_command(
         like=None if like is None else choice("--like", like, ("trtexec-10", "trtexec-11")),
     )
     plan = Plan(
-        threads=_numbers("--threads", threads),
+        threads=numbers_in("--threads", threads),
         isolate=isolate,
-        pinned_cpus=_numbers("--pin", pin) or None,
+        pinned_cpus=numbers_in("--pin", pin) or None,
         roofline=roofline,
         plain_loop=plain_loop,
         scenarios=_scenarios(scenario, scenario_seconds, latency_bound_ms, target_qps),
@@ -331,16 +332,6 @@ def _terminated_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _numbers(option: str, given: Sequence[str] | None) -> tuple[int, ...]:
-    words = words_in(given)
-    if given and not words:
-        raise UserError(f"{option} names no number", value=" ".join(given) or "''", fix="write it as in 1,8")
-    for word in words:
-        if not word.isdecimal():
-            raise UserError(f"{option} takes whole numbers", value=word, fix="write them as in 1,8")
-    return tuple(int(word) for word in words)
 
 
 def _filtered(subjects: Sequence[Path], formats: Sequence[str], precisions: Sequence[str]) -> list[Path]:

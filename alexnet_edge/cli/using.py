@@ -66,6 +66,8 @@ def predict_command(
 
     bad_images = choice("--on-bad-image", on_bad_image, ("skip", "fail"))
     frames = _frame_source(images, camera, capture, every)
+    if frames is None and not images:
+        raise UserError("no images named", fix="give image files or folders, -, --camera or --capture")
     source = artifact or newest_checkpoint(runs)
     bad: list[ImageError] = []
     with open_session(source, device=chosen_device(device), threads=threads, trust=trust) as session:

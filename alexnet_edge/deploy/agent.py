@@ -1,0 +1,231 @@
+"""The steps of a deploy that need this package, on the device: `python -m alexnet_edge.deploy.agent STEP RELEASE SETTINGS`.
+
+`board.py` starts it in the release's environment. Events go to standard output, one JSON object per line: progress, then
+`result` or `problem`. Everything else that is printed goes to standard error, which is the release's log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from alexnet_edge.artifact import Artifact, commit, load_artifact
+from alexnet_edge.bench.parity import check_parity
+from alexnet_edge.deploy.board import ARTIFACT, MANIFEST, read_json
+from alexnet_edge.deploy.golden import Golden, read_golden
+from alexnet_edge.errors import AlexNetEdgeError, ArtifactError, GateError, ParityError, PrecisionError
+
+PROGRESS_S = 1.0
+"""Progress within one piece of work is passed on so often at most."""
+
+
+class EventReporter:
+    """Progress as events."""
+
+    def __init__(self, events: TextIO) -> None:
+        self._events = events
+        self._description = ""
+        self._total: int | None = None
+        self._told = 0.0
+
+    def _tell(self, **event: Any) -> None:
+        print(json.dumps(event), file=self._events, flush=True)
+
+    def start(self, description: str, total: int | None) -> None:
+        self._description, self._total = description, total
+        self._tell(doing=description, total=total)
+
+    def update(self, completed: int, detail: str = "") -> None:
+        if time.monotonic() - self._told >= PROGRESS_S:
+            self._told = time.monotonic()
+            self._tell(doing=self._description, completed=completed, total=self._total, detail=detail)
+
+    def finish(self, detail: str = "") -> None:
+        self._tell(did=self._description, detail=detail)
+
+    def note(self, text: str) -> None:
+        self._tell(note=text)
+
+
+def build(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -> dict[str, Any]:
+    """Build the artifact here, or take the one that was sent, and prove it on the golden set.
+
+    Raises:
+        GateError: when a layer is not in the precision asked for, or the answers are not the checkpoint's.
+        AlexNetEdgeError: when it cannot be built here.
+    """
+    golden = read_golden(release / "files" / "golden.tar", release / "golden")
+    out = release / "artifacts"
+    shutil.rmtree(out, ignore_errors=True)  # of a try that was cut short
+    out.mkdir()
+    reporter.note(f"golden set: {len(golden.images)} images")
+    if settings["build"]:
+        artifact = _built(release, out, golden, settings, reporter)
+    else:
+        artifact = _taken(release, out, golden, settings, reporter)
+    manifest = artifact.manifest
+    parity = manifest.parity
+    if parity.get("verdict") != "passed":
+        raise GateError(f"not proved on the device: {'; '.join(parity.get('reasons', ()))}")
+    for name, target in ((ARTIFACT, artifact.path), (MANIFEST, artifact.path.with_name(f"{artifact.path.name}.json"))):
+        with suppress(FileNotFoundError):
+            (release / name).unlink()
+        (release / name).symlink_to(target.relative_to(release))
+    held = sum(layer.holds for layer in manifest.layers)
+    return {
+        "file": artifact.path.name,
+        "sha256": manifest.sha256,
+        "bytes": manifest.bytes,
+        "built_here": bool(settings["build"]),
+        "seconds": manifest.build_seconds,
+        "layers": f"{held} of {len(manifest.layers)} {manifest.precision}",
+        "parity": {
+            "verdict": "passed",
+            "images": len(golden.images),
+            "warnings": parity["warnings"],
+            **{name: parity["figures"][name] for name in ("top1_agreement", "max_abs_error", "candidate_accuracy")},
+        },
+    }
+
+
+def _taken(release: Path, out: Path, golden: Golden, settings: Mapping[str, Any], reporter: EventReporter) -> Artifact:
+    """The artifact as it was sent: its bytes are those whose precision was read back where it was exported."""
+    name = settings["source"]
+    for each in (name, f"{name}.json"):  # copies: what serves shares no byte of the disk with another release
+        shutil.copyfile(release / "files" / each, out / each)
+    artifact = load_artifact(out / name)
+    manifest = artifact.manifest
+    if manifest.precision != settings["precision"] or manifest.format != settings["format"]:
+        raise ArtifactError("not the artifact that was asked for", value=artifact.label, fix="deploy again")
+    wrong = [layer.name for layer in manifest.layers if not layer.holds]
+    if wrong or not manifest.layers:
+        raise PrecisionError(f"layers not in the precision asked for: {', '.join(wrong) or 'none is known'}")
+    reporter.start(f"proving {artifact.label}", None)
+    report = check_parity(artifact, golden.reference_NK, golden.images, threads=settings["threads"], batch=8)
+    reporter.finish("passed" if report.passed else "; ".join(report.reasons))
+    if not report.passed:
+        raise ParityError(f"{artifact.label} does not answer like the checkpoint: {'; '.join(report.reasons)}")
+    return commit(artifact.path, artifact.path, replace(manifest, parity=report.to_json()))
+
+
+def _built(release: Path, out: Path, golden: Golden, settings: Mapping[str, Any], reporter: EventReporter) -> Artifact:
+    """Build from the FP32 ONNX file with the ranges that came with it; the exporter reads back and proves."""
+    from alexnet_edge.export.build import Exporter
+    from alexnet_edge.export.calibrate import Calibration
+    from alexnet_edge.export.options import EngineOptions
+    from alexnet_edge.export.source import checkpoint_from_onnx
+    from alexnet_edge.export.targets import this_machine_or_none
+
+    calibration = None
+    if settings["calibration"]:
+        calibration = Calibration.from_json(read_json(release / "files" / "calibration.json"))
+    engine = EngineOptions()
+    if settings["format"] == "trt":
+        cache = release.parents[1] / "cache" / "timing.cache"
+        options = {name: value for name, value in settings["engine"].items() if value is not None}
+        engine = EngineOptions(**{"memory_cap_mib": memory_cap_mib(), "timing_cache": cache, **options})
+        reporter.note(f"memory for the builder: {engine.memory_cap_mib} MiB")
+    lowered = settings["format"] == "onnx" and (calibration is None or bool(calibration.output_amax))
+    exporter = Exporter(
+        checkpoint_from_onnx(release / "files" / settings["source"]),
+        out=out,
+        proof_images=golden.images,
+        calibration=calibration,
+        reference_NK=golden.reference_NK,
+        engine=engine,
+        target=this_machine_or_none() if lowered else None,
+        runtime=settings["runtime"],
+        threads=settings["threads"],
+        cache=release / "cache",
+        reporter=reporter,
+    )
+    return exporter.export(settings["format"], settings["precision"])
+
+
+def memory_cap_mib() -> int | None:
+    """Half of the memory that is available now; None where it cannot be read."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("MemAvailable:"):
+                return max(256, int(line.split()[1]) // 2048)
+    return None
+
+
+def bench(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -> dict[str, Any]:
+    """Measure the artifact, with power and temperatures where they can be read, and keep the results as JSON.
+
+    Raises:
+        AlexNetEdgeError: when it cannot be measured.
+    """
+    from alexnet_edge.bench.measure import MeasureSettings
+    from alexnet_edge.bench.run import Plan, run_bench
+
+    out = release / "report" / "bench.json"
+    if settings["seconds"] == 0:
+        return {"skipped": "not asked for"}
+    golden = read_golden(release / "files" / "golden.tar", release / "golden")
+    artifact = (release / ARTIFACT).resolve()
+    result = run_bench(
+        [artifact],
+        MeasureSettings(
+            batches=tuple(settings["batches"]),
+            min_seconds=settings["seconds"],
+            max_seconds=max(60.0, 10 * settings["seconds"]),
+            percentile=settings["percentile"],
+            rounds=settings["rounds"],
+            cold=settings["cold"],
+        ),
+        Plan(
+            threads=() if settings["threads"] is None else (settings["threads"],),
+            roofline=settings["roofline"],
+            harness=settings["roofline"],
+            power_mode=settings["power_mode"],
+            lock_clocks=settings["lock_clocks"],
+        ),
+        images=golden.images,
+        out=out,
+        command=["alexnet-edge", "deploy"],
+        reporter=reporter,
+    )
+    if result.errors:
+        raise GateError("; ".join(f"{label}: {reason}" for label, reason in result.errors.items()))
+    subject = result.to_json()["subjects"][0]
+    first = subject["batches"][0] if subject["batches"] else None
+    return {
+        "verdict": None if first is None else first["verdict"],
+        "batch": None if first is None else first["batch"],
+        "p50_ns": None if first is None else first["percentiles_ns"]["p50"],
+    }
+
+
+def main(step: str, release: str, settings: str) -> int:
+    """Do one step; the exit code is 0 when the last event is a result."""
+    steps: dict[str, Callable[[Path, Mapping[str, Any], EventReporter], dict[str, Any]]] = {
+        "build": build,
+        "bench": bench,
+    }
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as events:
+        os.dup2(2, 1)  # what a library prints is no event
+        try:
+            result = steps[step](Path(release), json.loads(settings), EventReporter(events))
+            print(json.dumps({"result": result}), file=events)
+        except AlexNetEdgeError as error:
+            traceback.print_exc()
+            print(json.dumps({"problem": str(error), "gate": isinstance(error, GateError)}), file=events)
+            return 1
+        except BrokenPipeError:  # nobody waits for the answer any more
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:4]))

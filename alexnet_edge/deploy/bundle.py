@@ -1,0 +1,287 @@
+"""What is sent to a device: the ONNX file and its manifest, the calibration, the golden set and this package's wheel.
+
+A bundle is a list of files, each with its checksum. The same order gives the same bundle, so that a deploy that was cut
+short is taken up where it ended; the release on the device is named by the bundle's checksum.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from alexnet_edge.artifact import Artifact, Precision, load_artifact, manifest_path
+from alexnet_edge.data import ImageSet, open_images
+from alexnet_edge.deploy.board import MOST_BYTES
+from alexnet_edge.deploy.golden import write_golden
+from alexnet_edge.deploy.plan import Order
+from alexnet_edge.deploy.wheel import write_wheel
+from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError
+from alexnet_edge.evaluate import outputs_NK
+from alexnet_edge.files import sha256_file, sha256_json, write_json, writing
+from alexnet_edge.progress import Reporter
+from alexnet_edge.sessions import open_session, reference_session
+
+SCHEMA = 1
+CACHE = Path(".alexnet-edge/deploy")
+"""Where golden sets and wheels are kept, by content."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BundleFile:
+    """One file of a bundle."""
+
+    name: str
+    """Below the release's `files/`."""
+    path: Path
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def of(cls, name: str, path: Path) -> BundleFile:
+        """Measure a regular file.
+
+        Raises:
+            UserError: when it is none, or oversized.
+        """
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})", value=path, fix="check the path") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError("not a regular file, so it is not sent", value=path, fix="name the file itself")
+        if found.st_size > MOST_BYTES:
+            raise UserError(
+                f"oversized file: {found.st_size} bytes, at most {MOST_BYTES}", value=path, fix="leave it out"
+            )
+        return cls(name=name, path=path, sha256=sha256_file(path), bytes=found.st_size)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "sha256": self.sha256, "bytes": self.bytes}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """Everything a device is sent, and told."""
+
+    files: tuple[BundleFile, ...]
+    about: Mapping[str, Any]
+    """What the release says of itself: format, precision, architecture, checkpoint, images."""
+    build: Mapping[str, Any]
+    """Settings of the agent's `build`."""
+    bench: Mapping[str, Any]
+    """Settings of the agent's `bench`."""
+    requirements: tuple[str, ...]
+    """What the device's environment needs besides the wheel; what depends on the device is added there."""
+    offline: bool = False
+
+    @property
+    def wheel(self) -> str:
+        return next(file.name for file in self.files if file.name.startswith("alexnet_edge-"))
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """What the device keeps as `bundle.json`."""
+        return {
+            "schema": SCHEMA,
+            "files": [file.to_json() for file in self.files],
+            "about": dict(self.about),
+            "build": dict(self.build),
+            "bench": dict(self.bench),
+        }
+
+    def release(self, again: str = "") -> str:
+        """The release's name: format, precision and the beginning of the bundle's checksum, with `again` another one."""
+        digest = sha256_json({"bundle": self.to_json(), "again": again})
+        return f"{self.about['format']}-{self.about['precision']}-{digest[:12]}"
+
+
+def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bundle:
+    """Collect the files of `order`, and compute the reference's answers to the golden images once.
+
+    Raises:
+        ArtifactError: when the artifact is no ONNX file of this package, or its source is not at hand.
+        UserError: when there are no images, or no calibration for the precision.
+        MissingComponentError: when the reference cannot be run here.
+    """
+    artifact = load_artifact(order.artifact)
+    manifest = artifact.manifest
+    if manifest.format != "onnx":
+        raise ArtifactError(
+            f"a device is sent an ONNX file and builds from it, this is {artifact.label}",
+            value=artifact.path,
+            fix="name the .onnx file that `alexnet-edge export --format onnx` wrote",
+        )
+    precision = order.precision or manifest.precision
+    taken = order.format == "onnx" and manifest.precision == precision
+    if order.format == "onnx" and precision == "bf16":
+        raise UserError("ONNX Runtime has no BF16 convolution for processors", value="--bf16", fix="choose another")
+    source = artifact if taken else _source(order, artifact)
+    files = [BundleFile.of(_safe(source.path), source.path)]
+    files.append(BundleFile.of(f"{files[0].name}.json", manifest_path(source.path)))
+    with writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+    calibration = None
+    if not taken and precision in ("int8", "fp8"):
+        calibration = _ranges(order, artifact, precision)
+        path = cache / f"calibration-{sha256_json(calibration)[:16]}.json"
+        write_json(path, calibration)
+        files.append(BundleFile.of("calibration.json", path))
+    golden, count = _golden(order, artifact, source, cache, reporter)
+    files.append(BundleFile.of("golden.tar", golden))
+    files.append(BundleFile.of((wheel := write_wheel(cache)).name, wheel))
+    files += _wheelhouse(order.wheelhouse)
+    requirements = ["onnxruntime>=1.20"] if order.format == "onnx" else []
+    if not taken:
+        requirements.append("onnx>=1.17")
+    return Bundle(
+        files=tuple(files),
+        about={
+            "format": order.format,
+            "precision": precision,
+            "architecture": manifest.architecture,
+            "classes": len(manifest.classes),
+            "checkpoint_sha256": manifest.checkpoint_sha256,
+            "golden_images": count,
+            "emulated": order.emulated,
+            "lowered_for": _lowered_for(artifact) if taken else None,
+        },
+        build={
+            "build": not taken,
+            "source": files[0].name,
+            "format": order.format,
+            "precision": precision,
+            "calibration": calibration is not None,
+            "engine": dict(order.engine),
+            "runtime": order.runtime,
+            "threads": order.threads,
+        },
+        bench={**order.to_json()["bench"], "threads": order.threads},
+        requirements=tuple(requirements),
+        offline=order.wheelhouse is not None,
+    )
+
+
+def _safe(path: Path) -> str:
+    """The name that an ONNX file has on the device: its own where that is plain, whatever else it is called here."""
+    plain = all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in path.name)
+    return (
+        path.name
+        if plain and path.name[0].isalnum() and len(path.name) < 100 and ".." not in path.name
+        else "model.onnx"
+    )
+
+
+def _lowered_for(artifact: Artifact) -> dict[str, Any] | None:
+    """The processor that a graph was written for; None for the portable one."""
+    target = artifact.manifest.build.get("target")
+    return {name: target[name] for name in ("name", "machines", "instructions")} if isinstance(target, dict) else None
+
+
+def _source(order: Order, artifact: Artifact) -> Artifact:
+    """The FP32 ONNX artifact of the same checkpoint: what a device builds from."""
+    if order.source is not None:
+        found = load_artifact(order.source)
+    elif artifact.manifest.precision == "fp32":
+        return artifact
+    else:
+        beside = artifact.path.with_name("alexnet_fp32.onnx")
+        if not beside.is_file():
+            raise ArtifactError(
+                f"the device builds from the FP32 ONNX file, and there is none beside this one ({beside.name})",
+                value=artifact.path,
+                fix="write it with `alexnet-edge export --format onnx`, or name it with --source",
+            )
+        found = load_artifact(beside)
+    if (found.manifest.format, found.manifest.precision) != ("onnx", "fp32"):
+        raise ArtifactError(f"not an FP32 ONNX file but {found.label}", value=found.path, fix="name another --source")
+    if found.manifest.checkpoint_sha256 != artifact.manifest.checkpoint_sha256:
+        raise ArtifactError(
+            f"of another checkpoint than {artifact.path}", value=found.path, fix="export both from the same checkpoint"
+        )
+    return found
+
+
+def _ranges(order: Order, artifact: Artifact, precision: Precision) -> dict[str, Any]:
+    """The calibration of the precision: that of the artifact, or of the one beside it of the same checkpoint."""
+    beside = artifact.path.with_name(f"alexnet_{precision}.onnx")
+    for found in (artifact, load_artifact(beside) if beside.is_file() else None):
+        if found is None or found.manifest.precision != precision or found.manifest.calibration is None:
+            continue
+        if found.manifest.checkpoint_sha256 == artifact.manifest.checkpoint_sha256:
+            return dict(found.manifest.calibration)
+    raise ArtifactError(
+        f"no {precision.upper()} calibration of this checkpoint is at hand ({beside.name})",
+        value=order.artifact,
+        fix=f"calibrate here: alexnet-edge export --format onnx --{precision}",
+    )
+
+
+def _golden(order: Order, artifact: Artifact, source: Artifact, cache: Path, reporter: Reporter) -> tuple[Path, int]:
+    """The golden set of the order, kept by content: the same images and reference are answered once."""
+    checkpoint = Path(artifact.manifest.checkpoint)
+    with_torch = checkpoint.suffix == ".safetensors" and checkpoint.is_file() and find_spec("torch") is not None
+    with_torch = with_torch and sha256_file(checkpoint) == artifact.manifest.checkpoint_sha256
+    images = _images(order, artifact, checkpoint)
+    images = images.spread(order.limit)
+    if not with_torch and (source.manifest.format, source.manifest.precision) != ("onnx", "fp32"):
+        try:
+            source = _source(order, artifact)
+        except ArtifactError as error:
+            raise ArtifactError(
+                "nothing here can say what the right answers are: neither the checkpoint nor its FP32 ONNX file",
+                value=artifact.manifest.checkpoint,
+                fix="bring one of them back, or name the ONNX file with --source",
+            ) from error
+    reference = {
+        "runtime": "torch" if with_torch else "onnxruntime",
+        "checkpoint_sha256": artifact.manifest.checkpoint_sha256,
+    }
+    key = sha256_json(
+        {
+            **reference,
+            "images": images.content_hash(),
+            "classes": list(images.classes),
+            "preprocessing": artifact.manifest.preprocessing.to_json(),
+        }
+    )
+    path = cache / f"golden-{key[:16]}.tar"
+    if not path.is_file():
+        reporter.start("golden set: the reference's answers", None)
+        with reference_session(checkpoint) if with_torch else open_session(source) as session:
+            answers_NK, _ = outputs_NK(session, images)
+        write_golden(path, images, answers_NK, reference)
+        reporter.finish(f"{len(images)} images, answered by {reference['runtime']}")
+    return path, len(images)
+
+
+def _images(order: Order, artifact: Artifact, checkpoint: Path) -> ImageSet:
+    if order.images is not None:
+        return open_images(order.images, classes=artifact.manifest.classes, class_list=order.class_list)
+    if not checkpoint.is_file():
+        raise UserError(
+            "the checkpoint, which records the validation images, is not here",
+            value=checkpoint,
+            fix="name a folder of real images with --images",
+        )
+    from alexnet_edge.checkpoint import load_checkpoint
+    from alexnet_edge.export.build import validation_images
+
+    return validation_images(load_checkpoint(checkpoint))
+
+
+def _wheelhouse(folder: Path | None) -> list[BundleFile]:
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        raise UserError("no such folder of wheels", value=folder, fix="fill one with `pip download --dest FOLDER`")
+    wheels = sorted(folder.glob("*.whl"))
+    if not wheels:
+        raise MissingComponentError("the folder has no wheels", value=folder, fix="fill it with `pip download`")
+    return [BundleFile.of(f"wheels/{path.name}", path) for path in wheels]

@@ -1,0 +1,134 @@
+"""The golden set: real images, and what the checkpoint answered to them.
+
+On the laptop it is written once and kept by content; on the device it is the reference of the parity proof. It is a tar with
+a fixed list of members: `golden.json`, `logits.npy`, and one image file each, named by number.
+
+Letters: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from alexnet_edge.data import IMAGE_SUFFIXES, FileItem, ImageSet
+from alexnet_edge.errors import ArtifactError, DataError
+from alexnet_edge.files import MALFORMED, staged
+from alexnet_edge.preprocess import FloatArray
+
+SCHEMA = 1
+MOST_IMAGES = 5000
+MOST_IMAGE_BYTES = 64 << 20
+"""Largest single image file."""
+
+_MEMBER = re.compile(r"\d{6}\.[a-z]{3,4}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Golden:
+    """Images and the reference's answers to them."""
+
+    images: ImageSet
+    reference_NK: FloatArray
+    reference: Mapping[str, Any]
+    """What answered: `runtime`, `sha256` of the checkpoint."""
+
+
+def write_golden(path: Path, images: ImageSet, reference_NK: FloatArray, reference: Mapping[str, Any]) -> None:
+    """Write `images` with the answers `(N, K)` float32; the same content gives the same bytes.
+
+    Raises:
+        DataError: when an image is oversized or there are too many.
+        OutputError: when the file cannot be written.
+    """
+    assert len(images) == len(reference_NK)
+    if not 0 < len(images) <= MOST_IMAGES:
+        raise DataError(f"a golden set has 1 to {MOST_IMAGES} images", value=len(images), fix="give fewer with --limit")
+    members, listed = dict[str, bytes](), []
+    for index, item in enumerate(images.items):
+        if isinstance(item, FileItem):
+            data, suffix = item.content(), PurePosixPath(item.relative).suffix.lower()
+        else:  # drawn: kept without loss
+            buffer = io.BytesIO()
+            item.image().save(buffer, "PNG")
+            data, suffix = buffer.getvalue(), ".png"
+        if len(data) > MOST_IMAGE_BYTES:
+            raise DataError(
+                f"oversized image: {len(data)} bytes, at most {MOST_IMAGE_BYTES}", value=item.name, fix="leave it out"
+            )
+        members[f"{index:06d}{suffix}"] = data
+        listed.append({"file": f"{index:06d}{suffix}", "name": item.name, "label": int(images.labels_N[index])})
+    logits = io.BytesIO()
+    np.save(logits, np.ascontiguousarray(reference_NK, np.float32))
+    about = {"schema": SCHEMA, "classes": list(images.classes), "images": listed, "reference": dict(reference)}
+    head = {"golden.json": json.dumps(about, indent=1).encode(), "logits.npy": logits.getvalue()}
+    with staged(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in {**head, **members}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(data), 0o644
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def read_golden(path: Path, folder: Path) -> Golden:
+    """Unpack a golden set into `folder`. Only members that its list names are written, each by this function itself.
+
+    Raises:
+        ArtifactError: when a member is a link, is not in the list, is oversized or missing, or the list is malformed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(path, "r:") as archive:
+            about = json.loads(_member(archive, archive.next(), "golden.json"))
+            logits = _member(archive, archive.next(), "logits.npy")
+            listed = about["images"]
+            if about["schema"] != SCHEMA or not 0 < len(listed) <= MOST_IMAGES:
+                raise ValueError("schema, or number of images")
+            items = []
+            for index, entry in enumerate(listed):
+                name = entry["file"]
+                if (
+                    not _MEMBER.fullmatch(name)
+                    or not name.startswith(f"{index:06d}.")
+                    or name[6:] not in IMAGE_SUFFIXES
+                ):
+                    raise ValueError(f"name {name!r}")
+                data = _member(archive, archive.next(), name)
+                (folder / name).write_bytes(data)
+                items.append(FileItem(folder, name))
+            if archive.next() is not None:
+                raise ValueError("more members than its list")
+        reference_NK = np.load(io.BytesIO(logits), allow_pickle=False)
+        if reference_NK.dtype != np.float32 or reference_NK.ndim != 2 or len(reference_NK) != len(items):
+            raise ValueError(f"answers {reference_NK.dtype} {reference_NK.shape}")
+        labels = [int(entry["label"]) for entry in listed]
+        classes = tuple(str(name) for name in about["classes"])
+        reference = dict(about["reference"])
+    except (tarfile.TarError, EOFError, *MALFORMED) as error:
+        raise ArtifactError(
+            f"the golden set is malformed ({type(error).__name__}: {error})", value=path.name, fix="deploy again"
+        ) from error
+    return Golden(
+        images=ImageSet(items, labels, classes, {"kind": "golden", "count": len(items), "reference": reference}),
+        reference_NK=reference_NK,
+        reference=reference,
+    )
+
+
+def _member(archive: tarfile.TarFile, entry: tarfile.TarInfo | None, name: str) -> bytes:
+    if entry is None:
+        raise ValueError(f"{name} is missing")
+    if not entry.isreg() or entry.name != name:
+        raise ValueError(f"{entry.name[:80]!r} is {'not ' + name if entry.isreg() else 'no regular file'}")
+    if entry.size > MOST_IMAGE_BYTES:
+        raise ValueError(f"{name} is oversized: {entry.size} bytes")
+    stream = archive.extractfile(entry)
+    assert stream is not None
+    return stream.read()

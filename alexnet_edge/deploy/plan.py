@@ -1,0 +1,106 @@
+"""What a deploy is asked to do, as data: the network, how it is built and measured, and which devices get it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from alexnet_edge.artifact import Precision
+from alexnet_edge.errors import UserError
+from alexnet_edge.nvidia import Runtime
+
+Target = Literal["onnx", "trt"]
+"""`onnx`: ONNX Runtime on the device's processor. `trt`: a TensorRT engine, built there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchOptions:
+    """How the artifact is measured on the device."""
+
+    seconds: float = 3.0
+    """Least measuring time per batch; 0 measures nothing."""
+    rounds: int = 3
+    batches: tuple[int, ...] = (1,)
+    percentile: float = 99.0
+    cold: bool = True
+    roofline: bool = True
+    power_mode: str | None = None
+    """Set meanwhile, which takes root on the device; None leaves it."""
+    lock_clocks: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seconds <= 3600:
+            raise UserError("--bench-seconds must be 0 to 3600", value=self.seconds, fix="leave it out for 3")
+        if self.rounds < 1:
+            raise UserError("--rounds must be 1 or more", value=self.rounds, fix="leave it out for 3")
+        if not self.batches or min(self.batches) < 1:
+            raise UserError("--batch must be 1 or more", value=self.batches, fix="write it as in 1,8")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """What shall serve: one artifact, in a format and a precision, proved on these images."""
+
+    artifact: Path
+    format: Target
+    precision: Precision | None = None
+    """None for the artifact's own."""
+    source: Path | None = None
+    """The FP32 ONNX file to build from; None for the artifact itself, or the one beside it of the same checkpoint."""
+    images: str | None = None
+    """Folder of the golden images; None for the validation images that the checkpoint records."""
+    limit: int = 200
+    """So many of them, evenly spread over the classes."""
+    class_list: Path | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `EngineOptions` that differ from their defaults."""
+    runtime: Runtime = "tensorrt"
+    """What builds an engine."""
+    threads: int | None = None
+    """Processor threads on the device; None for all."""
+    bench: BenchOptions = field(default_factory=BenchOptions)
+    wheelhouse: Path | None = None
+    """Folder of wheels that are sent along, for a device that reaches no package index."""
+    emulated: bool = False
+    """The device is an emulator: every figure of it is marked so."""
+
+    def __post_init__(self) -> None:
+        if self.format not in get_args(Target):
+            raise UserError("a deploy is for onnx or trt", value=self.format, fix="choose --format onnx or trt")
+        if self.limit < 1:
+            raise UserError("the golden set needs images", value=self.limit, fix="give --limit 1 or more")
+        if self.threads is not None and self.threads < 1:
+            raise UserError("threads must be 1 or more", value=self.threads, fix="leave it out for all")
+
+    def to_json(self) -> dict[str, Any]:
+        """What is fixed in a bundle: all that changes what the device builds or measures."""
+        return {
+            "format": self.format,
+            "engine": dict(self.engine),
+            "runtime": self.runtime,
+            "threads": self.threads,
+            "bench": asdict(self.bench),
+            "emulated": self.emulated,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manner:
+    """How a deploy behaves towards the device; nothing of it changes what is built."""
+
+    keep: int = 3
+    """Releases that stay on the device, besides the one that serves and the one before."""
+    reconnect_s: float = 120.0
+    """How long a broken connection is tried again, as after a restart of the device; 0 gives up at once."""
+    force: bool = False
+    """Do everything again, as a new release."""
+    reports: Path = Path("reports/deploy")
+    """Folder of what is fetched, below it a folder for each device and release."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise UserError("--keep must be 1 or more", value=self.keep, fix="leave it out for 3")
+        if not 0 <= self.reconnect_s <= 86400:
+            raise UserError("--reconnect-seconds must be 0 to 86400", value=self.reconnect_s, fix="leave it out")
