@@ -153,6 +153,7 @@ class _Bisect:
     taken: dict[str, FloatArray] = field(default_factory=dict)
     """What each layer took as its input."""
 
+    @np.errstate(invalid="ignore", over="ignore")  # what is not finite is found and told
     def run(self, threads: int | None) -> Bisection:
         all_steps = steps(self.checkpoint.info.arch)
         names = {step.name: name for step in all_steps if (name := self._tensor_of(step)) is not None}

@@ -84,7 +84,11 @@ class Histogram:
         while largest > self.top:
             self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, np.int64)])
             self.top *= 2
-        index = np.minimum((magnitudes * np.float32(BINS / self.top)).astype(np.int32), BINS - 1)
+        per_value = BINS / self.top
+        wide = (
+            np.float64 if per_value > float(np.finfo(np.float32).max) else np.float32
+        )  # of values near the smallest there are
+        index = np.minimum((magnitudes * wide(per_value)).astype(np.int32), BINS - 1)
         self.counts += np.bincount(index, minlength=BINS)
 
     def saturated(self, amax: float) -> float:

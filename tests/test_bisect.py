@@ -292,11 +292,18 @@ def test_one_wrong_channel_is_named(
 def test_values_that_are_not_finite_are_named(
     graphs: dict[str, Artifact], checkpoint: Checkpoint, images: ImageSet, tmp_path: Path
 ) -> None:
-    wrong = planted(graphs["fp16"], tmp_path, lambda graph: scaled(graph, "conv4.weight", 1e4))
+    def change(graph: onnx.GraphProto) -> None:
+        entry = next(entry for entry in graph.initializer if entry.name == "conv4.bias")
+        value = numpy_helper.to_array(entry).copy()
+        value[3] = np.inf
+        entry.CopyFrom(numpy_helper.from_array(value, entry.name))
+
+    wrong = planted(graphs["fp16"], tmp_path, change)
     found = bisect(wrong, checkpoint, images, limit=IMAGES)
     assert found.first is not None
     assert found.first.layer == "conv4"
-    assert "not finite" in found.cause or "times as large" in found.cause
+    assert "conv4/relu has values that are not finite" in found.cause
+    assert "--bf16" in found.fix
 
 
 def test_a_range_that_saturates_is_named(checkpoint: Checkpoint, exporter: Exporter, images: ImageSet) -> None:

@@ -34,8 +34,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     rng = np.random.default_rng(0)
     for name in CLASSES:
         (root / name).mkdir()
-        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((1200, 900))
-        pixels = np.asarray(coarse, np.int16) + rng.integers(-40, 41, (900, 1200, 1))
+        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((800, 600))
+        pixels = np.asarray(coarse, np.int16) + rng.integers(-40, 41, (600, 800, 1))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / "0.jpg", quality=92)
     return open_images(root, classes=CLASSES)
 
