@@ -147,7 +147,11 @@ def deploy_command(
     if to_release is not None and not roll_back:
         raise UserError("--to-release belongs to --rollback", value=to_release, fix="add --rollback")
     if (device is None) == (to is None):
-        raise UserError("name one device, or several with --to fleet.toml", value=device or "none")
+        raise UserError(
+            "a deploy goes to one device",
+            value=device or "none",
+            fix="name one device, or several with --to fleet.toml",
+        )
     precision = one_precision({"fp32": fp32, "fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc})
     choice("--format", format, ("onnx", "trt"))
     if format != "trt":

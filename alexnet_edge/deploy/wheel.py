@@ -25,12 +25,11 @@ def write_wheel(folder: Path) -> Path:
     Raises:
         MissingComponentError: when the package is not installed, so that nothing tells what it depends on.
     """
-    try:
-        found = metadata.distribution("alexnet-edge")
-        about, entries = found.read_text("METADATA"), found.read_text("entry_points.txt")
-    except metadata.PackageNotFoundError:
-        about = entries = None
-    if about is None or entries is None or found.version != __version__:
+    about = entries = None
+    for found in metadata.distributions(name="alexnet-edge"):  # a source tree has another one beside the installed
+        if found.version == __version__ and about is None:
+            about, entries = found.read_text("METADATA"), found.read_text("entry_points.txt")
+    if about is None or entries is None:
         raise MissingComponentError(
             f"alexnet-edge {__version__} runs here but is not installed, and a device needs its list of dependencies",
             fix="run: pip install .",
