@@ -225,7 +225,7 @@ def test_the_way_back(device: LoopbackDevice, bundle_of: Callable[..., Bundle], 
 def cut_at(
     monkeypatch: pytest.MonkeyPatch, device: LoopbackDevice, do: str, step: str | None, how: str = "cut"
 ) -> None:
-    """Cut the connection, once, when this request has been made."""
+    """Cut the connection, once: in the middle of a long request, after a short one is done and before its answer is heard."""
     asked, answered, cut = Link.ask, Link._answer, list[str]()
 
     def ask(self: Link, what: str, **fields: Any) -> dict[str, Any]:
@@ -235,6 +235,8 @@ def cut_at(
     def answer(self: Link, *rest: Any) -> dict[str, Any]:
         if getattr(self, "wanted", False) and not cut:
             cut.append(do)
+            if do != "run":
+                answered(self, *rest)
             getattr(device, how)()
         return answered(self, *rest)
 
@@ -271,7 +273,7 @@ def test_cut_at_every_step(
     bundle = replace(bundle_of(5), about={**bundle_of(5).about, "cut": f"{do} {step}"})  # a release of its own
     with monkeypatch.context() as patch:
         cut_at(patch, device, do, step)
-        if do == "fetch":  # one that has no request of its own for `ask`
+        if do == "fetch":  # which has no request that goes through `ask`
             patch.setattr(Link, "fetch", lambda self, *_args, **_more: (device.cut(), self.ask("status"))[1])
         try:
             deploy(bundle, device.link("shared"), manner, reporter=QuietReporter())
@@ -525,10 +527,15 @@ def test_corrupt_on_the_way_and_in_the_store(
 
 
 def test_two_at_once(
-    place: tuple[Path, Deployed], device: LoopbackDevice, bundle_of: Callable[..., Bundle], manner: Manner
+    place: tuple[Path, Deployed],
+    device: LoopbackDevice,
+    bundle_of: Callable[..., Bundle],
+    manner: Manner,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root, _ = place
     before = serving(root)
+    monkeypatch.setattr(run, "LOCK_WAIT_S", 0.2)
     with Link(device.link("shared")) as first:
         first.ask("lock", who="somebody@else")
         with pytest.raises(DeviceError, match="another deploy is at work on the device") as caught:

@@ -246,7 +246,7 @@ def test_the_bundle_of_an_order(narrow_exports: tuple[Path, Calibration], image_
     wheel = f"alexnet_edge-{__version__}-py3-none-any.whl"
     found, bundle = names("alexnet_int8.onnx", format="onnx")
     assert found == ["alexnet_int8.onnx", "alexnet_int8.onnx.json", "golden.tar", wheel]
-    assert (bundle.build["build"], bundle.requirements) == (False, ("onnxruntime>=1.20",))
+    assert (bundle.build["build"], bundle.requirements) == (False, ("onnxruntime>=1.20", "threadpoolctl>=3.1"))
     for artifact in ("alexnet_int8.onnx", "alexnet_fp32.onnx"):
         found, bundle = names(artifact, format="trt", precision="int8")
         assert found == ["alexnet_fp32.onnx", "alexnet_fp32.onnx.json", "calibration.json", "golden.tar", wheel]
@@ -266,8 +266,11 @@ def test_the_bundle_of_an_order(narrow_exports: tuple[Path, Calibration], image_
     assert reference["runtime"] == "onnxruntime"
     with pytest.raises(ArtifactError, match="no FP8 calibration"):
         names("alexnet_fp32.onnx", format="trt", precision="fp8")
-    with pytest.raises(UserError, match="BF16"):
-        names("alexnet_fp32.onnx", format="onnx", precision="bf16")
+    found, bundle = names("alexnet_fp32.onnx", format="onnx", precision="int8-int4-fc")
+    assert json.loads(bundle.files[2].path.read_text())["table_sha256"] == ranges.table_sha256
+    for format, precision in (("onnx", "bf16"), ("onnx", "mixed"), ("trt", "mixed"), ("trt", "int8-int4-fc")):
+        with pytest.raises(UserError, match=f"does not build {precision} for {format}"):
+            names("alexnet_int8.onnx", format=format, precision=precision)
     (folder / "alexnet_fp32.onnx").rename(folder / "away.onnx")
     with pytest.raises(ArtifactError, match="there is none beside this one"):
         names("alexnet_int8.onnx", format="trt")
@@ -629,6 +632,9 @@ def test_reports_of_another_kind_are_refused() -> None:
             _as_text(name, data)
     assert _as_text("log.txt", b"a\x1b[2Jb\n\xff") == "a[2Jb\n�"
     assert printable("a\x1b[2J\nb\x00" + "c" * 900, 20) == "a [2J b ccccccccc..."
+    measured = {"p50_ns": 5e6, "batch": 1, "verdict": "INVALID", "reasons": ["too few samples", "drift\x1b"]}
+    assert sentence_of("bench", measured) == "bench: p50 5.00 ms at batch 1, INVALID (too few samples; drift)"
+    assert sentence_of("bench", {**measured, "reasons": 3}).endswith("INVALID")
     assert sentence_of("build", {"bytes": "x", "parity": {"top1_agreement": [1]}}).startswith("build: 0.0 MB")
 
 

@@ -40,6 +40,7 @@ def deploy_command(
     ] = False,
     fp8: Annotated[bool, typer.Option("--fp8")] = False,
     int4_fc: Annotated[bool, typer.Option("--int4-fc")] = False,
+    int8_int4_fc: Annotated[bool, typer.Option("--int8-int4-fc", help="For ONNX Runtime")] = False,
     images: Annotated[
         str | None, typer.Option("--images", help="Golden images [the checkpoint's validation data]")
     ] = None,
@@ -152,7 +153,17 @@ def deploy_command(
             value=device or "none",
             fix="name one device, or several with --to fleet.toml",
         )
-    precision = one_precision({"fp32": fp32, "fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc})
+    precision = one_precision(
+        {
+            "fp32": fp32,
+            "fp16": fp16,
+            "bf16": bf16,
+            "int8": int8,
+            "fp8": fp8,
+            "int4-fc": int4_fc,
+            "int8-int4-fc": int8_int4_fc,
+        }
+    )
     choice("--format", format, ("onnx", "trt"))
     if format != "trt":
         names = [

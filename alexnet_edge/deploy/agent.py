@@ -202,6 +202,7 @@ def bench(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -
     first = subject["batches"][0] if subject["batches"] else None
     return {
         "verdict": None if first is None else first["verdict"],
+        "reasons": [] if first is None else first["reasons"],
         "batch": None if first is None else first["batch"],
         "p50_ns": None if first is None else first["percentiles_ns"]["p50"],
     }

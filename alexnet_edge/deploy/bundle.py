@@ -21,11 +21,17 @@ from alexnet_edge.deploy.plan import Order
 from alexnet_edge.deploy.wheel import write_wheel
 from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError
 from alexnet_edge.evaluate import outputs_NK
+from alexnet_edge.export.precision import CALIBRATED
 from alexnet_edge.files import sha256_file, sha256_json, write_json, writing
 from alexnet_edge.progress import Reporter
 from alexnet_edge.sessions import open_session, reference_session
 
 SCHEMA = 1
+BUILT: dict[str, tuple[Precision, ...]] = {
+    "onnx": ("fp16", "int8", "fp8", "int4-fc", "int8-int4-fc"),
+    "trt": ("fp32", "fp16", "bf16", "int8", "fp8", "int4-fc"),
+}
+"""The precisions that a device builds from the FP32 ONNX file, by format; an ONNX file runs as it is in any."""
 CACHE = Path(".alexnet-edge/deploy")
 """Where golden sets and wheels are kept, by content."""
 
@@ -120,15 +126,21 @@ def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bun
         )
     precision = order.precision or manifest.precision
     taken = order.format == "onnx" and manifest.precision == precision
-    if order.format == "onnx" and precision == "bf16":
-        raise UserError("ONNX Runtime has no BF16 convolution for processors", value="--bf16", fix="choose another")
+    if not taken and precision not in BUILT[order.format]:
+        raise UserError(
+            f"a device does not build {precision} for {order.format}",
+            value=artifact.path,
+            fix=f"choose one of {', '.join(BUILT[order.format])}",
+        )
+    if taken and precision == "bf16":
+        raise UserError("ONNX Runtime has no BF16 convolution for processors", value=artifact.path, fix="use another")
     source = artifact if taken else _source(order, artifact)
     files = [BundleFile.of(_safe(source.path), source.path)]
     files.append(BundleFile.of(f"{files[0].name}.json", manifest_path(source.path)))
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
     calibration = None
-    if not taken and precision in ("int8", "fp8"):
+    if not taken and precision in CALIBRATED:
         calibration = _ranges(order, artifact, precision)
         path = cache / f"calibration-{sha256_json(calibration)[:16]}.json"
         write_json(path, calibration)
@@ -140,6 +152,8 @@ def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bun
     requirements = ["onnxruntime>=1.20"] if order.format == "onnx" else []
     if not taken:
         requirements.append("onnx>=1.17")
+    if order.bench.seconds and order.bench.roofline:
+        requirements.append("threadpoolctl>=3.1")
     return Bundle(
         files=tuple(files),
         about={
@@ -210,16 +224,18 @@ def _source(order: Order, artifact: Artifact) -> Artifact:
 
 def _ranges(order: Order, artifact: Artifact, precision: Precision) -> dict[str, Any]:
     """The calibration of the precision: that of the artifact, or of the one beside it of the same checkpoint."""
-    beside = artifact.path.with_name(f"alexnet_{precision}.onnx")
+    kind = "int8" if precision.startswith("int8") else precision  # INT4 weights need no ranges of their own
+    beside = artifact.path.with_name(f"alexnet_{kind}.onnx")
     for found in (artifact, load_artifact(beside) if beside.is_file() else None):
-        if found is None or found.manifest.precision != precision or found.manifest.calibration is None:
+        if found is None or found.manifest.calibration is None:
             continue
-        if found.manifest.checkpoint_sha256 == artifact.manifest.checkpoint_sha256:
+        same = found.manifest.checkpoint_sha256 == artifact.manifest.checkpoint_sha256
+        if same and found.manifest.precision in (precision, kind):
             return dict(found.manifest.calibration)
     raise ArtifactError(
-        f"no {precision.upper()} calibration of this checkpoint is at hand ({beside.name})",
+        f"no {kind.upper()} calibration of this checkpoint is at hand ({beside.name})",
         value=order.artifact,
-        fix=f"calibrate here: alexnet-edge export --format onnx --{precision}",
+        fix=f"calibrate here: alexnet-edge export --format onnx --{kind}",
     )
 
 

@@ -223,7 +223,10 @@ class Link:
             DeviceError: when the device refuses; GateError when what it made is not good enough.
             DisconnectedError: when the connection breaks.
         """
-        self._write(json.dumps({"do": do, **fields}).encode() + b"\n")
+        try:
+            self._write(json.dumps({"do": do, **fields}).encode() + b"\n")
+        except DisconnectedError as gone:
+            return self._last_word(gone, on_progress)
         return self._answer(on_progress)
 
     def send(self, path: Path, *, sha256: str, offset: int, on_bytes: Callable[[int], None]) -> None:
@@ -243,10 +246,8 @@ class Link:
                     offset += len(block)
                     on_bytes(offset)
         except DisconnectedError as gone:
-            try:
-                self._answer(None)  # why it hung up: a full disk, an oversized file
-            except DisconnectedError:
-                raise gone from None
+            self._last_word(gone, None)  # a full disk, an oversized file
+            raise
         self._answer(None)
 
     def fetch(self, release: str, name: str, *, most: int) -> bytes | None:
@@ -271,6 +272,15 @@ class Link:
         return b"".join(pieces)
 
     # --- the line -----------------------------------------------------------------------------------------------------
+
+    def _last_word(
+        self, gone: DisconnectedError, on_progress: Callable[[Mapping[str, Any]], None] | None
+    ) -> dict[str, Any]:
+        """What the device said before it hung up and took nothing more, which tells why; raises `gone` when it said nothing."""
+        try:
+            return self._answer(on_progress)
+        except DisconnectedError:
+            raise gone from None
 
     def _answer(
         self,

@@ -30,6 +30,8 @@ MOST_REPORT_BYTES = 64 << 20
 """Largest report that is fetched."""
 MOST_LOG_BYTES = 1 << 20
 """So much of the end of a log is fetched."""
+LOCK_WAIT_S = 5.0
+"""What a cut connection left on the device ends within so long."""
 RETRY_S = 2.0
 MOST_TRIES = 50
 """Connections of one deploy at most, however often they break."""
@@ -204,7 +206,7 @@ class _Deploy:
         if findings.refusals:
             raise DeviceError("the device cannot serve this, nothing was copied", value="; ".join(findings.refusals))
         self._step = "lock"
-        link.ask("lock", who=_who(), wait_s=10 if again else 0)
+        link.ask("lock", who=_who(), wait_s=4 * LOCK_WAIT_S if again else LOCK_WAIT_S)
         self._copy(link)
         self._step = "stage"
         state = link.ask("stage", id=self.release, bundle=self.bundle.to_json())
@@ -306,8 +308,9 @@ class _Deploy:
             self.reporter.update(event["completed"], printable(event.get("detail", ""), 60))
         elif "doing" in event:
             total = event.get("total")
+            doing = printable(event["doing"], 60)
             self.reporter.start(
-                f"{self._step}: {printable(event['doing'], 60)}", total if isinstance(total, int) else None
+                doing if doing == self._step else f"{self._step}: {doing}", total if isinstance(total, int) else None
             )
 
 
@@ -318,7 +321,7 @@ def rollback(link_settings: LinkSettings, release: str | None = None) -> dict[st
         DeviceError: when there is none, it is damaged, or another deploy is at work.
     """
     with Link(link_settings) as link:
-        link.ask("lock", who=_who())
+        link.ask("lock", who=_who(), wait_s=LOCK_WAIT_S)
         return link.ask("rollback", to=release)
 
 
@@ -412,7 +415,13 @@ def sentence_of(step: str, result: Mapping[str, Any]) -> str:
         return f"{step}: {printable(result['skipped'], 80)}"
     p50 = result.get("p50_ns")
     shown = "no median" if p50 is None else f"p50 {number(p50) / 1e6:.2f} ms"
-    return f"{step}: {shown} at batch {printable(result.get('batch'), 10)}, {printable(result.get('verdict'), 20)}"
+    reasons = result.get("reasons")
+    why = (
+        f" ({'; '.join(printable(reason, 120) for reason in reasons[:5])})"
+        if isinstance(reasons, list) and reasons
+        else ""
+    )
+    return f"{step}: {shown} at batch {printable(result.get('batch'), 10)}, {printable(result.get('verdict'), 20)}{why}"
 
 
 def _preflight(link: Link, bundle: Bundle) -> tuple[Findings, int]:
