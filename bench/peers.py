@@ -487,7 +487,8 @@ def prepare_peers(
         reporter.start("peers", len(wanted))
         for done, name in enumerate(wanted):
             reporter.update(done, name)
-            key = sha256_json({"peer": name, "checkpoint": digest, "batches": sizes, "python": interpreter})[:16]
+            takes = sizes if PEERS[name].fixed_batch else []
+            key = sha256_json({"peer": name, "checkpoint": digest, "batches": takes, "python": interpreter})[:16]
             path = folder / f"{name}-{key}" / f"{name}{SUFFIX}"
             if not path.is_file():
                 if not reference.is_file():
