@@ -29,7 +29,7 @@ types: .venv/.installed  ## mypy --strict
 	$(BIN)/mypy
 
 unit: .venv/.installed  ## the tests, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/.installed  ## the benchmarks, as pytest-benchmark tables (BENCH_SECONDS=3 per case)
 	$(BIN)/python -m pytest bench --benchmark-only --bench-seconds $(BENCH_SECONDS)

@@ -508,7 +508,7 @@ def _show_rows(console: Console, rows: Sequence[Row], bench: Mapping[str, Any]) 
     _show_scenarios(console, bench["subjects"])
     if plain := (bench["harness"] or {}).get("plain_loop"):
         console.print(escape(plain_loop_sentence(plain)), soft_wrap=True)
-    for labels, points in open_points(rows):
+    for labels, points in open_points(rows, bench.get("peers_left_out")):
         for what, why in points:
             console.print(f"[bold]{escape(labels)}[/]: {what}: {escape(why)}", soft_wrap=True)
 

@@ -454,8 +454,8 @@ def prepare_peers(
     python: Path | None = None,
     threads: int | None = None,
     reporter: Reporter | None = None,
-) -> list[Path]:
-    """Prepare each of `names` in a process of the interpreter that has it; those that cannot be are noted and left out.
+) -> tuple[list[Path], dict[str, str]]:
+    """Prepare each of `names` in a process of the interpreter that has it: their files, and why the others are left out.
 
     Args:
         names: of `PEERS`; `all` for each of them.
@@ -481,7 +481,7 @@ def prepare_peers(
     interpreter = str(python) if python is not None else sys.executable
     digest = load_checkpoint(checkpoint).sha256
     sizes = sorted({1, *batches})
-    found, reasons = list[Path](), list[str]()
+    found, left_out = list[Path](), dict[str, str]()
     with tempfile.TemporaryDirectory(prefix="alexnet-edge-peers-") as scratch:
         reference = Path(scratch) / "reference.npy"
         reporter.start("peers", len(wanted))
@@ -502,18 +502,18 @@ def prepare_peers(
                     + (["--threads", str(threads)] if threads else []),
                 )
                 if reason:
-                    reasons.append(f"{name}: {reason}")
+                    left_out[name] = reason
                     reporter.note(f"peer {name} is left out: {reason}")
                     continue
             found.append(path)
         reporter.finish(f"{len(found)} of {len(wanted)} peers prepared")
     if not found:
         raise UserError(
-            f"no peer can be prepared here ({'; '.join(reasons)})",
+            f"no peer can be prepared here ({'; '.join(f'{name}: {reason}' for name, reason in left_out.items())})",
             value=interpreter,
             fix="install them: pip install --group peers, or name an interpreter that has them with --peers-python",
         )
-    return found
+    return found, left_out
 
 
 def environment_of(python: str, scratch: Path) -> dict[str, str]:

@@ -127,7 +127,7 @@ def write_report(
         verdict=verdict(rows, settings),
         headline=headline(rows),
         tiles=_tiles(rows, settings),
-        open_points=open_points(rows),
+        open_points=open_points(rows, (bench or {}).get("peers_left_out")),
         scorecard=scorecard(chosen, settings),
         all_rows=scorecard(rows, settings, name="scorecard-all") if len(chosen) < len(rows) else None,
         plots=drawn,

@@ -159,6 +159,8 @@ class BenchResult:
     power: PowerFindings = field(default_factory=PowerFindings)
     peaks: list[Peaks] = field(default_factory=list)
     harness: Mapping[str, Any] | None = None
+    peers_left_out: Mapping[str, str] = field(default_factory=dict)
+    """Why a peer that was asked for is not among those measured, by its name."""
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     environment: Mapping[str, Any] = field(default_factory=environment.describe)
     interrupted: bool = False
@@ -191,6 +193,7 @@ class BenchResult:
             "power": self.power.to_json(),
             "peaks": [peaks.to_json() for peaks in self.peaks],
             "harness": None if self.harness is None else dict(self.harness),
+            "peers_left_out": dict(self.peers_left_out),
             "subjects": [self._subject_json(one) for one in self.measured],
         }
 

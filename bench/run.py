@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class Plan:
     """Run jetson_clocks meanwhile."""
     tegrastats: Path | None = None
     """A log recorded beside this bench, judged as a whole."""
+    peers_left_out: Mapping[str, str] = field(default_factory=dict)
+    """Why a peer that was asked for is not among the subjects, by its name: recorded."""
 
     def __post_init__(self) -> None:
         for index, count in enumerate(self.threads):
@@ -161,6 +163,7 @@ def run_bench(
             measured=measured,
             isolate=plan.isolate,
             pinned_cpus=plan.pinned_cpus,
+            peers_left_out=plan.peers_left_out,
         )
         bench = _Bench(
             result=result,

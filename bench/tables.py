@@ -345,9 +345,11 @@ def verdict(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> str:
     return text
 
 
-def open_points(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, str]]]]:
+def open_points(
+    rows: Sequence[Row], peers_left_out: Mapping[str, str] | None = None
+) -> list[tuple[str, list[tuple[str, str]]]]:
     """What is not proved or not validly measured, and why: for each subject, or subjects that share them, `(what, why)`."""
-    points: dict[str, list[tuple[str, str]]] = {}
+    points = {f"peer {name}": [("left out", reason)] for name, reason in (peers_left_out or {}).items()}
     for row in rows:
         if row.proof in ("failed", "not run"):
             points.setdefault(row.label, []).append((f"proof {row.proof}", "; ".join(row.proof_notes)))
@@ -985,7 +987,7 @@ def markdown_of(bench: Mapping[str, Any]) -> str:
         what = "was interrupted" if bench["interrupted"] else "did not finish"
         lines += [f"The bench {what}: what was finished by then is shown.", ""]
     lines += _markdown_table(scorecard(rows, settings))
-    for labels, points in open_points(rows):
+    for labels, points in open_points(rows, bench.get("peers_left_out")):
         lines += [_plain(f"- {labels}: {what}: {why}") for what, why in points]
     layer = worst_overall(rows, subjects)
     for table in every_table(bench, rows):

@@ -24,6 +24,14 @@ COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 40), 
 MakeCheckpoint = Callable[..., Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests first: two processes that take whole files then end at about the same time."""
+    slow: dict[Path, int] = {}
+    for item in items:
+        slow[item.path] = slow.get(item.path, 0) + (item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: -slow[item.path])
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real images that ALEXNET_EDGE_DATA names: `flowers/`, `imagenet-samples/`, a filters file."""

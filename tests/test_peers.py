@@ -15,6 +15,7 @@ from test_report import QUICK, write_artifact
 from alexnet_edge import layers
 from alexnet_edge.bench import peers
 from alexnet_edge.bench.peers import PEERS, Peer, PeerSession, prepare_peers, read_peer
+from alexnet_edge.bench.report import write_report
 from alexnet_edge.bench.results import read_results
 from alexnet_edge.bench.run import Plan, run_bench
 from alexnet_edge.bench.tables import markdown_of, rows_of, verdict
@@ -47,7 +48,10 @@ def images(image_folder: Path) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def prepared(checkpoint: Path, images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return prepare_peers(NAMES, checkpoint, batches=(1, 2), folder=tmp_path_factory.mktemp("peers"), images=images)
+    folder = tmp_path_factory.mktemp("peers")
+    found, left_out = prepare_peers(NAMES, checkpoint, batches=(1, 2), folder=folder, images=images)
+    assert left_out == {}
+    return found
 
 
 def test_answers_are_the_checkpoints(prepared: list[Path]) -> None:
@@ -70,7 +74,23 @@ def test_what_is_there_is_taken(
 
     monkeypatch.setattr(peers, "_prepare_elsewhere", never)
     folder = prepared[0].parents[1]
-    assert prepare_peers(NAMES, checkpoint, batches=(2,), folder=folder, images=images) == prepared
+    assert prepare_peers(NAMES, checkpoint, batches=(2,), folder=folder, images=images) == (prepared, {})
+
+
+def test_one_that_is_left_out_is_in_the_results_with_the_reason(
+    prepared: list[Path], checkpoint: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(peers, "_prepare_elsewhere", lambda python, given: "no such operator")
+    folder = prepared[0].parents[1]
+    found, left_out = prepare_peers([*NAMES, "executorch"], checkpoint, batches=(1,), folder=folder, images=images)
+    assert (found, left_out) == (prepared, {"executorch": "no such operator"})
+    plan = Plan(harness=False, roofline=False, peers_left_out=left_out)
+    results = run_bench([checkpoint], QUICK, plan, out=tmp_path / "bench.json").to_json()
+    assert read_results(tmp_path / "bench.json")["peers_left_out"] == left_out
+    assert "- peer executorch: left out: no such operator" in markdown_of(results)
+    page = write_report(tmp_path / "bench.html", bench=results).read_text(encoding="utf-8")
+    assert "peer executorch" in page
+    assert "no such operator" in page
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
 
@@ -248,7 +249,8 @@ def bench_command(
         raise UserError("--peers-python belongs to --peers", value=peers_python, fix="add --peers all")
     with _terminated_like_interrupted(), console.reporter(quiet) as reporter:
         if peers:
-            subjects = [*subjects, *_prepared(words_in(peers), subjects, settings, peers_python, reporter)]
+            prepared, left_out = _prepared(words_in(peers), subjects, settings, peers_python, reporter)
+            subjects, plan = [*subjects, *prepared], replace(plan, peers_left_out=left_out)
         result = run_bench(
             subjects,
             settings,
@@ -300,8 +302,8 @@ def _bench_loader(
 
 def _prepared(
     names: Sequence[str], subjects: Sequence[Path], settings: Any, python: Path | None, reporter: Any
-) -> list[Path]:
-    """The peers of the first checkpoint among the subjects, prepared."""
+) -> tuple[list[Path], dict[str, str]]:
+    """The peers of the first checkpoint among the subjects, prepared, and why others are left out."""
     from alexnet_edge.bench.peers import prepare_peers
     from alexnet_edge.checkpoint import load_checkpoint
     from alexnet_edge.export.build import CACHE, validation_images
