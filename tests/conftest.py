@@ -24,6 +24,17 @@ COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 40), 
 MakeCheckpoint = Callable[..., Path]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--board", action="store_true", help="run what is marked board: minutes, root (make test-board)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--board"):
+        left_out = [item for item in items if item.get_closest_marker("board")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real images that ALEXNET_EDGE_DATA names: `flowers/`, `imagenet-samples/`, a filters file."""
