@@ -17,7 +17,7 @@ demo: .venv/.installed  ## train, export, prove and measure on the built-in imag
 
 # What is read last is the tests' own summary, so the benchmarks come before them, and short: they show that they run.
 test: BENCH_SECONDS := 0.5
-test: lint types bench unit  ## everything continuous integration runs
+test: lint types bench unit  ## everything continuous integration runs, but for test-board
 
 check: lint types unit  ## what to run before a commit
 

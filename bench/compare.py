@@ -339,7 +339,9 @@ _Pair = tuple[Measurement, Measurement]
 def _refuse_emulated_with_measured(
     base: Path, old: Sequence[Measurement], new: Path, now: Sequence[Measurement]
 ) -> None:
-    said = ((path, next((one.emulated for one in found if one.emulated), "")) for path, found in ((base, old), (new, now)))
+    said = (
+        (path, next((one.emulated for one in found if one.emulated), "")) for path, found in ((base, old), (new, now))
+    )
     emulated = [(path, what) for path, what in said if what]
     if len(emulated) == 1:
         ((path, what),) = emulated

@@ -60,7 +60,7 @@ NEEDED = {
     "unshare": "util-linux",
 }
 """Debian package of each program."""
-_BINFMT = Path("/proc/sys/fs/binfmt_misc")
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _MAGIC = r"\x7f\x45\x4c\x46\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
 _MASK = r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
 
@@ -85,7 +85,20 @@ mount -t sysfs -o ro sysfs "$1/sys"
 mount --rbind /dev "$1/dev"
 exec chroot "$@"
 """
-_INSIDE = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh")
+_INSIDE = (
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "unshare",
+    "--mount",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "sh",
+    "-c",
+    ENTER,
+    "sh",
+)
 """Before a tree and a program of it: what it mounts and starts is its own, and ends with this process."""
 
 
@@ -170,22 +183,26 @@ def aarch64_programs() -> Iterator[None]:
     Raises:
         NoBoardError: when it may not be told to.
     """
-    entry = _BINFMT / "qemu-aarch64"
-    mounted = (_BINFMT / "register").exists()
+    entry = BINFMT / "qemu-aarch64"
+    mounted = (BINFMT / "register").exists()
     if not mounted:
-        answer = _run("mount", "-t", "binfmt_misc", "binfmt_misc", _BINFMT, check=False)
+        answer = _run("mount", "-t", "binfmt_misc", "binfmt_misc", BINFMT, check=False)
         if answer.returncode:
             raise NoBoardError(f"the kernel's binfmt_misc cannot be mounted here: {answer.stderr.strip()}")
     ours = False
     if entry.exists():
-        if not any(line.startswith("flags:") and "F" in line for line in entry.read_text(encoding="ascii").splitlines()):
+        if not any(
+            line.startswith("flags:") and "F" in line for line in entry.read_text(encoding="ascii").splitlines()
+        ):
             raise NoBoardError(f"{entry} lacks the flag F, so it does not reach into a chroot: register it with F")
     else:
         line = f":qemu-aarch64:M::{_MAGIC}:{_MASK}:{shutil.which('qemu-aarch64-static')}:F"
         try:
-            (_BINFMT / "register").write_text(line, encoding="ascii")
+            (BINFMT / "register").write_text(line, encoding="ascii")
         except OSError as error:
-            raise NoBoardError(f"this machine does not let a binfmt_misc handler be registered ({error.strerror})") from error
+            raise NoBoardError(
+                f"this machine does not let a binfmt_misc handler be registered ({error.strerror})"
+            ) from error
         ours = True
     try:
         yield
@@ -193,7 +210,7 @@ def aarch64_programs() -> Iterator[None]:
         if ours:
             entry.write_text("-1", encoding="ascii")
         if not mounted:
-            _run("umount", _BINFMT, check=False)
+            _run("umount", BINFMT, check=False)
 
 
 def debian_tree() -> Path:
@@ -339,7 +356,9 @@ def _run(
     except subprocess.TimeoutExpired as error:
         raise NoBoardError(f"{words[0]} took more than {timeout_s:.0f} s") from error
     if check and answer.returncode:
-        raise NoBoardError(f"{words[0]} ended with {answer.returncode}: {(answer.stderr or answer.stdout).strip()[-300:]}")
+        raise NoBoardError(
+            f"{words[0]} ended with {answer.returncode}: {(answer.stderr or answer.stdout).strip()[-300:]}"
+        )
     return answer
 
 
@@ -347,7 +366,9 @@ def main() -> int:
     """Fetch what a board is made of, and see that its programs start here."""
     try:
         check_here()
-        print("emulated board: fetching Debian's packages and the aarch64 wheels, about 150 MB, unless kept", flush=True)
+        print(
+            "emulated board: fetching Debian's packages and the aarch64 wheels, about 150 MB, unless kept", flush=True
+        )
         tree, wheels = debian_tree(), wheelhouse()
         with aarch64_programs():
             said = _run(*_INSIDE, tree, "/usr/bin/uname", "-m").stdout.strip()

@@ -434,7 +434,9 @@ def test_what_one_side_does_not_say_is_warned_of(files: Files) -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_an_emulators_times_are_never_compared_with_a_machines(files: Files, side: str, force: bool) -> None:
     getattr(files, side)["environment"]["emulated"] = "qemu-aarch64-static runs the instructions"
-    with pytest.raises(UserError, match=rf"emulated \(qemu-aarch64-static .*, and the other was measured.*{side}\.json"):
+    with pytest.raises(
+        UserError, match=rf"emulated \(qemu-aarch64-static .*, and the other was measured.*{side}\.json"
+    ):
         files.compare(force=force)
     for value in (files.base, files.new):
         value["environment"]["emulated"] = "qemu-aarch64-static runs the instructions"
