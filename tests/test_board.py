@@ -109,7 +109,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = os.environ.get("ALEXNET_EDGE_BOARD_ARTIFACTS")
     if given:
         (folder / "artifacts").symlink_to(Path(given).resolve())
-        (folder / "images").symlink_to(data / "images")
+        (folder / "images").symlink_to(data / "flowers/val")
         return folder
     for kind in sorted((data / "flowers/train").iterdir()):
         (folder / "images" / kind.name).mkdir(parents=True)
@@ -117,9 +117,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "images" / kind.name / image.name).symlink_to(image.resolve())
     images = open_images(folder / "images", classes=sorted(kind.name for kind in (folder / "images").iterdir()))
     fitted_checkpoint(data / "bvlc_alexnet_conv_filters.npz", images, folder / "model.safetensors")
-    export = ("export", "--checkpoint", "model.safetensors", "--format", "onnx", "--images", "images", "--limit", "100")
+    export = ("export", "--checkpoint", "model.safetensors", "--format", "onnx", "--images", "images", "--limit", "50")
     edge(folder, *export)
-    edge(folder, *export, "--int8", "--calibration", "images", "--calibration-images", "50")
+    edge(folder, *export, "--int8", "--calibration", data / "flowers/val", "--calibration-images", "64")
     return folder
 
 
