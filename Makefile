@@ -6,18 +6,18 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types unit bench clean
+.PHONY: help demo test check lint types unit bench test-board clean
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z]*\):[^#]*## /  \1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' Makefile | expand -t 14
 
 demo: .venv/.installed  ## train, export, prove and measure on the built-in images; writes a report (3 to 4 minutes)
 	$(BIN)/alexnet-edge demo
 
 # What is read last is the tests' own summary, so the benchmarks come before them, and short: they show that they run.
 test: BENCH_SECONDS := 0.5
-test: lint types bench unit  ## everything continuous integration runs
+test: lint types bench unit  ## everything continuous integration runs, but for test-board
 
 check: lint types unit  ## what to run before a commit
 
@@ -33,6 +33,10 @@ unit: .venv/.installed  ## the tests, in two processes
 
 bench: .venv/.installed  ## the benchmarks, as pytest-benchmark tables (BENCH_SECONDS=3 per case)
 	$(BIN)/python -m pytest bench --benchmark-only --bench-seconds $(BENCH_SECONDS)
+
+test-board: .venv/.installed  ## a deploy to an emulated aarch64 board, apart from the tests: root, 6 to 8 minutes
+	@$(BIN)/python tests/emulated_board.py
+	$(BIN)/python -m pytest --board -s tests/test_board.py
 
 clean:  ## remove the environment, builds and caches; keeps runs/, artifacts/ and reports/
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -27,6 +27,7 @@ from alexnet_edge.bench.tables import (
     worst_overall,
 )
 from alexnet_edge.deploy.link import number, printable
+from alexnet_edge.environment import EMULATED_FIGURES
 from alexnet_edge.errors import AlexNetEdgeError, ImageError, MissingComponentError
 from alexnet_edge.layers import LAYER_NAMES, Architecture, LayerCost
 from alexnet_edge.progress import ConsoleReporter, QuietReporter, Reporter
@@ -684,8 +685,8 @@ def show_deployed(results: Mapping[str, Deployed | AlexNetEdgeError]) -> None:
         if isinstance(result, AlexNetEdgeError):
             console.print(f"[bold]{escape(name)}[/]: {escape(str(result))}", soft_wrap=True)
             continue
-        if result.emulated:
-            console.print(f"[bold]{escape(name)}[/]: emulated: its figures say nothing about a device", soft_wrap=True)
+        if result.emulated is not None:
+            console.print(f"[bold]{escape(name)}[/]: {EMULATED_FIGURES} ({escape(result.emulated)})", soft_wrap=True)
         console.print(f"[bold]{escape(name)}[/]: {escape(str(result.page or result.reports))}", soft_wrap=True)
 
 
@@ -709,10 +710,9 @@ def show_status(found: Mapping[str, Any]) -> None:
             place = "serves" if entry.get("id") == now else "served before" if entry.get("id") == before else ""
             if not place:
                 place = "failed" if failed else "" if _step_of(entry, "switch") else "unfinished"
-            emulated = " (emulated)" if isinstance(entry.get("about"), dict) and entry["about"].get("emulated") else ""
             rows.add_row(
                 escape(name),
-                escape(printable(entry.get("id"), 64) + emulated),
+                escape(printable(entry.get("id"), 64)),
                 _styled(place),
                 escape(printable(entry.get("created", _NONE), 24)),
                 *_figures(build, bench),
@@ -744,14 +744,17 @@ def _step_of(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _figures(build: Mapping[str, Any], bench: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-    """Proof, agreement, verdict of the bench, median and size, as cells."""
+    """Proof, agreement, verdict of the bench, median and size, as cells; an emulator's bench has no verdict but that."""
     parity = build.get("parity")
     parity = parity if isinstance(parity, dict) else {}
     agreement, p50 = parity.get("top1_agreement"), bench.get("p50_ns")
+    verdict = bench.get("verdict", "not asked" if "skipped" in bench else _NONE)
+    if build.get("emulated") and "verdict" in bench:
+        verdict = "emulated"
     return (
         _styled(printable(parity.get("verdict", _NONE), 20)),
         _NONE if agreement is None else f"{100 * number(agreement):.1f}",
-        _styled(printable(bench.get("verdict", "not asked" if "skipped" in bench else _NONE), 20)),
+        _styled(printable(verdict, 20)),
         _NONE if p50 is None else f"{number(p50) / 1e6:.2f}",
         f"{number(build['bytes']) / 1e6:.1f}" if "bytes" in build else _NONE,
     )

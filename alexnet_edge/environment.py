@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import struct
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,13 @@ EMULATED_MARKER = Path("etc/alexnet-edge/emulated")
 """A file that says, in its first line, what emulates this machine: for those that imitate one too well to be noticed."""
 _EMULATORS = re.compile(r"qemu-|rosetta|fex|box64|box86", re.IGNORECASE)
 """Programs that run another processor's instructions: QEMU's user mode, Apple's Rosetta, FEX, Box64."""
+EMULATED_FIGURES = "emulated: its figures say nothing about a device"
+"""Stands wherever a figure of an emulated machine is shown."""
+_ARM_HWCAPS = {"asimddp": (16, 20), "i8mm": (26, 13), "bf16": (26, 14), "sve": (16, 22)}
+"""Of each instruction set: the entry of the auxiliary vector (AT_HWCAP, AT_HWCAP2), and the bit.
+
+Source: arch/arm64/include/uapi/asm/hwcap.h of Linux.
+"""
 
 LIBRARIES = (
     "alexnet-edge",
@@ -67,13 +75,26 @@ def cpu_model(root: Path = ROOT) -> str | None:
     return _read(root / "proc/device-tree/model") or platform.processor() or None
 
 
-def cpu_features(root: Path = ROOT) -> list[str]:
-    """The vector instruction sets that decide which kernels run, of those the processor has."""
+def cpu_features(root: Path = ROOT, machine: str | None = None) -> list[str]:
+    """The vector instruction sets that decide which kernels run, of those the processor has.
+
+    On 64-bit ARM they are read where an emulator tells its own too, which leaves the host's `/proc/cpuinfo` as it is.
+    """
+    if (machine or platform.machine()) == "aarch64" and (found := _arm_features(root)) is not None:
+        return found
     text = _read(root / "proc/cpuinfo") or ""
     match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     flags = set(match.group(1).split()) if match else set()
     known = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
     return [name for name in known if name in flags]
+
+
+def _arm_features(root: Path) -> list[str] | None:
+    try:
+        entries = dict(struct.iter_unpack("@LL", (root / "proc/self/auxv").read_bytes()))
+    except (OSError, struct.error):
+        return None
+    return [name for name, (entry, bit) in _ARM_HWCAPS.items() if entries.get(entry, 0) >> bit & 1]
 
 
 def emulation(root: Path = ROOT, machine: str | None = None) -> str | None:
@@ -151,7 +172,8 @@ def l4t_release(root: Path = ROOT) -> str | None:
 def describe() -> dict[str, Any]:
     """The machine as recorded in manifests and results; values that cannot be read are None.
 
-    `emulated` says what emulates the processor, None on a real one; its host's name and instructions are not its own.
+    `emulated` says what emulates the processor, None on a real one; its host's name is not its own, nor, where the
+    emulator does not tell them, are its instructions.
     """
     emulated, cpu = emulation(), cpu_model()
     return {
@@ -160,7 +182,7 @@ def describe() -> dict[str, Any]:
         "emulated": emulated,
         "cpu": cpu if emulated is None else f"emulated {platform.machine()}, on {cpu or 'an unknown processor'}",
         "cpus": usable_cpus(),
-        "cpu_features": cpu_features() if emulated is None else [],
+        "cpu_features": cpu_features() if emulated is None or platform.machine() == "aarch64" else [],
         "cpu_governor": cpu_governor(),
         "last_level_cache_bytes": last_level_cache_bytes(),
         "memory_bytes": memory_bytes(),

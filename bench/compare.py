@@ -269,7 +269,8 @@ def compare(
         base: the file to compare with.
         new: the file to judge.
         max_slowdown: the largest slowdown that passes, 0.05 meaning 5 %.
-        force: compare INVALID measurements, and those measured under different conditions, and warn.
+        force: compare INVALID measurements, and those measured under different conditions, and warn. What an emulator took is
+            not compared with what a machine took even so.
         match: pairs of labels, of the base and of the new, that are compared with each other (`onnx fp32` with `onnx fp16`);
             nothing else is compared then. Empty: the same with the same.
         base_log: what trtexec printed, when `base` has its times.
@@ -277,11 +278,13 @@ def compare(
 
     Raises:
         UserError: when a file cannot be read, when they have nothing in common, or when what they have in common was not
-            measured under the same conditions (processor, GPU, power mode, clock, definition, inputs, threads, batch).
+            measured under the same conditions (processor, GPU, power mode, clock, definition, inputs, threads, batch), or one
+            of them under an emulator and the other on a machine.
     """
     if not 0 <= max_slowdown < math.inf:
         raise UserError("the largest slowdown must be 0 or more", value=max_slowdown, fix="try 0.05, which is 5 %")
     old, now = read_measurements(base, log=base_log), read_measurements(new, log=new_log)
+    _refuse_emulated_with_measured(base, old, new, now)
     measured_old, measured_now = [one for one in old if _measured(one)], [one for one in now if _measured(one)]
     pairs = _pair_up(measured_old, measured_now, match, force=force)
     if not pairs:
@@ -331,6 +334,22 @@ def compare(
 
 
 _Pair = tuple[Measurement, Measurement]
+
+
+def _refuse_emulated_with_measured(
+    base: Path, old: Sequence[Measurement], new: Path, now: Sequence[Measurement]
+) -> None:
+    said = (
+        (path, next((one.emulated for one in found if one.emulated), "")) for path, found in ((base, old), (new, now))
+    )
+    emulated = [(path, what) for path, what in said if what]
+    if len(emulated) == 1:
+        ((path, what),) = emulated
+        raise UserError(
+            f"emulated ({what}), and the other was measured on a machine: an emulator's times say nothing of it",
+            value=path,
+            fix="measure on the machine itself; --force does not help",
+        )
 
 
 def _measured(one: Measurement) -> bool:

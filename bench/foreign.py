@@ -88,6 +88,8 @@ class Measurement:
     accuracy: float | None = None
     agreement: float | None = None
     sha256: str | None = None
+    emulated: str | None = None
+    """What emulated the machine; None on a real one."""
 
     @property
     def median_ns(self) -> float | None:
@@ -233,6 +235,7 @@ def _subject_common(subject: Mapping[str, Any], results: Mapping[str, Any]) -> d
         "sha256": _text(subject.get("sha256")),
         "accuracy": _optional(figures.get("candidate_accuracy")),
         "agreement": _optional(figures.get("top1_agreement")),
+        "emulated": _text(environment.get("emulated")),
         "versions": {name: str(version) for name, version in (environment.get("versions") or {}).items()},
         "conditions": {
             "processor": _text(environment.get("cpu")),
@@ -528,6 +531,7 @@ def _of_benchmark(
             reasons=tuple(map(str, info.get("reasons", ()))),
             bytes=_count(info.get("bytes")),
             sha256=_text(info.get("sha256")),
+            emulated=_text((info.get("environment") or {}).get("emulated")),
         )
     name = str(one.get("fullname") or one["name"])
     notes = () if data else ("without raw samples: saved without --benchmark-save-data",)

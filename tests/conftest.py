@@ -24,8 +24,17 @@ COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 40), 
 MakeCheckpoint = Callable[..., Path]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most slow tests first: two processes that take whole files then end at about the same time."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--board", action="store_true", help="run what is marked board: minutes, root (make test-board)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked board is left out unless asked for. Files with the most slow tests come first: two processes that
+    take whole files then end at about the same time."""
+    if not config.getoption("--board"):
+        left_out = [item for item in items if item.get_closest_marker("board")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     slow: dict[Path, int] = {}
     for item in items:
         slow[item.path] = slow.get(item.path, 0) + (item.get_closest_marker("slow") is not None)

@@ -430,6 +430,29 @@ def test_what_one_side_does_not_say_is_warned_of(files: Files) -> None:
     assert files.compare().warnings == ("the new does not say its power mode",)
 
 
+@pytest.mark.parametrize("side", ["base", "new"])
+@pytest.mark.parametrize("force", [False, True])
+def test_an_emulators_times_are_never_compared_with_a_machines(files: Files, side: str, force: bool) -> None:
+    getattr(files, side)["environment"]["emulated"] = "qemu-aarch64-static runs the instructions"
+    with pytest.raises(
+        UserError, match=rf"emulated \(qemu-aarch64-static .*, and the other was measured.*{side}\.json"
+    ):
+        files.compare(force=force)
+    for value in (files.base, files.new):
+        value["environment"]["emulated"] = "qemu-aarch64-static runs the instructions"
+    assert files.compare(force=force).passed  # two emulated runs may be held against each other
+
+
+def test_an_emulated_pytest_bench_is_known_too(files: Files, tmp_path: Path) -> None:
+    info = {"format": "onnx", "precision": "fp32", "batch": 1, "clock": "host end-to-end", "label": "onnx fp32"}
+    info |= {"file": "a.onnx", "device": "cpu", "threads": 2, "environment": {"emulated": "declared"}}
+    one = {"name": "test_latency", "extra_info": info, "stats": {"median": 0.02, "data": [0.02] * 40}}
+    (tmp_path / "emulated.json").write_text(json.dumps({"benchmarks": [one]}))
+    files.compare()  # writes the other file
+    with pytest.raises(UserError, match=r"emulated \(declared\)"):
+        compare(tmp_path / "base.json", tmp_path / "emulated.json", force=True)
+
+
 def test_invalid_neither_passes_nor_is_compared(files: Files) -> None:
     files.new["subjects"] = [subject("fp32", entry(verdict="INVALID", reasons=["too few samples"]))]
     found = files.compare()

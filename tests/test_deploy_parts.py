@@ -616,7 +616,7 @@ def test_reports_stay_below_their_folder(tmp_path: Path, name: str) -> None:
         def fetch(self, *_words: object, **_more: object) -> None:
             return None
 
-    folder, page = fetch_reports(Nothing(), "onnx-x", tmp_path / "reports", f"user@{name}", emulated=False)  # type: ignore[arg-type]
+    folder, page = fetch_reports(Nothing(), "onnx-x", tmp_path / "reports", f"user@{name}")  # type: ignore[arg-type]
     assert page is None
     assert folder.resolve().is_relative_to((tmp_path / "reports").resolve())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import struct
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,15 @@ def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
     assert environment.cpu_governor(tmp_path) is None
     assert environment.l4t_release(tmp_path) is None
     assert environment.cpu_model(tmp_path) == (platform.processor() or None)
+
+
+def test_an_emulated_arm_processor_has_its_own_instructions_and_not_the_hosts(tmp_path: Path) -> None:
+    root = machine(tmp_path, proc__cpuinfo=X86)
+    vector = root / "proc/self/auxv"
+    vector.parent.mkdir()
+    vector.write_bytes(struct.pack("@8L", 16, 1 << 20 | 1 << 1, 26, 1 << 13, 6, 4096, 0, 0))
+    assert environment.cpu_features(root, "aarch64") == ["asimddp", "i8mm"]
+    assert "avx2" in environment.cpu_features(root, "x86_64")
 
 
 def runs_under(root: Path, program: str) -> Path:

@@ -90,10 +90,6 @@ def deploy_command(
         float,
         typer.Option("--reconnect-seconds", help="How long a broken connection is tried again", rich_help_panel=DEVICE),
     ] = 120.0,
-    emulated: Annotated[
-        bool,
-        typer.Option("--emulated", help="The device is an emulator: mark every figure so", rich_help_panel=DEVICE),
-    ] = False,
     bench_seconds: Annotated[
         float,
         typer.Option("--bench-seconds", help="Least measuring time per batch; 0: no bench", rich_help_panel=BENCH),
@@ -224,7 +220,6 @@ def deploy_command(
             lock_clocks=lock_clocks,
         ),
         wheelhouse=wheelhouse,
-        emulated=emulated,
     )
     manner = Manner(keep=keep, reconnect_s=reconnect_seconds, force=force, reports=reports)
     with console.reporter(quiet) as reporter:

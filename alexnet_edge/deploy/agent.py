@@ -22,6 +22,7 @@ from alexnet_edge.artifact import Artifact, commit, load_artifact
 from alexnet_edge.bench.parity import check_parity
 from alexnet_edge.deploy.board import ARTIFACT, MANIFEST, read_json
 from alexnet_edge.deploy.golden import Golden, read_golden
+from alexnet_edge.environment import emulation
 from alexnet_edge.errors import AlexNetEdgeError, ArtifactError, GateError, ParityError, PrecisionError
 
 PROGRESS_S = 1.0
@@ -88,6 +89,7 @@ def build(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -
         "built_here": bool(settings["build"]),
         "seconds": manifest.build_seconds,
         "layers": f"{held} of {len(manifest.layers)} {manifest.precision}",
+        "emulated": emulation(),
         "parity": {
             "verdict": "passed",
             "images": len(golden.images),

@@ -163,7 +163,6 @@ def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bun
             "classes": len(manifest.classes),
             "checkpoint_sha256": manifest.checkpoint_sha256,
             "golden_images": count,
-            "emulated": order.emulated,
             "lowered_for": _lowered_for(artifact) if taken else None,
         },
         build={

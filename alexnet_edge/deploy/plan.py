@@ -63,8 +63,6 @@ class Order:
     bench: BenchOptions = field(default_factory=BenchOptions)
     wheelhouse: Path | None = None
     """Folder of wheels that are sent along, for a device that reaches no package index."""
-    emulated: bool = False
-    """The device is an emulator: every figure of it is marked so."""
 
     def __post_init__(self) -> None:
         if self.format not in get_args(Target):
@@ -82,7 +80,6 @@ class Order:
             "runtime": self.runtime,
             "threads": self.threads,
             "bench": asdict(self.bench),
-            "emulated": self.emulated,
         }
 
 

@@ -22,6 +22,7 @@ from alexnet_edge.deploy.bundle import Bundle
 from alexnet_edge.deploy.link import Link, LinkSettings, number, printable
 from alexnet_edge.deploy.plan import Manner
 from alexnet_edge.deploy.preflight import Findings, checked, cuda_requirement, judge
+from alexnet_edge.environment import EMULATED_FIGURES
 from alexnet_edge.errors import AlexNetEdgeError, DeviceError, DisconnectedError, GateError, MissingComponentError
 from alexnet_edge.files import MALFORMED, sha256_json, write_text, writing
 from alexnet_edge.progress import Reporter
@@ -53,7 +54,11 @@ class Deployed:
     """The HTML report; None where there are no results to show."""
     seconds: float
     copied_bytes: int
-    emulated: bool = False
+
+    @property
+    def emulated(self) -> str | None:
+        """What emulates the device, as it says itself; None for a real one."""
+        return emulated_by(self.state)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -225,13 +230,7 @@ class _Deploy:
         self._serving = self.release
         self.reporter.note(f"switch: {self.release} serves now, before it {self._before or 'nothing'}")
         self._step = "fetch"
-        folder, page = fetch_reports(
-            link,
-            self.release,
-            self.manner.reports,
-            self.settings.destination,
-            emulated=bool(self.bundle.about["emulated"]),
-        )
+        folder, page = fetch_reports(link, self.release, self.manner.reports, self.settings.destination)
         link.ask("prune", keep=self.manner.keep)
         return Deployed(
             device=self.settings.destination,
@@ -242,7 +241,6 @@ class _Deploy:
             page=page,
             seconds=time.monotonic() - self._started,
             copied_bytes=self._copied,
-            emulated=bool(self.bundle.about["emulated"]),
         )
 
     def _copy(self, link: Link) -> None:
@@ -341,7 +339,7 @@ def status(link_settings: LinkSettings) -> dict[str, Any]:
 # --- what comes back ----------------------------------------------------------------------------------------------------------
 
 
-def fetch_reports(link: Link, release: str, reports: Path, device: str, *, emulated: bool) -> tuple[Path, Path | None]:
+def fetch_reports(link: Link, release: str, reports: Path, device: str) -> tuple[Path, Path | None]:
     """Bring a release's results, manifest, journal and log here, and make the page of them; returns folder and page.
 
     Raises:
@@ -362,7 +360,7 @@ def fetch_reports(link: Link, release: str, reports: Path, device: str, *, emula
         return folder, None
     try:
         value = read_results(results)
-        return folder, _page(value, results, device, emulated=emulated)
+        return folder, _page(value, results, device)
     except MALFORMED as error:
         raise DeviceError(f"the device's results are malformed ({type(error).__name__})", value=results) from error
 
@@ -383,11 +381,12 @@ def _as_text(name: str, data: bytes) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _page(value: Mapping[str, Any], results: Path, device: str, *, emulated: bool) -> Path | None:
+def _page(value: Mapping[str, Any], results: Path, device: str) -> Path | None:
     from alexnet_edge.bench.report import write_report
     from alexnet_edge.bench.tables import csv_of, markdown_of
 
-    title = f"AlexNet on {device}" + (" (emulated: its figures say nothing about a device)" if emulated else "")
+    emulated = value["environment"].get("emulated")
+    title = f"AlexNet on {device}" + (f" ({EMULATED_FIGURES})" if emulated else "")
     write_text(results.with_suffix(".md"), (f"{title}\n\n" if emulated else "") + markdown_of(value))
     write_text(results.with_suffix(".csv"), csv_of(value))
     page = results.with_suffix(".html")
@@ -396,6 +395,14 @@ def _page(value: Mapping[str, Any], results: Path, device: str, *, emulated: boo
     except MissingComponentError:
         return None  # the results are here; `alexnet-edge report` makes the page where jinja2 and plotly are
     return page
+
+
+def emulated_by(state: Mapping[str, Any]) -> str | None:
+    """What emulates the device, of a release's journal; None for a real one."""
+    steps = state.get("steps")
+    build = steps.get("build") if isinstance(steps, dict) else None
+    said = build.get("emulated") if isinstance(build, dict) else None
+    return printable(said, 80) if said else None
 
 
 def sentence_of(step: str, result: Mapping[str, Any]) -> str:
