@@ -660,12 +660,12 @@ def test_in_a_container(
     assert sum(guess["probability"] for guess in answer["predictions"][0]["guesses"]) == pytest.approx(1)
     assert (asked["image"], asked["--network"]) == (IMAGE, ["none"])
     assert f"{root}:{root}:ro" in asked["--volume"]
-    device.docker(edge=OTHER, was=IMAGE)  # the image is built anew
-    second = deploy(bundle_of(3), link, manner, reporter=QuietReporter())
-    assert (second.before, second.release == first.release) == (first.release, False)
-    assert predicted()[1]["image"] == OTHER
-    assert rollback(device.link("boxed"))["current"] == first.release, "going back needs no container"
+    second = deploy(bundle_of(4), link, manner, reporter=QuietReporter())
+    assert second.state["steps"]["environment"]["used_again"]
+    device.docker(edge=OTHER, was=IMAGE)  # the image is built anew, under the same name
+    assert plan_deploy(bundle_of(4), link).release != second.release
     assert predicted()[1]["image"] == IMAGE, "a release stays with the image that it was proved in"
+    assert rollback(device.link("boxed"))["current"] == first.release, "going back needs no container"
     assert status(link)["current"] == first.release
 
 
