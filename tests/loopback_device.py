@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -42,6 +44,9 @@ class LoopbackDevice:
         self._sshd = find_sshd()
         self._server: subprocess.Popen[bytes] | None = None
         self.home.mkdir(parents=True)
+        self.programs = folder / "bin"
+        """First in the device's `PATH`."""
+        self.programs.mkdir()
         environments.mkdir(exist_ok=True)
         for name in ("host", "other-host", "user"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
@@ -78,7 +83,9 @@ class LoopbackDevice:
         own = Path.home() / ".config" / "pip" / "pip.conf"
         if own.is_file():
             pip.setdefault("PIP_CONFIG_FILE", str(own))
-        kept = " ".join(f'"{name}={value}"' for name, value in {"HOME": str(self.home), **pip}.items())
+        path = f"{self.programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        own_values = {"HOME": str(self.home), "PATH": path, **pip}
+        kept = " ".join(f'"{name}={value}"' for name, value in own_values.items())
         lines = [
             f"Port {self.port}",
             "ListenAddress 127.0.0.1",
@@ -121,6 +128,17 @@ class LoopbackDevice:
         folder = self.home / name
         folder.mkdir()
         (folder / "environments").symlink_to(self.environments)
+        return folder
+
+    def docker(self, **images: str) -> Path:
+        """Let the device have the stand-in for Docker, with these images by name; returns the stand-in's folder."""
+        folder = self.folder / "docker"
+        folder.mkdir(exist_ok=True)
+        (folder / "images.json").write_text(json.dumps(images))
+        program = self.programs / "docker"
+        words = [sys.executable, "-I", str(Path(__file__).with_name("docker_stand_in.py")), str(folder)]
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        program.chmod(0o755)
         return folder
 
     def _below(self) -> list[psutil.Process]:

@@ -611,6 +611,96 @@ def test_a_silent_laptop_is_taken_for_gone(device: LoopbackDevice, place: tuple[
         link._writing.release()
 
 
+# --- in a container ------------------------------------------------------------------------------------------------------
+
+IMAGE, OTHER = "sha256:" + "a1" * 32, "sha256:" + "b2" * 32
+
+
+def test_in_a_container(
+    place: tuple[Path, Deployed],  # for its reason to skip
+    device: LoopbackDevice,
+    bundle_of: Callable[..., Bundle],
+    manner: Manner,
+    image_folder: Path,
+) -> None:
+    """The whole way and the way back, the device's side in a stand-in for Docker that hides the home folder."""
+    docker = device.docker(edge=IMAGE)
+    link = device.link("boxed", container="edge")
+    root = device.home / "boxed"
+    planned = plan_deploy(bundle_of(3), link)
+    assert f"in container image {IMAGE[7:19]}" in planned.findings.sentence()
+    assert not root.exists(), "a device that was only looked at is as it was"
+    first = deploy(bundle_of(3), link, manner, reporter=QuietReporter())
+    assert first.release == planned.release == serving(root) != bundle_of(3).release(), (
+        "an image's releases are its own"
+    )
+    log = (first.reports / "log.txt").read_text()
+    assert "Requirement already satisfied: numpy" in log, "what the image has is not fetched again"
+    (python,) = root.glob("environments/*/bin/python")
+    where = [python, "-I", "-c", "import alexnet_edge; print(alexnet_edge.__file__)"]
+    found = subprocess.run(list(map(str, where)), capture_output=True, text=True, check=True).stdout
+    assert found.startswith(str(root)), "the wheel that was sent comes before the image's own package"
+
+    def predicted() -> tuple[dict[str, Any], dict[str, Any]]:
+        image = next((image_folder / "val" / "red").iterdir())
+        command = [root / "current" / "alexnet-edge", "predict", "--json", "--artifact", root / "current" / "artifact"]
+        done = subprocess.run(
+            [*map(str, command), image.name],
+            cwd=image.parent,
+            env={"PATH": f"{device.programs}:{os.environ['PATH']}", "HOME": str(device.home)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout), json.loads((docker / "runs.jsonl").read_text().splitlines()[-1])
+
+    answer, asked = predicted()
+    assert sum(guess["probability"] for guess in answer["predictions"][0]["guesses"]) == pytest.approx(1)
+    assert (asked["image"], asked["--network"]) == (IMAGE, ["none"])
+    assert f"{root}:{root}:ro" in asked["--volume"]
+    second = deploy(bundle_of(4), link, manner, reporter=QuietReporter())
+    assert second.state["steps"]["environment"]["used_again"]
+    device.docker(edge=OTHER, was=IMAGE)  # the image is built anew, under the same name
+    assert plan_deploy(bundle_of(4), link).release != second.release
+    assert predicted()[1]["image"] == IMAGE, "a release stays with the image that it was proved in"
+    assert rollback(device.link("boxed"))["current"] == first.release, "going back needs no container"
+    assert status(link)["current"] == first.release
+
+
+def test_containers_that_do_not_start(
+    device: LoopbackDevice, bundle_of: Callable[..., Bundle], manner: Manner, place: tuple[Path, Deployed]
+) -> None:
+    root, _ = place
+    before = serving(root)
+    device.docker(edge=IMAGE)
+    for fields, words in (
+        ({"container": "none:such"}, "No such image: none:such"),
+        ({"container": "edge", "python": "python3.99"}, "the container does not start on the device"),
+    ):
+        with pytest.raises(DeviceError, match=words) as caught:
+            deploy(bundle_of(4), device.link("shared", **fields), manner, reporter=QuietReporter())
+        one_line(caught)
+    (device.programs / "docker").unlink()  # there may be another one here, which does not know the image
+    with pytest.raises(DeviceError, match="the container does not start on the device"):
+        status(device.link("shared", container="edge"))
+    assert serving(root) == before
+
+
+def test_a_container_sets_no_power_mode(
+    device: LoopbackDevice, bundle_of: Callable[..., Bundle], manner: Manner
+) -> None:
+    device.docker(edge=IMAGE)
+    bundle = bundle_of(3, replace(SOON, lock_clocks=True))
+    with pytest.raises(DeviceError, match="nothing was copied: a container cannot set power mode and clocks"):
+        deploy(bundle, device.link("never", container="edge"), manner, reporter=QuietReporter())
+    deadline = time.monotonic() + 30
+    while (device.home / "never").exists() and time.monotonic() < deadline:  # the shell there ends after the connection
+        time.sleep(0.1)
+    assert not (device.home / "never").exists()
+
+
 # --- the command line, and several devices ---------------------------------------------------------------------------------
 
 

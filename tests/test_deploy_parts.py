@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -30,7 +31,7 @@ from alexnet_edge.deploy.fleet import read_fleet
 from alexnet_edge.deploy.link import Link, LinkSettings, printable
 from alexnet_edge.deploy.plan import BenchOptions, Manner, Order
 from alexnet_edge.deploy.preflight import checked, cuda_requirement, fits, judge
-from alexnet_edge.deploy.run import _as_text, fetch_reports, sentence_of
+from alexnet_edge.deploy.run import _as_text, _release, fetch_reports, sentence_of
 from alexnet_edge.deploy.wheel import write_wheel
 from alexnet_edge.errors import ArtifactError, DataError, DeviceError, GateError, ParityError, UserError
 from alexnet_edge.evaluate import outputs_NK
@@ -77,6 +78,25 @@ def test_pythons_that_are_refused(python: str) -> None:
         LinkSettings(destination="board", python=python)
 
 
+@pytest.mark.parametrize("image", ["", "-v", "a b", "a;reboot", "$(x)", "--privileged", "a'b", "a\nb"])
+def test_images_that_are_refused(image: str) -> None:
+    with pytest.raises(UserError, match="not a container image"):
+        LinkSettings(destination="board", container=image)
+
+
+@pytest.mark.parametrize(
+    "image", ["alexnet-edge:jetpack6", "registry.local:5000/a/b@sha256:" + "0" * 64, "sha256:" + "0" * 64]
+)
+def test_images_that_are_taken_are_an_argument(image: str) -> None:
+    command = Link(LinkSettings(destination="board", container=image)).command()
+    assert command[-3:-1] == ["--", "board"]
+    words = shlex.split(command[-1])
+    assert words[:3] == ["exec", "sh", "-c"]
+    assert image in words[4:]
+    assert subprocess.run(["sh", "-n", "-c", words[3]], check=False).returncode == 0
+    assert subprocess.run(["sh", "-n", "-c", words[-1]], check=False).returncode == 0
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -106,6 +126,7 @@ def test_settings_that_are_refused(make: Callable[[], object]) -> None:
         ("[[device]]\nhost = 'a'\npasswort = 'x'", "unknown field 'passwort'"),
         ("[[device]]\nhost = 3", "malformed"),
         ("[[device]]\nhost = '-oProxyCommand=x'", "not a host"),
+        ("[[device]]\nhost = 'a'\ncontainer = '--privileged'", "not a container image"),
         ("[[device]]\nhost = 'a'\n[[device]]\nhost = 'a'", "named twice"),
         ("[[device]]\nhost = 'a'\nname = 'x'\n[[device]]\nhost = 'b'\nname = 'x'", "named twice: x"),
         ("[[device", "no TOML file"),
@@ -648,7 +669,7 @@ def a_device(**fields: Any) -> dict[str, Any]:
         "disk_free_bytes": 20_000_000_000, "memory_bytes": 8_000_000_000, "memory_available_bytes": 6_000_000_000,
         "model": "NVIDIA Jetson Orin Nano", "l4t": "36.4.3", "os": "Ubuntu 22.04.5 LTS", "tensorrt": "10.3.0",
         "power_mode": "15W", "governor": "schedutil", "cuda": "12.6.68", "libc": "glibc-2.35", "root": "/home/a/alexnet-edge",
-        "user": "a", "home": "/home/a", "boot_id": "x", "jetpack": "6.2", "kernel": "5.15",
+        "user": "a", "home": "/home/a", "boot_id": "x", "jetpack": "6.2", "kernel": "5.15", "container": None,
         **fields,
     }  # fmt: skip
 
@@ -683,6 +704,9 @@ def test_a_good_device_is_taken() -> None:
         ({"tensorrt": "8.5.2"}, a_bundle(), "does not build INT8: 8.6"),
         ({"tensorrt": "10.0.1"}, a_bundle(precision="int4-fc"), "does not build INT4-FC: 10.3"),
         ({"gpu": False}, a_bundle(), "no NVIDIA GPU"),
+        ({"container": "sha256:0", "gpu": False}, a_bundle(), "nvidia-container-toolkit"),
+        ({"container": "sha256:0", "tensorrt": None}, a_bundle(), "the image has no TensorRT"),
+        ({"container": "sha256:0", "venv": False}, a_bundle(), "add python3-venv to the image"),
     ],
 )
 def test_devices_that_are_refused(fields: dict[str, Any], bundle: Bundle, words: str) -> None:
@@ -714,6 +738,31 @@ def test_facts_of_the_wrong_kind_are_refused() -> None:
     for fields in ({"machine": 3}, {"disk_free_bytes": "many"}, {"python": None}, {"venv": "yes"}):
         with pytest.raises(ValueError, match=next(iter(fields))):
             checked(a_device(**fields))
+
+
+def test_an_engine_s_release_is_named_by_its_tensorrt_too() -> None:
+    """After an upgrade of JetPack, or in another image, the same order builds again."""
+    engine, file = a_bundle(), a_bundle("onnx", build=False)
+    names = {_release(engine, a_device(tensorrt=version)) for version in ("10.3.0", "10.16.2")}
+    names |= {_release(engine, a_device(container=image)) for image in ("sha256:0", "sha256:1")}
+    names.add(_release(engine, a_device(), "again"))
+    assert len(names) == 5
+    assert _release(file, a_device()) == _release(file, a_device(tensorrt=None)) == file.release()
+    assert _release(file, a_device(container="sha256:0")) != file.release()
+
+
+def test_the_power_mode_of_a_container_is_read_from_nvpmodel_s_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "/var/lib/nvpmodel/status": "pmode:0002 fmode:fanNull",
+        "/etc/nvpmodel.conf": "< POWER_MODEL ID=2 NAME=25W >",
+    }
+    monkeypatch.setattr(board, "_answer", lambda *_command: None)
+    monkeypatch.setattr(board, "_text", files.get)
+    assert board._power_mode() == "25W"
+    del files["/etc/nvpmodel.conf"]
+    assert board._power_mode() == "0002"
+    del files["/var/lib/nvpmodel/status"]
+    assert board._power_mode() is None
 
 
 def test_what_this_machine_says_of_itself_is_understood(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -154,6 +156,53 @@ def test_the_base_inspects_and_diagnoses(device: Path, tmp_path: Path) -> None:
     assert "60,965,224" in table
     advice = run(device / "alexnet-edge", "doctor", cwd=tmp_path).stdout
     assert "alexnet-edge[train]" in advice
+
+
+def test_what_an_installation_takes(
+    wheel: Path, device: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prints the size of the wheel and of everything installed. TensorRT, numpy and pillow can be the system's."""
+    code = (
+        "import json; from importlib import metadata\n"
+        "def size(found): return sum(path.locate().stat().st_size for path in found.files if path.locate().is_file())\n"
+        "print(json.dumps({found.name.lower(): size(found) for found in metadata.distributions()}))"
+    )
+    sizes = json.loads(run(device / "python", "-I", "-c", code, cwd=tmp_path).stdout)
+    installed = {name: size for name, size in sizes.items() if name not in ("pip", "setuptools")}
+    total, system = sum(installed.values()), installed["numpy"] + installed["pillow"]
+    with capsys.disabled():
+        largest = sorted(installed.items(), key=lambda entry: -entry[1])
+        print(
+            f"\nwheel: {wheel.stat().st_size / 1e6:.2f} MB; installed: {total / 1e6:.1f} MB, "
+            f"without numpy and pillow {(total - system) / 1e6:.1f} MB, byte code included "
+            f"({', '.join(f'{name} {size / 1e6:.1f}' for name, size in largest)})"
+        )
+    assert installed["alexnet-edge"] > wheel.stat().st_size > 0
+    assert total - system < 60e6
+
+
+IMPORTS = {
+    "alexnet_edge": ("numpy", "PIL", "rich", "typer"),
+    "alexnet_edge.cli": ("rich",),
+    "alexnet_edge.predict": ("rich", "typer"),
+}
+"""What is imported, and the light libraries that it does without; the heavy ones none imports."""
+HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "openvino", "tensorrt", "cuda", "scipy", "plotly", "cv2")
+
+
+@pytest.mark.parametrize("module", IMPORTS)
+def test_how_long_importing_takes(
+    module: str, device: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prints the median of fresh processes. What keeps it short is asserted, here, where the heavy libraries are installed."""
+    timed = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
+    seconds = [float(run(device / "python", "-I", "-c", timed, cwd=tmp_path).stdout) for _ in range(5)]
+    with capsys.disabled():
+        print(f"\nimport {module}: {statistics.median(seconds) * 1e3:.0f} ms, median of {len(seconds)} fresh processes")
+    listed = f"import sys; import {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    imported = set(run(sys.executable, "-c", listed, cwd=ROOT).stdout.split())
+    assert "alexnet_edge" in imported
+    assert imported & {*HEAVY, *IMPORTS[module]} == set()
 
 
 @pytest.mark.parametrize(

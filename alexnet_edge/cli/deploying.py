@@ -72,6 +72,14 @@ def deploy_command(
     root: Annotated[
         str, typer.Option("--root", help="Folder there, below the home folder", rich_help_panel=DEVICE)
     ] = "alexnet-edge",
+    container: Annotated[
+        str | None,
+        typer.Option(
+            "--container",
+            help="Docker image there to work and serve in, as alexnet-edge:jetpack6",
+            rich_help_panel=DEVICE,
+        ),
+    ] = None,
     wheelhouse: Annotated[
         Path | None,
         typer.Option(
@@ -170,8 +178,9 @@ def deploy_command(
         )
 
     def settings(destination: str, **own: Any) -> LinkSettings:
-        common = {"ssh_config": ssh_config, "python": python, "root": root, "connect_s": connect_seconds}
-        return LinkSettings(destination=destination, **{**common, "silence_s": silence_seconds, **own})
+        common = {"ssh_config": ssh_config, "python": python, "root": root, "container": container}
+        waits = {"connect_s": connect_seconds, "silence_s": silence_seconds}
+        return LinkSettings(destination=destination, **{**common, **waits, **own})
 
     members = [fleet.Member(name=device, link=settings(device))] if device is not None else []
     if to is not None:

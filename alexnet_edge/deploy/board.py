@@ -34,6 +34,7 @@ import signal
 import stat
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -235,13 +236,13 @@ def facts(root: Path) -> dict[str, Any]:
     l4t = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", _text("/etc/nv_tegra_release") or "")
     cuda = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', _text("/usr/local/cuda/version.json") or "")
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _text("/proc/cpuinfo") or "", re.MULTILINE)
-    mode = re.search(r"NV Power Mode:\s*(\S+)", _answer("nvpmodel", "-q") or "")
     return {
         "user": _user(),
         "home": str(Path.home()),
         "root": str(root),
         "machine": platform.machine(),
-        "model": _text("/proc/device-tree/model"),
+        "model": os.environ.get("ALEXNET_EDGE_MODEL") or _text("/proc/device-tree/model"),
+        "container": os.environ.get("ALEXNET_EDGE_IMAGE"),
         "os": name.group(1) if name else None,
         "kernel": platform.release(),
         "libc": "-".join(platform.libc_ver()).strip("-") or None,
@@ -259,10 +260,20 @@ def facts(root: Path) -> dict[str, Any]:
         "cuda": cuda.group(1) if cuda else None,
         "tensorrt": _tensorrt(),
         "gpu": any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/nvgpu")),
-        "power_mode": mode.group(1) if mode else None,
+        "power_mode": _power_mode(),
         "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "boot_id": _text("/proc/sys/kernel/random/boot_id"),
     }
+
+
+def _power_mode() -> str | None:
+    """What `nvpmodel` says; in a container, which has none, what its files say."""
+    if said := re.search(r"NV Power Mode:\s*(\S+)", _answer("nvpmodel", "-q") or ""):
+        return said.group(1)
+    if saved := re.search(r"pmode:(\d+)", _text("/var/lib/nvpmodel/status") or ""):
+        modes = re.findall(r"POWER_MODEL ID=(\d+) NAME=([^\s>]+)", _text("/etc/nvpmodel.conf") or "")
+        return {int(number): str(name) for number, name in modes}.get(int(saved.group(1)), saved.group(1))
+    return None
 
 
 def _user() -> str:
@@ -476,6 +487,7 @@ class Board:
         wheel = folder / "files" / matched(_NAME, request.get("wheel"), "a name of a file in a bundle")
         place = self.root / "environments" / key
         python = place / "bin" / "python"
+        launch = os.environ.get("ALEXNET_EDGE_LAUNCH")  # in a container: how the device's shell starts one
         used_again = (place / "complete").is_file() and self._quiet(str(python), "-I", "-c", "import alexnet_edge")
         if not used_again:
             if place.exists():
@@ -484,11 +496,18 @@ class Board:
             self._child(folder, "environment", [sys.executable, "-I", "-m", "venv", *system, str(place)])
             offline = ["--no-index"] if request.get("offline") else []
             command = [str(python), "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+            if launch:  # the image's own packages are seen too; this wheel comes before the one that the image may have
+                self._child(folder, "environment", [*command, "--no-deps", str(wheel)])
+                (packages,) = place.glob("lib/python3*/site-packages")
+                (packages / "image.pth").write_text(f"{sysconfig.get_path('purelib')}\n", encoding="utf-8")
             command += [*offline, "--find-links", str(folder / "files" / "wheels"), str(wheel), *requirements]
             self._child(folder, "environment", command)
             write_json(place / "complete", {"at": _now(), "requirements": requirements})
+        start = f'exec "{python}" -I -m alexnet_edge "$@"\n'
+        if launch:
+            start = f'python={python}\nset -- -I -m alexnet_edge "$@"\n{launch}'
         command_file = folder / COMMAND
-        command_file.write_text(f'#!/bin/sh\nexec "{python}" -I -m alexnet_edge "$@"\n', encoding="utf-8")
+        command_file.write_text(f"#!/bin/sh\n{start}", encoding="utf-8")
         command_file.chmod(0o755)
         return self._done(folder, "environment", {"key": key, "used_again": used_again})
 

@@ -32,6 +32,8 @@ BUILT: dict[str, tuple[Precision, ...]] = {
     "trt": ("fp32", "fp16", "bf16", "int8", "fp8", "int4-fc"),
 }
 """The precisions that a device builds from the FP32 ONNX file, by format; an ONNX file runs as it is in any."""
+NEEDED = {"onnx": "onnxruntime>=1.20", "build": "onnx>=1.17", "roofline": "threadpoolctl>=3.1"}
+"""What a device's environment needs besides the wheel: to run ONNX files, to build, to find the machine's bounds."""
 CACHE = Path(".alexnet-edge/deploy")
 """Where golden sets and wheels are kept, by content."""
 
@@ -149,11 +151,11 @@ def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bun
     files.append(BundleFile.of("golden.tar", golden))
     files.append(BundleFile.of((wheel := write_wheel(cache)).name, wheel))
     files += _wheelhouse(order.wheelhouse)
-    requirements = ["onnxruntime>=1.20"] if order.format == "onnx" else []
+    requirements = [NEEDED["onnx"]] if order.format == "onnx" else []
     if not taken:
-        requirements.append("onnx>=1.17")
+        requirements.append(NEEDED["build"])
     if order.bench.seconds and order.bench.roofline:
-        requirements.append("threadpoolctl>=3.1")
+        requirements.append(NEEDED["roofline"])
     return Bundle(
         files=tuple(files),
         about={

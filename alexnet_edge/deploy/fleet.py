@@ -7,6 +7,7 @@ A fleet is a TOML file:
     name = "kitchen"                # for the table; the host by default
     python = "python3.12"           # optional, as the options of the same names
     root = "alexnet-edge"
+    container = "alexnet-edge:jetpack6"
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ Result = TypeVar("Result")
 
 MOST_DEVICES = 256
 MOST_AT_ONCE = 16
+OWN = ("python", "root", "container")
+"""Settings that a device of a fleet may have of its own, named as the options."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,11 +63,11 @@ def read_fleet(path: Path, settings: Callable[..., LinkSettings]) -> list[Member
     for entry in devices:
         if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
             raise UserError("a device of the fleet is malformed", value=printable(entry, 80), fix=fix)
-        unknown = set(entry) - {"host", "name", "python", "root"}
+        unknown = set(entry) - {"host", "name", *OWN}
         if unknown or "host" not in entry:
             problem = f"unknown field {sorted(unknown)[0]!r}" if unknown else "no host"
             raise UserError(f"a device of the fleet has {problem}", value=printable(entry, 80), fix=fix)
-        own = {name: entry[name] for name in ("python", "root") if name in entry}
+        own = {name: entry[name] for name in OWN if name in entry}
         members.append(
             Member(name=printable(entry.get("name", entry["host"]), 60), link=settings(entry["host"], **own))
         )

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from alexnet_edge.deploy import board
+from alexnet_edge.deploy import board, container
 from alexnet_edge.deploy.board import MARK
 from alexnet_edge.errors import DeviceError, DisconnectedError, GateError, MissingComponentError, UserError
 
@@ -80,7 +80,9 @@ class LinkSettings:
     ssh_config: Path | None = None
     """Another configuration file than the user's own (`ssh -F`)."""
     python: str = "python3"
-    """The device's Python."""
+    """The device's Python; with `container`, the image's."""
+    container: str | None = None
+    """Image on the device in which everything is done and served; None for the device's own Python."""
     root: str = "alexnet-edge"
     """Folder on the device; below the home folder unless it begins with a slash."""
     connect_s: float = 20.0
@@ -99,6 +101,10 @@ class LinkSettings:
             raise UserError("not a Python on the device", value=repr(self.python), fix="write it as python3.12")
         if not _ROOT.fullmatch(self.root) or ".." in self.root.split("/"):
             raise UserError("not a folder on the device", value=repr(self.root), fix="write it as alexnet-edge")
+        if self.container is not None and not container.is_image(self.container):
+            raise UserError(
+                "not a container image", value=repr(self.container), fix="write it as alexnet-edge:jetpack6"
+            )
         for name, seconds in (("--connect-seconds", self.connect_s), ("--silence-seconds", self.silence_s)):
             if not 1 <= seconds <= 86400:
                 raise UserError(f"{name} must be 1 to 86400", value=seconds, fix="leave it out for the default")
@@ -131,8 +137,12 @@ class Link:
         settings = self.settings
         source = self._source()
         boot = _BOOT.format(major=OLDEST_PYTHON[0], minor=OLDEST_PYTHON[1], mark=MARK, length=len(source))
-        # `exec`: the shell makes way, so that the client's exit code is Python's own
-        remote = shlex.join([settings.python, "-c", boot, settings.root, f"{settings.silence_s:g}"])
+        if settings.container is not None:
+            remote = container.start_command(
+                settings.container, settings.python, settings.root, settings.silence_s, boot
+            )
+        else:
+            remote = shlex.join([settings.python, "-c", boot, settings.root, f"{settings.silence_s:g}"])
         options = {
             "BatchMode": "yes",
             "ConnectTimeout": str(max(1, round(settings.connect_s))),
@@ -151,7 +161,7 @@ class Link:
             *[word for name, value in options.items() for word in ("-o", f"{name}={value}")],
             "--",
             settings.destination,
-            f"exec {remote}",
+            f"exec {remote}",  # the shell makes way, so that the client's exit code is that of what runs
         ]
 
     @staticmethod
@@ -387,6 +397,14 @@ class Link:
         self._threads[0].join(timeout=5)
         said = "\n".join(self._said)
         host = self.settings.destination
+        if self.settings.container is not None and code in container.FAILED:
+            lines = [line for line in self._said if line.strip()]
+            told = printable(next((line for line in lines if "rror" in line), lines[-1] if lines else ""), 200)
+            return DeviceError(
+                "the container does not start on the device",
+                value=f"{self.settings.container} on {host}{f' ({told})' if told else ''}",
+                fix="build or pull the image there, and try: docker run --rm --entrypoint python3 IMAGE --version",
+            )
         if code == 127:
             return DeviceError(
                 "the device has no Python",

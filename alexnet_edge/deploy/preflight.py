@@ -43,6 +43,7 @@ class Findings:
             facts["machine"],
             f"Python {facts['python']}",
             f"TensorRT {facts['tensorrt']}" if facts["tensorrt"] else "",
+            f"in container image {facts['container'].removeprefix('sha256:')[:12]}" if facts["container"] else "",
             f"{(facts['memory_bytes'] or 0) / 1e9:.1f} GB memory" if facts["memory_bytes"] else "",
             f"{facts['disk_free_bytes'] / 1e9:.1f} GB free",
             f"power mode {facts['power_mode']}" if facts["power_mode"] else "",
@@ -62,7 +63,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "memory_bytes": (int, type(None)),
     "memory_available_bytes": (int, type(None)),
     **dict.fromkeys(("model", "l4t", "os", "tensorrt", "power_mode", "governor", "cuda", "libc"), (str, type(None))),
-    **dict.fromkeys(("root", "user", "home", "boot_id", "jetpack", "kernel"), (str, type(None))),
+    **dict.fromkeys(("root", "user", "home", "boot_id", "jetpack", "kernel", "container"), (str, type(None))),
 }
 
 
@@ -89,7 +90,12 @@ def judge(facts: Mapping[str, Any], bundle: Bundle, *, missing_bytes: int) -> Fi
     if facts["machine"] not in MACHINES:
         no.append(f"its architecture is {facts['machine']}, not {' or '.join(MACHINES)}")
     if not facts["venv"]:
-        no.append("its Python cannot make environments: run there: sudo apt-get install python3-venv")
+        fix = "add python3-venv to the image" if facts["container"] else "run there: sudo apt-get install python3-venv"
+        no.append(f"its Python cannot make environments: {fix}")
+    if facts["container"] and (bundle.bench.get("power_mode") or bundle.bench.get("lock_clocks")):
+        no.append(
+            "a container cannot set power mode and clocks: set them there before, with nvpmodel and jetson_clocks"
+        )
     if not facts["writable"]:
         no.append(f"{facts['user']} may not write in {facts['root']}")
     if (facts["libc"] or "glibc").startswith("musl"):
@@ -129,14 +135,20 @@ def judge(facts: Mapping[str, Any], bundle: Bundle, *, missing_bytes: int) -> Fi
 
 
 def _without_tensorrt(facts: Mapping[str, Any], precision: str) -> list[str]:
-    version = facts["tensorrt"]
+    version, image = facts["tensorrt"], facts["container"]
     if version is None:
-        return ["it has no TensorRT for Python: run there: sudo apt-get install python3-libnvinfer; or --format onnx"]
+        fix = "build it by Dockerfile.jetson" if image else "run there: sudo apt-get install python3-libnvinfer"
+        return [f"{'the image' if image else 'it'} has no TensorRT for Python: {fix}; or --format onnx"]
     found = re.match(r"(\d+)\.(\d+)", version)
     first = FIRST_TENSORRT[precision]
     if found and tuple(map(int, found.groups())) < tuple(map(int, first.split("."))):
         return [f"its TensorRT {version} does not build {precision.upper()}: {first} or newer does"]
-    return [] if facts["gpu"] else ["it has no NVIDIA GPU, so an engine could not be proved there; or --format onnx"]
+    if facts["gpu"]:
+        return []
+    seen = "its container sees none: nvidia-container-toolkit must be installed and known to Docker"
+    return [
+        f"it has no NVIDIA GPU, so an engine could not be proved there{f' ({seen})' if image else ''}; or --format onnx"
+    ]
 
 
 def fits(name: str, facts: Mapping[str, Any]) -> bool:

@@ -108,7 +108,7 @@ def plan_deploy(bundle: Bundle, link_settings: LinkSettings) -> Planned:
         findings, missing = _preflight(link, bundle)
         status = link.ask("status")
     serving = _name(status.get("current"))
-    release = bundle.release()
+    release = _release(bundle, findings.facts)
     done = _known_steps(status, release)
     words = {
         "copy": f"{missing / 1e6:.1f} MB of {bundle.bytes / 1e6:.1f} MB in {len(bundle.files)} files, each checked by SHA-256",
@@ -152,6 +152,7 @@ class _Deploy:
     manner: Manner
     reporter: Reporter
     release: str = ""
+    _again: str = ""
     _step: str = "connecting"
     _serving: str | None = None
     _connected: bool = False
@@ -161,8 +162,7 @@ class _Deploy:
     _before: str | None = None
 
     def run(self) -> Deployed:
-        again = f"{time.time_ns()}" if self.manner.force else ""
-        self.release = self.bundle.release(again)
+        self._again = f"{time.time_ns()}" if self.manner.force else ""
         deadline, tries = 0.0, 0
         while True:
             tries += 1
@@ -200,6 +200,7 @@ class _Deploy:
         status = link.ask("status")
         self._serving = _name(status.get("current"))
         findings, _ = _preflight(link, self.bundle)
+        self.release = _release(self.bundle, findings.facts, self._again)
         boot = findings.facts["boot_id"]
         if again and boot != self._boot:
             self.reporter.note("the device was started again meanwhile")
@@ -279,8 +280,17 @@ class _Deploy:
         self._step = "environment"
         requirements = _requirements(self.bundle, facts)
         wheels = [file.sha256 for file in self.bundle.files if file.name.endswith(".whl")]
-        system = self.bundle.about["format"] == "trt"
-        key = sha256_json({"wheels": wheels, "requirements": requirements, "python": facts["python"], "system": system})
+        image = facts["container"]
+        system = self.bundle.about["format"] == "trt" or image is not None
+        key = sha256_json(
+            {
+                "wheels": wheels,
+                "requirements": requirements,
+                "python": facts["python"],
+                "system": system,
+                **({} if image is None else {"image": image}),
+            }
+        )
         if done.get("environment", {}).get("key") == key[:16] and "build" in done:
             return
         self.reporter.start("environment on the device", None)
@@ -443,6 +453,12 @@ def _preflight(link: Link, bundle: Bundle) -> tuple[Findings, int]:
     except MALFORMED as error:
         raise DeviceError(f"the device's answer is not understood ({error})", value=printable(facts, 80)) from error
     return judge(known, bundle, missing_bytes=missing), missing
+
+
+def _release(bundle: Bundle, facts: Mapping[str, Any], again: str = "") -> str:
+    """The release's name on a device: an engine belongs to the TensorRT that built it, an environment to its image."""
+    tensorrt = facts["tensorrt"] if bundle.about["format"] == "trt" else None
+    return bundle.release("".join(f" {part}" for part in (again, tensorrt, facts["container"]) if part))
 
 
 def _requirements(bundle: Bundle, facts: Mapping[str, Any]) -> list[str]:
