@@ -167,6 +167,29 @@ def read_info(path: Path) -> CheckpointInfo:
         ) from error
 
 
+def read_weight(path: Path, name: str) -> FloatArray:
+    """One weight of a checkpoint written by this package; reads no other and needs no library.
+
+    Raises:
+        CheckpointError: when the file is missing or damaged, or has no such weight.
+    """
+    header = _read_header(path)
+    try:
+        entry = header[name]
+        if entry["dtype"] != "F32":
+            raise ValueError(f"{name} is {entry['dtype']}")
+        begin, end = entry["data_offsets"]
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            stream.seek(8 + length + begin)
+            values = np.frombuffer(stream.read(end - begin), np.float32)
+        return cast("FloatArray", values.reshape(entry["shape"]))
+    except (OSError, struct.error, *MALFORMED) as error:
+        raise CheckpointError(
+            f"{name} cannot be read ({type(error).__name__}: {error})", value=path, fix="use another checkpoint"
+        ) from error
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, or import the state dict of torchvision's AlexNet or of the seed notebook.
 
