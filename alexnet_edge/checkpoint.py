@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from alexnet_edge.download import download_once
 from alexnet_edge.errors import CheckpointError, needs
 from alexnet_edge.files import MALFORMED, sha256_file, staged
 from alexnet_edge.layers import ARCHITECTURES, LAYER_NAMES, Architecture, architecture
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from alexnet_edge.model import AlexNet
+    from alexnet_edge.progress import Reporter
 
 SCHEMA = 1
 HISTORY_FILE = "history.json"
@@ -164,6 +166,29 @@ def read_info(path: Path) -> CheckpointInfo:
     except MALFORMED as error:
         raise CheckpointError(
             f"the checkpoint's header is damaged ({error})", value=path, fix="use another checkpoint"
+        ) from error
+
+
+def read_weight(path: Path, name: str) -> FloatArray:
+    """One weight of a checkpoint written by this package; reads no other and needs no library.
+
+    Raises:
+        CheckpointError: when the file is missing or damaged, or has no such weight.
+    """
+    header = _read_header(path)
+    try:
+        entry = header[name]
+        if entry["dtype"] != "F32":
+            raise ValueError(f"{name} is {entry['dtype']}")
+        begin, end = entry["data_offsets"]
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            stream.seek(8 + length + begin)
+            values = np.frombuffer(stream.read(end - begin), np.float32)
+        return cast("FloatArray", values.reshape(entry["shape"]))
+    except (OSError, struct.error, *MALFORMED) as error:
+        raise CheckpointError(
+            f"{name} cannot be read ({type(error).__name__}: {error})", value=path, fix="use another checkpoint"
         ) from error
 
 
@@ -329,26 +354,23 @@ TORCHVISION_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 _TORCHVISION_SHA256 = "7be5be79"  # its first digits: what PyTorch publishes, as part of the name
 
 
-def torchvision_weights() -> Path:
+def torchvision_weights(reporter: Reporter) -> Path:
     """The file of torchvision's published weights: from PyTorch's cache of models, or downloaded into it.
 
     Raises:
         CheckpointError: when it cannot be downloaded, or is not the file that PyTorch published.
+        OutputError: when the cache cannot be written.
     """
     with needs("train"):
         import torch
-    name = TORCHVISION_URL.rpartition("/")[2]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(TORCHVISION_URL, str(path), _TORCHVISION_SHA256, progress=False)
-        except (OSError, RuntimeError) as error:  # no network, no space; another hash
-            raise CheckpointError(
-                f"torchvision's weights cannot be downloaded ({getattr(error, 'reason', None) or error})",
-                value=TORCHVISION_URL,
-                fix="fetch the file on another machine and give it with --init FILE",
-            ) from error
+    path = Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_URL.rpartition("/")[2]
+    download_once(
+        TORCHVISION_URL,
+        path,
+        sha256=_TORCHVISION_SHA256,
+        fix="fetch the file on another machine and give it with --init FILE",
+        reporter=reporter,
+    )
     if not sha256_file(path).startswith(_TORCHVISION_SHA256):
         raise CheckpointError(
             f"damaged: its SHA-256 does not begin with {_TORCHVISION_SHA256}", value=path, fix="remove it"

@@ -81,6 +81,7 @@ def run_demo(*, runs: Path, artifacts: Path, reports: Path, threads: int | None,
         bench=measured,
         checkpoint_info=checkpoint.info,
         history=read_history(trained.checkpoint),
+        filters_OCHW=checkpoint.weights["conv1.weight"],
         commands=["make demo"],
         title="AlexNet on the edge: the demo",
     )

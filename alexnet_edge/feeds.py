@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Protocol, TypeVar
@@ -146,7 +147,9 @@ class ImageFeed:
             return ThreadPoolExecutor(self._workers, thread_name_prefix="reader")
         return ProcessPoolExecutor(
             self._workers,
-            mp_context=get_context("forkserver"),  # torch has threads: a fork of this process could hang
+            mp_context=get_context(
+                "spawn"
+            ),  # torch has threads: a fork could hang; a server that forks could be stopped
             initializer=start_process,
             initargs=(self.images, self.spec, self._lighting, self._budget),
         )
@@ -167,7 +170,8 @@ class ImageFeed:
             rows = slice(first, first + IMAGES_PER_TASK)
             if self._in_processes:
                 path = f"/proc/{os.getpid()}/fd/{memory}"
-                future = executor.submit(fill_mapped, path, shape, self._kind, first, order[rows], draws[rows])
+                with _signals_held():  # it starts processes as they are needed
+                    future = executor.submit(fill_mapped, path, shape, self._kind, first, order[rows], draws[rows])
             else:
                 future = executor.submit(self._reader.fill, x.numpy()[rows], order[rows], draws[rows])
             pending.futures.append(future)
@@ -200,6 +204,16 @@ class ImageFeed:
             std_C=torch.tensor(self.spec.std, dtype=torch.float32),
         )
         return _Batch(x, labels_N, finish)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Put Ctrl-C and SIGTERM off in this thread; processes started meanwhile begin so, until they know whom to obey."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Inline(Executor):

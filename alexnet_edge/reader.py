@@ -9,6 +9,7 @@ Letters: N images, C channels, H height, W width.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -84,9 +85,11 @@ _reader: ViewReader | None = None
 
 
 def start_process(images: ImageSet, spec: Preprocessing, lighting: Lighting | None, budget: int) -> None:
-    """Make this process a worker that ends with its parent, and not before it: in a session of its own, Ctrl-C and signals to
-    the parent's group do not reach it."""
+    """Make this process a worker that ends with its parent, and not before it: what asks all of a job's processes to stop
+    (Ctrl-C, a batch system, a service manager) is for the parent, which still needs its batches to leave in good order."""
     global _reader
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _reader = ViewReader(images, spec, lighting=lighting, budget=budget)
     os.setsid()
     parent = parent_process()
@@ -96,7 +99,13 @@ def start_process(images: ImageSet, spec: Preprocessing, lighting: Lighting | No
         connection.wait([parent.sentinel])
         os._exit(1)  # the parent was killed: nobody else would end this process
 
-    threading.Thread(target=watch, daemon=True).start()
+    def obey() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+            pass
+        os._exit(1)
+
+    for target in (watch, obey):
+        threading.Thread(target=target, daemon=True).start()
 
 
 def fill_mapped(

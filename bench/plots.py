@@ -66,6 +66,11 @@ class Plot:
     """Label and style of each line or mark, where they are not labelled in the plot."""
     wide: bool = False
 
+    @property
+    def training(self) -> bool:
+        """Whether it is about the training, which has a section of its own."""
+        return self.name.startswith("training")
+
 
 def styles_of(rows: Sequence[Row]) -> dict[str, Style]:
     """A style for each group of `rows`; no two are alike while colours and marks last."""

@@ -5,6 +5,7 @@ The page loads nothing: styles and the plotting library are inside it. It reads 
 
 from __future__ import annotations
 
+import base64
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,9 @@ from alexnet_edge.bench.tables import (
 from alexnet_edge.checkpoint import CheckpointInfo
 from alexnet_edge.errors import UserError, needs
 from alexnet_edge.files import write_text
+from alexnet_edge.filters import filter_png
 from alexnet_edge.layers import LAYER_NAMES
+from alexnet_edge.preprocess import FloatArray
 
 _POWER = ("energy", "thermals")
 """Tables of the section on power, which says itself why they are not there."""
@@ -82,6 +85,7 @@ def write_report(
     artifacts: Sequence[Artifact] = (),
     checkpoint_info: CheckpointInfo | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
+    filters_OCHW: FloatArray | None = None,
     commands: Sequence[str] = (),
     title: str = "AlexNet on the edge",
 ) -> Path:
@@ -94,6 +98,7 @@ def write_report(
         checkpoint_info: the checkpoint the artifacts came from.
         history: one mapping per epoch with `epoch`, `loss`, `val_loss`, `accuracy`, `top1`, and what else there is of
             `lr`, `gradient_norm`, `images_per_s`, `wait_share`.
+        filters_OCHW: the checkpoint's weights of conv1, shown as a picture.
         commands: what to type to repeat everything, in order; by default the bench's own command.
         title: heading of the page.
 
@@ -131,6 +136,8 @@ def write_report(
         scorecard=scorecard(chosen, settings),
         all_rows=scorecard(rows, settings, name="scorecard-all") if len(chosen) < len(rows) else None,
         plots=drawn,
+        filters="" if filters_OCHW is None else base64.b64encode(filter_png(filters_OCHW)).decode(),
+        filter_count=0 if filters_OCHW is None else len(filters_OCHW),
         plotly_js=get_plotlyjs() if drawn else "",
         worst_layer=worst_overall(rows, subjects),
         panels=panels,

@@ -7,13 +7,17 @@ from html.parser import HTMLParser
 VOID = {"meta", "br", "link", "img", "input", "line", "path"}
 """Tags that stay open in this package's pages."""
 
+PICTURE = "data:image/png;base64,"
+"""What a picture that is part of the page itself begins with."""
+
 
 class Page(HTMLParser):
-    """What a browser would load, the text it would show, and the cells of its tables."""
+    """What a browser would load, the text and pictures it would show, and the cells of its tables."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.loads: list[str] = []
+        self.pictures: list[str] = []
         self.tags: list[str] = []
         self.handlers: list[str] = []
         self.ids: list[str] = []
@@ -33,7 +37,9 @@ class Page(HTMLParser):
         if tag in ("h2", "h3"):
             self.headings.append("")
         for name, value in attributes:
-            if name in ("src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"):
+            if tag == "img" and name == "src" and str(value).startswith(PICTURE):
+                self.pictures.append(str(value).removeprefix(PICTURE))
+            elif name in ("src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"):
                 self.loads.append(str(value))
             if name == "id":
                 self.ids.append(str(value))

@@ -29,7 +29,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision import models
 
-from alexnet_edge import checkpoint
+from alexnet_edge import checkpoint, download
 from alexnet_edge.checkpoint import (
     CheckpointInfo,
     check_weights,
@@ -40,6 +40,7 @@ from alexnet_edge.checkpoint import (
     parameter_shapes,
     read_caffe_filters,
     read_info,
+    read_weight,
     recognise,
     save_checkpoint,
     torchvision_weights,
@@ -47,6 +48,7 @@ from alexnet_edge.checkpoint import (
 from alexnet_edge.errors import CheckpointError
 from alexnet_edge.layers import architecture
 from alexnet_edge.preprocess import preset
+from alexnet_edge.progress import QuietReporter
 
 TWO_TOWER = architecture("two-tower", 4)
 INFO = CheckpointInfo(
@@ -83,6 +85,10 @@ def test_round_trip(tmp_path: Path) -> None:
     loaded = load_checkpoint(path)
     assert loaded.info == INFO
     assert read_info(path) == INFO
+    for name in ("conv1.weight", "fc8.bias"):
+        np.testing.assert_array_equal(read_weight(path, name), weights[name], strict=True)
+    with pytest.raises(CheckpointError, match=r"conv9\.weight cannot be read \(KeyError"):
+        read_weight(path, "conv9.weight")
     assert loaded.info.arch == TWO_TOWER
     assert list(loaded.weights) == sorted(weights)
     for name, value in weights.items():
@@ -464,18 +470,18 @@ def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path: Path, monke
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(checkpoint, "TORCHVISION_URL", published.as_uri())
     monkeypatch.setattr(checkpoint, "_TORCHVISION_SHA256", "0" * 8)
-    with pytest.raises(CheckpointError, match=r"cannot be downloaded \(invalid hash value.*--init FILE"):
-        torchvision_weights()
+    with pytest.raises(CheckpointError, match=r"not the published file: its SHA-256 begins .*--init FILE"):
+        torchvision_weights(QuietReporter())
     assert list((tmp_path / "hub/checkpoints").iterdir()) == [], "a file that is not the published one is not kept"
 
     monkeypatch.setattr(checkpoint, "_TORCHVISION_SHA256", digest[:8])
-    path = torchvision_weights()
+    path = torchvision_weights(QuietReporter())
     assert path.read_bytes() == published.read_bytes()
     published.unlink()
-    assert torchvision_weights() == path, "the second time from the cache"
+    assert torchvision_weights(QuietReporter()) == path, "the second time from the cache"
     path.write_bytes(b"damaged")
     with pytest.raises(CheckpointError) as error:
-        torchvision_weights()
+        torchvision_weights(QuietReporter())
     assert "damaged: its SHA-256 does not begin with" in message(error, path)
 
 
@@ -483,9 +489,10 @@ def test_torchvisions_weights_without_a_network_are_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "urlopen", Mock(side_effect=urllib.error.URLError("no route to host")))
+    monkeypatch.setattr(download, "urlopen", Mock(side_effect=urllib.error.URLError("no route to host")))
+    monkeypatch.setattr(download, "PAUSE_S", 0.0)
     with pytest.raises(CheckpointError) as error:
-        torchvision_weights()
+        torchvision_weights(QuietReporter())
     text = str(error.value)
     assert "\n" not in text
     assert "cannot be downloaded (no route to host): https://download.pytorch.org/models/" in text

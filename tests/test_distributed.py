@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import psutil
 import pytest
 import tiny_network
 import torch
+from torch import distributed as dist
 
 from alexnet_edge import layers, preprocess
 from alexnet_edge.checkpoint import load_checkpoint
 from alexnet_edge.errors import MissingComponentError, UserError
-from alexnet_edge.training import snapshot
-from alexnet_edge.training.distributed import World, joined
+from alexnet_edge.training import distributed, snapshot
+from alexnet_edge.training.distributed import World, joined, meet
 from alexnet_edge.training.recipe import TrainSettings
 from alexnet_edge.training.run import TrainResult, train
 
@@ -31,6 +33,13 @@ OPTIONS = ["--arch", "tiny", "--recipe", "notebook", "--epochs", str(EPOCHS), "-
 OPTIONS += ["--schedule", "plateau", "--threads", "1", "--workers", "0", "--device", "cpu", "--name", "run"]
 SHARES = ["--batch", "10", "--dropout", "0"]
 """24 images: the last batch has 4."""
+
+LATE = """
+import os, time
+if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "1":
+    time.sleep(2)
+"""
+"""After a restart the second process comes late, and the first one finds what the killed one left in the launcher's store."""
 
 Torchrun = Callable[..., "subprocess.Popen[str]"]
 
@@ -51,7 +60,7 @@ def torchrun(image_folder: Path, tmp_path: Path) -> Iterator[Torchrun]:
     started: list[subprocess.Popen[str]] = []
     environment = {
         **os.environ,
-        "PYTHONPATH": tiny_network.known_to_processes(tmp_path / "site"),
+        "PYTHONPATH": tiny_network.known_to_processes(tmp_path / "site", LATE),
         "OMP_NUM_THREADS": "1",
     }
 
@@ -78,9 +87,10 @@ def torchrun(image_folder: Path, tmp_path: Path) -> Iterator[Torchrun]:
 
 
 def ended(process: subprocess.Popen[str]) -> str:
-    """Standard output of a process that must end well."""
+    """Standard output of a process that must end well, and without a warning."""
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
+    assert "Warning" not in err
     return out
 
 
@@ -126,7 +136,7 @@ def test_killed_process_is_started_again_and_the_run_ends_as_if_undisturbed(torc
     options = [*OPTIONS, "--batch", "8", "--json"]
     ended(torchrun(*options))
     (tmp_path / "runs/run").rename(tmp_path / "undisturbed")
-    process = torchrun(*options, "--save-minutes", "0", restarts=6)
+    process = torchrun(*options, "--save-minutes", "0", restarts=1)
     folder = tmp_path / "runs/run"
     until = time.monotonic() + 300
     while not snapshot.newest_first(folder) and time.monotonic() < until:
@@ -135,8 +145,6 @@ def test_killed_process_is_started_again_and_the_run_ends_as_if_undisturbed(torc
     assert len(workers) == 2
     workers[1].send_signal(signal.SIGKILL)
     out, err = process.communicate(timeout=600)
-    if process.returncode and "Gloo connectFullMesh failed" in err:
-        pytest.skip("the restarted processes did not find each other in time, six times over: this machine is too busy")
     assert process.returncode == 0, err
     assert "going on from" in err
     assert json.loads(out[out.index("{") :])["complete"]
@@ -166,6 +174,48 @@ def test_mistakes_are_said_once(torchrun: Torchrun) -> None:
     assert said == [
         "alexnet-edge: 2 processes cannot share a batch evenly: 9; choose a --batch that is a multiple of 2"
     ]
+
+
+# --- meeting ------------------------------------------------------------------------------------------------------------
+
+
+def started(store: dist.Store, *, late: int, restarts: tuple[int, ...] = (0, 0, 0)) -> tuple[str, int]:
+    """What three processes agree on; one comes late."""
+
+    def one(rank: int) -> tuple[str, int]:
+        time.sleep(0.2 * (rank == late))
+        return meet(store, World(rank=rank, size=3, restarts=restarts[rank]))
+
+    with ThreadPoolExecutor(3) as pool:
+        found = set(pool.map(one, range(3)))
+    (agreed,) = found
+    return agreed
+
+
+def test_every_start_has_a_name_of_its_own_whoever_comes_last() -> None:
+    store = dist.HashStore()
+    found = [started(store, late=late) for late in (0, 1, 0, 2, 1)]
+    assert len({name for name, _ in found}) == 5
+    assert [restarts for _, restarts in found] == [0, 1, 2, 3, 4], "the launcher's store outlives its processes"
+
+
+def test_one_process_meets_nobody() -> None:
+    store = dist.HashStore()
+    assert [meet(store, World(launched=True))[1] for _ in range(2)] == [0, 1]
+
+
+def test_restarts_are_the_highest_number_that_any_launcher_counts() -> None:
+    assert started(dist.HashStore(), late=0, restarts=(0, 0, 2))[1] == 2
+    assert started(dist.HashStore(), late=1, restarts=(3, 0, 2))[1] == 3
+
+
+@pytest.mark.parametrize(("rank", "missing"), [(0, "rank 1, 2"), (1, "rank 0")])
+def test_processes_that_do_not_come_are_named(rank: int, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    started(store, late=0)
+    monkeypatch.setattr(distributed, "JOIN_TIMEOUT_S", 0.2)
+    with pytest.raises(UserError, match=f"of 3 processes .* some did not come within 0 s: {missing}; see"):
+        meet(store, World(rank=rank, size=3))
 
 
 # --- the place of a process ---------------------------------------------------------------------------------------------

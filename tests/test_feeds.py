@@ -203,6 +203,23 @@ def test_a_killed_worker_is_said_in_one_line(images: ImageSet) -> None:
     feed.close()
 
 
+def test_workers_end_by_nobody_but_their_parent(images: ImageSet) -> None:
+    feed = make(images, workers=2, pool="processes")
+    draws = epoch_draws(2400, seed=0, epoch=0)
+    batches = feed.batches(list(range(24)) * 100, draws, 8)
+    next(batches)
+    executor: Any = feed._executor
+    workers = list(executor._processes)
+    for name in ("TERM", "INT"):
+        subprocess.run(["kill", f"-{name}", *map(str, workers)], check=True)
+    assert sum(len(x) for x, _ in batches) == 2400 - 8, "every batch comes"
+    assert list(executor._processes) == workers
+    os.kill(workers[0], signal.SIGTERM)
+    with pytest.raises(DataError, match="a process that reads images ended unasked"):
+        everything(feed, list(range(24)) * 1000, epoch_draws(24000, seed=0, epoch=0), 8)
+    feed.close()
+
+
 PARENT = """
 import sys, time
 from alexnet_edge.augment import epoch_draws

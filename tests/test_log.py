@@ -20,8 +20,8 @@ from PIL import Image
 from alexnet_edge import layers, preprocess
 from alexnet_edge.checkpoint import load_checkpoint
 from alexnet_edge.errors import InterruptedRunError, MissingComponentError
+from alexnet_edge.filters import filter_grid
 from alexnet_edge.progress import QuietReporter
-from alexnet_edge.training.log import filter_grid
 from alexnet_edge.training.recipe import TrainSettings
 from alexnet_edge.training.run import resume, train
 

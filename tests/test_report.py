@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -19,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 from html_page import Page
+from PIL import Image
 
 from alexnet_edge.artifact import Artifact, LayerPrecision, Manifest, Precision, TensorSpec, commit
 from alexnet_edge.bench.measure import MeasureSettings
@@ -28,9 +30,11 @@ from alexnet_edge.bench.run import Plan, run_bench
 from alexnet_edge.bench.subjects import open_subject
 from alexnet_edge.bench.tables import csv_of, headline, markdown_of, open_points, rows_of
 from alexnet_edge.bench.worker import Worker
-from alexnet_edge.checkpoint import CheckpointInfo, read_info
+from alexnet_edge.checkpoint import CheckpointInfo, read_info, read_weight
+from alexnet_edge.cli import _run
 from alexnet_edge.data import synthetic
 from alexnet_edge.errors import AlexNetEdgeError, ArtifactError, UserError
+from alexnet_edge.filters import filter_grid
 from alexnet_edge.layers import LAYER_NAMES
 from alexnet_edge.preprocess import preset
 from alexnet_edge.progress import QuietReporter
@@ -386,6 +390,7 @@ def page_text(bench: dict[str, Any], folder: Path, files: list[Path]) -> str:
         bench=bench,
         checkpoint_info=read_info(files[0]),
         history=HISTORY,
+        filters_OCHW=read_weight(files[0], "conv1.weight"),
         commands=["do <this>"],
     )
     return out.read_text(encoding="utf-8")
@@ -402,6 +407,30 @@ def test_page_shows_every_subject_plot_and_fact(page_text: str, bench: dict[str,
     assert "entropy" in page.text
     assert "do <this>" in page.text
     assert {"plot-distribution", "plot-throughput", "plot-tradeoff", "plot-training"} <= set(page.ids)
+
+
+def test_page_shows_the_first_filters(page_text: str, files: list[Path], bench: dict[str, Any], tmp_path: Path) -> None:
+    page = Page(page_text)
+    with Image.open(io.BytesIO(base64.b64decode(*page.pictures))) as image:
+        assert np.array_equal(np.asarray(image), filter_grid(read_weight(files[0], "conv1.weight")))
+    assert page.headings.index("Training") < page.headings.index("First-layer filters")
+    assert Page(write_report(tmp_path / "report.html", bench=bench).read_text(encoding="utf-8")).pictures == []
+
+
+def test_report_command_shows_the_run_that_the_checkpoint_came_from(
+    files: list[Path], bench: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    checkpoint = tmp_path / "run/model.safetensors"
+    checkpoint.symlink_to(files[0])
+    (tmp_path / "run/history.json").write_text(json.dumps({"epochs": HISTORY}))
+    subjects = [{**entry, "file": str(checkpoint) if entry["format"] == "checkpoint" else entry["file"]}
+                for entry in bench["subjects"]]  # fmt: skip
+    (tmp_path / "bench.json").write_text(json.dumps({**bench, "subjects": subjects}))
+    assert _run(["report", str(tmp_path / "bench.json")]) == 0
+    page = Page((tmp_path / "bench.html").read_text(encoding="utf-8"))
+    assert {"plot-training", "plot-training-accuracy"} <= set(page.ids)
+    assert len(page.pictures) == 1
 
 
 def test_page_loads_nothing(page_text: str) -> None:

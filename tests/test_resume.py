@@ -9,11 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import tiny_network
 import torch
@@ -30,6 +32,7 @@ from alexnet_edge.training.folder import locked, new_folder, run_to_go_on
 from alexnet_edge.training.recipe import TrainSettings
 from alexnet_edge.training.run import resume
 from alexnet_edge.training.run import train as run_training
+from alexnet_edge.training.stop import Stop
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -162,23 +165,86 @@ def test_ctrl_c_waits_for_the_end_of_the_step(settings: TrainSettings) -> None:
         signal.raise_signal(signal.SIGINT)
         taken.append("the step went on")
 
-    run = run_module._Run(settings, World(), QuietReporter(), 0.0)
+    stop = Stop()
+    run = run_module._Run(settings, World(), QuietReporter(), stop, 0.0)
     run.prepare(new_folder(settings), None)
     run.model.fc8.register_forward_hook(press)
-    with pytest.raises(InterruptedRunError):
+    with stop.listening(), pytest.raises(InterruptedRunError, match="stopped in epoch 1"):
         run.go()
     assert taken == ["the step went on"]
     assert run.step == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_second_ctrl_c_interrupts_at_once(settings: TrainSettings) -> None:
-    run = run_module._Run(settings, World(), QuietReporter(), 0.0)
-    with run.stop.listening():
+def test_second_ctrl_c_interrupts_at_once() -> None:
+    stop = Stop()
+    stop.preparing = False
+    with stop.listening():
         signal.raise_signal(signal.SIGINT)
-        assert run.stop.asked
+        assert stop.asked
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGTERM, InterruptedRunError), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_before_the_first_step_ends_the_run_at_once_and_leaves_nothing(
+    settings: TrainSettings, number: int, kind: type[BaseException]
+) -> None:
+    class Early(QuietReporter):
+        def update(self, completed: int, detail: str = "") -> None:
+            signal.raise_signal(number)  # at the first features
+
+    with pytest.raises(kind) as caught:
+        run_training(replace(having(settings, freeze="features"), pool="processes", workers=1), reporter=Early())
+    if isinstance(caught.value, InterruptedRunError):
+        assert caught.value.exit_code == 143
+        assert str(caught.value) == "stopped before the first step; start it again with the same command"
+    assert list(Path(settings.runs).iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("settings")
+def test_sigterm_to_every_process_at_once_ends_the_run_with_a_snapshot(image_folder: Path, tmp_path: Path) -> None:
+    """As batch systems and service managers send it: to the readers of images, too."""
+    environment = {**os.environ, "PYTHONPATH": tiny_network.known_to_processes(tmp_path / "site")}
+    options = (
+        "--arch tiny --recipe notebook --epochs 4000 --batch 8 --threads 1 --pool processes --workers 2 --device cpu"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "alexnet_edge",
+        "train",
+        "--data",
+        image_folder,
+        "--runs",
+        tmp_path,
+        "--name",
+        "run",
+    ]
+    with subprocess.Popen(
+        [*command, *options.split(), "--lr", "0.001", "--save-minutes", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stderr is not None
+        until = time.monotonic() + 300
+        while not snapshot.newest_first(tmp_path / "run") and time.monotonic() < until:
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children(recursive=True)
+        for each in (*children, psutil.Process(process.pid)):
+            each.terminate()
+        error = process.stderr.read()
+    assert process.returncode == 143, error
+    last = error.splitlines()[-1]
+    assert last.startswith("alexnet-edge: stopped in epoch "), error
+    assert last.endswith(f" of 4000; go on with: alexnet-edge train --resume {tmp_path / 'run'}")
+    assert snapshot.read(snapshot.newest_first(tmp_path / "run")[0]).state["step"] >= 0
+    assert len(children) >= 2
+    assert psutil.wait_procs(children, timeout=60)[1] == [], "no reader is left"
 
 
 def test_time_limit_ends_the_run_with_a_checkpoint(settings: TrainSettings) -> None:

@@ -38,7 +38,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_network_from_torchvisions_weights_answers_as_torchvisions_does(
     published: Path, init: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start, "torchvision_weights", lambda: published)
+    monkeypatch.setattr(start, "torchvision_weights", lambda reporter: published)
     settings = TrainSettings(arch="torchvision", init=init if init == "torchvision" else str(published))
     recipe = settings.resolved()
     assert recipe == RECIPES["finetune"]
@@ -63,7 +63,7 @@ def test_network_from_torchvisions_weights_answers_as_torchvisions_does(
 
 def test_weights_of_another_architecture_are_refused(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(start, "torchvision_weights", lambda: asked.append(1))
+    monkeypatch.setattr(start, "torchvision_weights", lambda reporter: asked.append(1))
     recipe, arch = RECIPES["finetune"], architecture("one-tower", 5)
     with pytest.raises(UserError, match="its own architecture: one-tower; add --arch torchvision"):
         first_model(TrainSettings(init="torchvision"), recipe, arch, QuietReporter())

@@ -22,6 +22,7 @@ from torch import nn
 from alexnet_edge import layers, preprocess, progress
 from alexnet_edge.augment import CENTRE
 from alexnet_edge.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from alexnet_edge.console import show_training
 from alexnet_edge.data import open_split, reopen, synthetic
 from alexnet_edge.errors import CheckpointError, DataError, DivergedError, ImageError, OutputError, UserError
 from alexnet_edge.evaluate import evaluate
@@ -37,8 +38,10 @@ from alexnet_edge.training.learner import Learner, prepare_network, resolved_pre
 from alexnet_edge.training.lrn import TrainingLRN
 from alexnet_edge.training.recipe import RECIPES, Recipe, TrainSettings
 from alexnet_edge.training.rescale import LAST_DEVIATION, rescale
+from alexnet_edge.training.run import EpochRow, TrainResult
 from alexnet_edge.training.run import train as run_training
 from alexnet_edge.training.start import first_model, first_preprocessing
+from alexnet_edge.training.stop import Stop
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -75,7 +78,7 @@ def having(settings: TrainSettings, **overrides: Any) -> TrainSettings:
 
 def prepared(settings: TrainSettings, reporter: Any = None) -> Any:
     """A run before its first step."""
-    run = run_module._Run(settings, World(), reporter or QuietReporter(), 0.0)
+    run = run_module._Run(settings, World(), reporter or QuietReporter(), Stop(), 0.0)
     run.prepare(new_folder(settings), None)
     return run
 
@@ -572,6 +575,30 @@ def test_synthetic_set_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 # --- progress -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_line_names_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    row = EpochRow(
+        epoch=2, loss=0.5, accuracy=0.75, val_loss=0.25, top1=0.875, top5=1.0, lr=0.01, gradient_norm=1.0,
+        images_per_s=9.0, wait_share=0.0, seconds=3.0,
+    )  # fmt: skip
+    run = Path("runs/[flowers]-two-tower")
+    show_training(
+        TrainResult(
+            run=run,
+            checkpoint=run / "model.safetensors",
+            best=row,
+            history=(row, row),
+            seconds=7.0,
+            complete=True,
+            skipped=(),
+        )
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "Trained 2 epochs in 7 s. Best: epoch 2, top-1 87.5%, top-5 100.0%, validation loss 0.250.",
+        f"Checkpoint: {run}/model.safetensors",
+    ]
 
 
 def test_progress_in_a_log_is_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:

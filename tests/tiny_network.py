@@ -42,10 +42,11 @@ def register() -> None:
     preprocess.PRESETS[TINY.preprocessing] = TINY_PREPROCESSING
 
 
-def known_to_processes(folder: Path) -> str:
-    """The PYTHONPATH of a process that knows the tiny network."""
+def known_to_processes(folder: Path, first: str = "") -> str:
+    """The PYTHONPATH of a process that knows the tiny network; the code `first` runs before anything else."""
     folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text("import tiny_network\ntiny_network.register()\n", encoding="utf-8")
+    code = f"{first}\nimport tiny_network\ntiny_network.register()\n"
+    (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
     return f"{folder}:{Path(__file__).parent}:{Path(__file__).parent.parent}"
 
 

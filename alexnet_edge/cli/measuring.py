@@ -484,16 +484,17 @@ def _write_reports(value: dict[str, Any], results: Path) -> list[Path]:
     """Markdown, CSV and HTML beside the results file; returns all four paths."""
     from alexnet_edge.bench.report import write_report
     from alexnet_edge.bench.tables import csv_of, markdown_of
-    from alexnet_edge.checkpoint import read_history, read_info
+    from alexnet_edge.checkpoint import read_history, read_info, read_weight
     from alexnet_edge.files import write_text
 
     markdown, table, page = (results.with_suffix(suffix) for suffix in (".md", ".csv", ".html"))
     texts = {markdown: markdown_of(value), table: csv_of(value)}  # all made before any is written
-    info = history = None
+    info = history = filters_OCHW = None
     checkpoint = next((entry["file"] for entry in value["subjects"] if entry["format"] == "checkpoint"), None)
     if checkpoint is not None and Path(checkpoint).is_file() and Path(checkpoint).suffix == ".safetensors":
         info, history = read_info(Path(checkpoint)), read_history(Path(checkpoint))
-    write_report(page, bench=value, checkpoint_info=info, history=history)
+        filters_OCHW = read_weight(Path(checkpoint), "conv1.weight")
+    write_report(page, bench=value, checkpoint_info=info, history=history, filters_OCHW=filters_OCHW)
     for path, text in texts.items():
         write_text(path, text)
     return [results, markdown, table, page]

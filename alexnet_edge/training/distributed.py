@@ -6,10 +6,14 @@ it there is one process, and everything here returns what it was given.
 
 from __future__ import annotations
 
+import json
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from alexnet_edge.errors import AlexNetEdgeError, MissingComponentError, UserError, needs
@@ -18,8 +22,13 @@ with needs("train"):
     import torch
     from torch import Tensor
     from torch import distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore, Store
+    from torch.distributed.rendezvous import rendezvous
 
 Value = TypeVar("Value")
+
+JOIN_TIMEOUT_S = 600.0
+"""Processes that start together wait so long for the slowest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +44,7 @@ class World:
     launched: bool = False
     """Whether a launcher started it: then processes are joined, even if it is only one."""
     restarts: int = 0
-    """Times that the launcher has started the processes again."""
+    """Times that the launcher has started the processes again; the same number in all of them."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -92,7 +101,8 @@ def joined(device: str) -> Iterator[World]:
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        UserError: when the launcher's environment is incomplete, or there are fewer GPUs than processes on this machine.
+        UserError: when the launcher's environment is incomplete, there are fewer GPUs than processes on this machine, or
+            other processes do not come.
         MissingComponentError: when a GPU is asked for and none is here.
     """
     world = _world_from_environment(device)
@@ -102,11 +112,73 @@ def joined(device: str) -> Iterator[World]:
     cuda = world.device.type == "cuda"
     if cuda:
         torch.cuda.set_device(world.device)
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=world.device if cuda else None)
+    store, _, _ = next(iter(rendezvous("env://")))
+    token, restarts = meet(PrefixStore("alexnet-edge", store), world)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=PrefixStore(token, store),
+        rank=world.rank,
+        world_size=world.size,
+        device_id=world.device if cuda else None,
+    )
     try:
-        yield world
+        yield replace(world, restarts=restarts)
     finally:
         dist.destroy_process_group()
+
+
+def meet(store: Store, world: World) -> tuple[str, int]:
+    """Agree on a name that no earlier start had, and on the number of restarts.
+
+    `torchrun` keeps one store through its restarts (seen in torch 2.15): the address that a killed process left in it passes
+    for its successor's until that one writes its own, and whoever is quicker cannot connect. So the first process makes up
+    a name, every other one answers it with a number of its own, and believes a name only when that number comes back.
+    Each machine's launcher counts restarts by itself: the highest number is everyone's.
+
+    Returns:
+        The name, and the number of restarts.
+
+    Raises:
+        UserError: when other processes do not come.
+    """
+    others = range(1, world.size)
+    if not world.first:
+        return _answer(store, world)
+    token = uuid.uuid4().hex
+    store.set("token", token)
+    answers = [f"{token}/{rank}" for rank in others]
+    try:
+        if answers:
+            store.wait(answers, timedelta(seconds=JOIN_TIMEOUT_S))
+    except RuntimeError as error:
+        missing = [rank for rank, key in zip(others, answers, strict=True) if not store.check([key])]
+        raise _alone(missing, world) from error
+    found = [json.loads(store.get(key)) for key in answers]
+    restarts = max([world.restarts, store.add("starts", 1) - 1, *(count for _, count in found)])
+    for rank, (own, _) in zip(others, found, strict=True):
+        store.set(f"{token}/{rank}/{own}", str(restarts))
+    return token, restarts
+
+
+def _answer(store: Store, world: World) -> tuple[str, int]:
+    """`meet`, in every process but the first."""
+    own, until = uuid.uuid4().hex, time.monotonic() + JOIN_TIMEOUT_S
+    while time.monotonic() < until:
+        if store.check(["token"]):
+            token = store.get("token").decode()  # perhaps of an earlier start: then nobody replies
+            store.set(f"{token}/{world.rank}", json.dumps([own, world.restarts]))
+            if store.check([f"{token}/{world.rank}/{own}"]):
+                return token, int(store.get(f"{token}/{world.rank}/{own}"))
+        time.sleep(0.05)
+    raise _alone([0], world)
+
+
+def _alone(missing: Sequence[int], world: World) -> UserError:
+    return UserError(
+        f"of {world.size} processes that should train together some did not come within {JOIN_TIMEOUT_S:.0f} s",
+        value=f"rank {', '.join(map(str, missing))}",
+        fix="see in the launcher's log why they ended, and that all machines run the same command",
+    )
 
 
 def rank_from_environment() -> int:

@@ -106,7 +106,6 @@ class Learner:
             self._network = DistributedDataParallel(
                 trained,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
-                broadcast_buffers=False,  # they are constants
                 gradient_as_bucket_view=True,
             )
         self._call: Any = torch.compile(self._network) if recipe.compile else self._network

@@ -10,11 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from alexnet_edge.errors import needs
 from alexnet_edge.files import writing
+from alexnet_edge.filters import filter_grid
 from alexnet_edge.preprocess import FloatArray
 
 if TYPE_CHECKING:
@@ -102,20 +100,3 @@ class TensorBoardLog:
         for name, key in _EPOCH_CURVES.items():
             self._writer.add_scalar(name, getattr(row, key), step)
         self._writer.add_image("conv1", filter_grid(filters_OCHW), step, dataformats="HWC")
-
-
-def filter_grid(filters_OCHW: FloatArray, *, zoom: int = 4) -> npt.NDArray[np.uint8]:
-    """Filters of three channels side by side, each from black to white, a pixel per weight `zoom` pixels wide."""
-    count, channels, height, width = filters_OCHW.shape
-    assert channels == 3, "only a first layer's filters have colours"
-    flat_OX = filters_OCHW.reshape(count, -1)
-    low_O1, high_O1 = flat_OX.min(1, keepdims=True), flat_OX.max(1, keepdims=True)
-    even_OX = (flat_OX - low_O1) / np.maximum(high_O1 - low_O1, np.finfo(np.float32).tiny)
-    tiles_OHWC = np.round(255 * even_OX).astype(np.uint8).reshape(filters_OCHW.shape).transpose(0, 2, 3, 1)
-    across = int(np.ceil(np.sqrt(count * height / width)))
-    down = -(-count // across)
-    grid = np.full((down * (height + 1) - 1, across * (width + 1) - 1, 3), 128, np.uint8)
-    for number, tile_HWC in enumerate(tiles_OHWC):
-        top, left = number // across * (height + 1), number % across * (width + 1)
-        grid[top : top + height, left : left + width] = tile_HWC
-    return grid.repeat(zoom, 0).repeat(zoom, 1)

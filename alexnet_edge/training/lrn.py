@@ -42,15 +42,16 @@ class _Normalise(torch.autograd.Function):
 
 
 class TrainingLRN(nn.Module):
-    """Takes the place of `nn.LocalResponseNorm` during training; has no parameters."""
+    """Takes the place of `nn.LocalResponseNorm` during training; has no parameters.
 
-    band: Tensor
+    Its band is no buffer: a constant, which `DistributedDataParallel` need not send around in every step.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         distance = torch.arange(channels)[:, None] - torch.arange(channels)[None, :]
         inside = (distance.abs() <= LRN_SIZE // 2).to(torch.float32)
-        self.register_buffer("band", (LRN_ALPHA / LRN_SIZE * inside)[:, :, None, None], persistent=False)
+        self.band = (LRN_ALPHA / LRN_SIZE * inside)[:, :, None, None]
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         with torch.autocast(x_NCHW.device.type, enabled=False):

@@ -207,19 +207,21 @@ def _train(settings: TrainSettings, found: Path | None, world: World, reporter: 
             skipped=tuple(history["skipped"]),
             first=world.first,
         )
-    run = _Run(settings, world, reporter, started)
-    folder = found if found is not None else world.from_first(lambda: new_folder(settings))
-    try:
-        with ExitStack() as stack:
-            world.from_first(lambda: stack.enter_context(locked(folder)))
-            stack.callback(run.close)
-            run.prepare(folder, _furthest(folder, run, world, reporter) if found is not None else None)
-            if settings.tensorboard and world.first:
-                run.log = stack.enter_context(TensorBoardLog(folder, steps_done=run.steps * run.epoch + run.step))
-            return run.go()
-    finally:
-        if world.first:
-            discard_if_empty(folder)
+    stop = Stop()
+    with stop.listening():
+        run = _Run(settings, world, reporter, stop, started)
+        folder = found if found is not None else world.from_first(lambda: new_folder(settings))
+        try:
+            with ExitStack() as stack:
+                world.from_first(lambda: stack.enter_context(locked(folder)))
+                stack.callback(run.close)
+                run.prepare(folder, _furthest(folder, run, world, reporter) if found is not None else None)
+                if settings.tensorboard and world.first:
+                    run.log = stack.enter_context(TensorBoardLog(folder, steps_done=run.steps * run.epoch + run.step))
+                return run.go()
+        finally:
+            if world.first:
+                discard_if_empty(folder)
 
 
 def _furthest(folder: Path, run: _Run, world: World, reporter: Reporter) -> Snapshot | None:
@@ -255,8 +257,9 @@ def _furthest(folder: Path, run: _Run, world: World, reporter: Reporter) -> Snap
 class _Run:
     """The state of one run, in one of its processes."""
 
-    def __init__(self, settings: TrainSettings, world: World, reporter: Reporter, started: float) -> None:
+    def __init__(self, settings: TrainSettings, world: World, reporter: Reporter, stop: Stop, started: float) -> None:
         self.started = started
+        self.stop = stop
         self.settings = settings
         self.world = world
         self.reporter = reporter
@@ -275,7 +278,6 @@ class _Run:
         self.arch = architecture(settings.arch, len(self.images.classes))
         self.spec = first_preprocessing(settings, self.recipe, self.arch)
         self.model, self.loaded = first_model(settings, self.recipe, self.arch, reporter)
-        self.stop = Stop()
         self.epoch, self.step = 0, 0  # the next step to take: epoch from 0, step within it
         self.sums = _Sums()
         self.history: list[EpochRow] = []
@@ -397,10 +399,10 @@ class _Run:
 
     def go(self) -> TrainResult:
         self.last_saved = time.monotonic()
+        self.stop.preparing = False
         complete = True
-        with self.stop.listening():
-            while self.epoch < self.recipe.epochs and complete:
-                complete = self._epoch()
+        while self.epoch < self.recipe.epochs and complete:
+            complete = self._epoch()
         assert self.best is not None, "every way here leads through a validation"
         if complete:
             if self.settings.keep == 0 and self.world.first:

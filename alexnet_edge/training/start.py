@@ -67,7 +67,7 @@ def first_model(
         raise UserError(
             "torchvision's weights are of its own architecture", value=arch.name, fix="add --arch torchvision"
         )
-    path = torchvision_weights() if settings.init == TORCHVISION else Path(settings.init)
+    path = torchvision_weights(reporter) if settings.init == TORCHVISION else Path(settings.init)
     if path.suffix == ".npz":
         weights = read_caffe_filters(path, arch)
     else:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the step at hand, not within it."""
+"""Ctrl-C and SIGTERM end a run after the step at hand, not within it; before the first step, at once."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from alexnet_edge.errors import InterruptedRunError
+
 
 class Stop:
     """Whether the run was asked to end, and by which signal."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.preparing = True
+        """Nothing is learned yet: a signal interrupts at once."""
 
     @property
     def asked(self) -> bool:
@@ -22,16 +26,23 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM inside the block; the second SIGINT interrupts at once.
+        """Note SIGINT and SIGTERM inside the block; while preparing the first one interrupts, later the second SIGINT.
 
         A program that handles a signal in its own way keeps its handler; outside the main thread nothing can be noted.
+
+        Raises:
+            InterruptedRunError: on SIGTERM while preparing.
         """
         before: dict[int, Any] = {}
 
         def note(number: int, frame: FrameType | None) -> None:
-            if self.asked and number == signal.SIGINT:
+            again, self.signal = self.asked, number
+            if number == signal.SIGINT and (again or self.preparing):
                 raise KeyboardInterrupt
-            self.signal = number
+            if self.preparing and not again:
+                error = InterruptedRunError("stopped before the first step; start it again with the same command")
+                error.exit_code = 128 + number
+                raise error
 
         usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
         if threading.current_thread() is threading.main_thread():
