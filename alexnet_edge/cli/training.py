@@ -49,6 +49,7 @@ RECIPE_FIELDS = (
     "freeze",
     "features_lr",
     "views",
+    "qat",
     "precision",
     "channels_last",
     "compile",
@@ -72,8 +73,8 @@ def train_command(
         str | None,
         typer.Option(
             "--recipe",
-            help="paper, notebook, modern, finetune, frozen or synthetic [modern; finetune with --init; synthetic; "
-            "frozen with --freeze features]",
+            help="paper, notebook, modern, finetune, frozen, qat or synthetic [modern; finetune with --init; synthetic; "
+            "frozen with --freeze features; qat with --qat]",
         ),
     ] = None,
     class_list: ClassListOption = None,
@@ -120,6 +121,12 @@ def train_command(
         float | None, typer.Option("--features-lr", help="Rate of conv1 to conv5, as a share of --lr", **RECIPE)
     ] = None,
     views: Annotated[int | None, typer.Option("--views", help="Of each image, with frozen features", **RECIPE)] = None,
+    qat: Annotated[
+        str | None,
+        typer.Option(
+            "--qat", help="fc6 to fc8 with weights rounded to int4 or int8, none; with frozen features", **RECIPE
+        ),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option("--precision", help="Of the steps: auto, fp32, bf16 or fp16", **RECIPE)
     ] = None,

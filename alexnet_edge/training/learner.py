@@ -25,11 +25,13 @@ from alexnet_edge.training.recipe import Precision, Recipe
 with needs("train"):
     import torch
     from torch import Tensor, nn
+    from torch.func import functional_call
     from torch.nn import functional as F
     from torch.nn.parallel import DistributedDataParallel
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     from alexnet_edge.model import AlexNet
+    from alexnet_edge.training.rounding import Rounding, rounded_weights
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -101,10 +103,11 @@ class Learner:
         if recipe.channels_last:
             trained.to(memory_format=layout)
         self._layout = layout
-        self._network: nn.Module = trained
+        self._network: nn.Module = trained if recipe.qat == "none" else Rounding(trained, model, recipe.qat)
+        self._kept_weights: dict[str, Tensor] | None = None
         if world.size > 1:
             self._network = DistributedDataParallel(
-                trained,
+                self._network,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
@@ -133,6 +136,14 @@ class Learner:
     def kept(self) -> AlexNet:
         """The network that is validated and kept: the average where one is taken."""
         return cast("AlexNet", self._average.module) if self._average is not None else self.model
+
+    def kept_weights(self) -> dict[str, Tensor]:
+        """The weights of that network, those of fc6 to fc8 rounded where they are trained so."""
+        if self._kept_weights is None:
+            with torch.no_grad():
+                found = {name: value.detach() for name, value in self.kept.named_parameters()}
+                self._kept_weights = found | rounded_weights(self.kept, self.recipe.qat)
+        return self._kept_weights
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -166,6 +177,7 @@ class Learner:
         Raises:
             MissingComponentError: when `torch.compile` cannot compile here.
         """
+        self._kept_weights = None
         self.model.train()
         self._seed(place)
         self.optimizer.zero_grad()
@@ -247,10 +259,11 @@ class Learner:
         """Logits of the network that is kept, in FP32, without dropout."""
         network = self.kept.eval()
         x = x.to(self.world.device)
+        classifier_only = self.recipe.freeze == "features"
+        x = x if classifier_only else x.contiguous(memory_format=self._layout)
+        weights = {f"model.{name}": value for name, value in self.kept_weights().items()}
         with torch.inference_mode():
-            if self.recipe.freeze == "features":
-                return network.classifier(x)
-            return network.logits(x.contiguous(memory_format=self._layout))
+            return cast("Tensor", functional_call(_Trained(network, classifier_only=classifier_only), weights, (x,)))
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -276,6 +289,7 @@ class Learner:
         Raises:
             KeyError, ValueError, RuntimeError: when something is missing or of the wrong shape.
         """
+        self._kept_weights = None
         restore_weights(self.model, tensors)
         for name, parameter in self.trainable().items():
             if f"momentum/{name}" in tensors:

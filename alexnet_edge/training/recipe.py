@@ -20,6 +20,7 @@ from alexnet_edge.reader import AugmentOn, Pool
 Schedule = Literal["steps", "cosine", "plateau"]
 Freeze = Literal["none", "features"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Qat = Literal["none", "int8", "int4"]
 FirstWeights = Literal["kaiming", "paper"]
 
 FIRST_WEIGHTS: tuple[FirstWeights, ...] = ("kaiming", "paper")
@@ -28,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "freeze": ("none", "features"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "first_weights": FIRST_WEIGHTS,
+    "qat": ("none", "int8", "int4"),
 }
 """What the fields of a recipe that are words may be."""
 
@@ -79,6 +81,9 @@ class Recipe:
     """Learning rate of conv1 to conv5, as a share of `lr`."""
     views: int = 2
     """Fixed views of each image whose features are computed, with frozen features."""
+    qat: Qat = "none"
+    """Train fc6 to fc8 with their weights rounded as an export to this type rounds them; frozen features are needed. The
+    checkpoint holds the rounded ones: `alexnet_edge.training.rounding`."""
     precision: Precision = "fp32"
     """Of the training steps; weights stay FP32, and validation is FP32. `auto` is BF16 where the device computes it, FP16
     on other GPUs, FP32 on other processors."""
@@ -126,11 +131,15 @@ RECIPES: dict[str, Recipe] = {
         channels_last=True,
     ),
     "frozen": Recipe(epochs=15, batch=128, lr=0.001, schedule="cosine", warmup=0.05, rescale=True, freeze="features"),
+    "qat": Recipe(
+        epochs=5, batch=128, lr=0.0002, schedule="cosine", warmup=0.05, dropout=0.0, freeze="features", qat="int4"
+    ),
     "synthetic": Recipe(epochs=2, batch=16, lr=0.002, schedule="cosine", warmup=0.05, dropout=0.0, rescale=True),
 }
 """`paper` is section 5 of the paper, with its colour shifts; `notebook` the seed notebook's; `modern` what is done today
 from scratch; `finetune` goes on from trained filters, at a tenth of the rate in conv1 to conv5; `frozen` trains fc6 to fc8
-alone, on features computed once: minutes on a processor; `synthetic` learns the built-in set in about a minute on two cores."""
+alone, on features computed once: minutes on a processor; `qat` goes on from such a checkpoint with their weights rounded to INT4;
+`synthetic` learns the built-in set in about a minute on two cores."""
 
 _BY_MACHINE = (
     "runs",
@@ -230,6 +239,8 @@ class TrainSettings:
         return {**same, "recipe": recipe_json(self.resolved()), "overrides": {}}
 
     def _default_recipe(self) -> str:
+        if self.overrides.get("qat", "none") != "none":
+            return "qat"
         if self.overrides.get("freeze") == "features":
             return "frozen"
         if self.init is not None:
@@ -283,6 +294,10 @@ def _check(recipe: Recipe, settings: TrainSettings) -> None:
             raise UserError(f"no such {name}", value=chosen, fix=f"choose one of {', '.join(known)}")
     if recipe.preprocessing is not None:
         preset(recipe.preprocessing)
+    if recipe.qat != "none" and recipe.freeze != "features":
+        raise UserError(
+            "only fc6 to fc8 are trained with rounded weights", value=recipe.qat, fix="add --freeze features"
+        )
     if recipe.accumulate > recipe.batch:
         raise UserError(
             f"a batch of {recipe.batch} cannot be taken in so many parts", value=recipe.accumulate, fix="lower it"

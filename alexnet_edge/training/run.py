@@ -642,7 +642,7 @@ class _Run:
             metrics=asdict(row),
             tools=versions(),
         )
-        weights = {name: value.detach().cpu().numpy() for name, value in self.learner.kept.named_parameters()}
+        weights = {name: value.cpu().numpy() for name, value in self.learner.kept_weights().items()}
         save_checkpoint(self.folder / MODEL_FILE, weights, info)
 
     def _write_snapshot(self) -> None:

@@ -1,0 +1,74 @@
+"""Training with rounded weights: fc6 to fc8 compute with the values that an export stores, and learn as if they had not.
+
+Forwards each weight is rounded exactly as `alexnet_edge.export.quantize` rounds it for a processor; backwards its gradient goes
+to the unrounded weight as it is (the straight-through estimator), so that small steps add up until a value changes. What is
+validated and kept are the rounded weights: rounding them again, as an export does, changes nothing, and the checkpoint in
+FP32 answers as its fully connected layers in INT4 or INT8 do.
+
+Sources: Y. Bengio, N. Leonard, A. Courville, "Estimating or Propagating Gradients Through Stochastic Neurons"
+(arXiv:1308.3432); B. Jacob et al., "Quantization and Training of Neural Networks" (arXiv:1712.05877).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from alexnet_edge.errors import needs
+from alexnet_edge.export.quantize import INT4_BLOCK, INT4_MAX, INT4_MIN, INT8_MAX
+from alexnet_edge.training.recipe import Qat
+
+with needs("train"):
+    import torch
+    from torch import Tensor, nn
+    from torch.func import functional_call
+
+    from alexnet_edge.model import AlexNet
+
+
+class Rounding(nn.Module):
+    """Calls `inner`, in which `model` is `inner.model`, with the weights of fc6 to fc8 rounded on the way."""
+
+    def __init__(self, inner: nn.Module, model: AlexNet, kind: Qat) -> None:
+        super().__init__()
+        self.inner = inner
+        self.kind = kind
+        self._names = [f"{spec.name}.weight" for spec in model.arch.layers if spec.kind == "fc"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        model = self.inner.get_submodule("model")
+        weights = {f"model.{name}": _Straight.apply(model.get_parameter(name), self.kind) for name in self._names}
+        return cast("Tensor", functional_call(self.inner, weights, (x,)))
+
+
+def rounded_weights(model: AlexNet, kind: Qat) -> dict[str, Tensor]:
+    """The rounded weights of fc6 to fc8, by name; none where `kind` rounds none."""
+    if kind == "none":
+        return {}
+    names = [f"{spec.name}.weight" for spec in model.arch.layers if spec.kind == "fc"]
+    return {name: rounded(model.get_parameter(name).detach(), kind) for name in names}
+
+
+def rounded(weight_OI: Tensor, kind: Qat) -> Tensor:
+    """A weight `(C_out, C_in)` as it comes back from `quantize_weight` (INT8) or `quantize_blocks_full` (INT4)."""
+    tiny = torch.finfo(torch.float32).tiny
+    if kind == "int8":
+        largest = torch.full((), float(INT8_MAX), device=weight_OI.device)  # a plain number is multiplied by on a GPU
+        scale = weight_OI.abs().amax(dim=1, keepdim=True) / largest
+        scale = torch.where(scale >= tiny, scale, 1.0)
+        return (weight_OI / scale).round_().clamp_(-INT8_MAX, INT8_MAX).mul_(scale)
+    blocks = weight_OI.reshape(len(weight_OI), -1, INT4_BLOCK)
+    scale = blocks.gather(2, blocks.abs().argmax(dim=2, keepdim=True)) / INT4_MIN
+    scale = torch.where(scale.abs() >= tiny, scale, 1.0)
+    return (blocks / scale).round_().clamp_(INT4_MIN, INT4_MAX).mul_(scale).reshape(weight_OI.shape)
+
+
+class _Straight(torch.autograd.Function):
+    """Rounds forwards, passes the gradient backwards."""
+
+    @staticmethod
+    def forward(context: Any, weight_OI: Tensor, kind: Qat) -> Tensor:
+        return rounded(weight_OI, kind)
+
+    @staticmethod
+    def backward(context: Any, gradient_OI: Tensor) -> tuple[Tensor, None]:
+        return gradient_OI, None
