@@ -23,7 +23,7 @@ from alexnet_edge.checkpoint import Checkpoint, load_checkpoint
 from alexnet_edge.data import ImageSet, open_images
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.build import Exporter
-from alexnet_edge.export.targets import find_target
+from alexnet_edge.export.targets import GivenRanges, find_target
 from alexnet_edge.layers import LAYER_NAMES
 from alexnet_edge.sessions.openvino import int8_overflows
 from alexnet_edge.sessions.torch import CheckpointSession
@@ -204,14 +204,22 @@ def test_a_doubled_scale_of_integer_operators_is_named(
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv2"])
+@pytest.mark.parametrize(("constant", "factor", "reader"), [("lrn/k", 1.01, "s"), ("lrn/alpha", 5.0, "mean")])
 def test_a_changed_normalisation_in_a_lowered_graph_is_named(
-    layer: str, lowered: dict[str, Artifact], checkpoint: Checkpoint, images: ImageSet, tmp_path: Path
+    constant: str,
+    factor: float,
+    reader: str,
+    layer: str,
+    lowered: dict[str, Artifact],
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    tmp_path: Path,
 ) -> None:
     def change(graph: onnx.GraphProto) -> None:
-        entry = next(entry for entry in graph.initializer if entry.name == "lrn/k")
-        graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(entry) * np.float32(1.01), "other_k"))
-        node = next(node for node in graph.node if node.name == f"{layer}/lrn/s")
-        node.input[1] = "other_k"
+        entry = next(entry for entry in graph.initializer if entry.name == constant)
+        graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(entry) * np.float32(factor), "other"))
+        node = next(node for node in graph.node if node.name == f"{layer}/lrn/{reader}")
+        node.input[1] = "other"
 
     found = bisect(planted(lowered["operators"], tmp_path, change), checkpoint, images, limit=IMAGES)
     assert found.first is not None
@@ -350,6 +358,28 @@ def test_a_wrong_scale_in_an_openvino_file_is_named(
     found = bisect(wrong, checkpoint, images, limit=IMAGES)
     assert found.first is not None
     assert (found.first.layer, found.first.kind) == (layer, "layer")
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv2"])
+def test_a_changed_normalisation_in_an_openvino_file_is_named(
+    layer: str, checkpoint: Checkpoint, lowered: dict[str, Artifact], images: ImageSet, tmp_path: Path
+) -> None:
+    from alexnet_edge.export.lower import lowered_onnx
+    from alexnet_edge.export.openvino import write_openvino
+
+    manifest = without(lowered, "openvino").manifest
+    plan = manifest.build["target"]["plan"]
+    ranges = GivenRanges(amax=manifest.calibration["amax"])
+    model = lowered_onnx(checkpoint, find_target("cpu-avx512-vnni"), plan, ranges, runtime="openvino")
+    node = next(node for node in model.graph.node if node.name == f"{layer}/lrn")
+    next(entry for entry in node.attribute if entry.name == "alpha").f = 5e-4
+    onnx.save_model(model, str(tmp_path / "graph.onnx"))
+    write_openvino(tmp_path / "graph.onnx", tmp_path / "building.xml", "mixed", source_sha256="0" * 64, plan=plan)
+    wrong = commit(tmp_path / "building.xml", tmp_path / "wrong.xml", manifest)
+    found = bisect(wrong, checkpoint, images, limit=IMAGES)
+    assert found.first is not None
+    assert (found.first.name, found.first.kind) == (f"{layer}/lrn", "lrn")
+    assert "alpha is 0.0005" in found.cause
 
 
 def test_a_format_without_named_tensors_is_refused(
