@@ -232,6 +232,10 @@ def rebuild_command(manifest: Manifest) -> str:
         words.append("--int8")
     elif manifest.precision != "fp32":
         words.append(f"--{manifest.precision}")
+    corrections = manifest.build.get("corrections")
+    if isinstance(corrections, Mapping):
+        words += ["--equalise"] if "equalised" in corrections else []
+        words += ["--correct-bias"] if "bias" in corrections else []
     target = manifest.build.get("target")
     if isinstance(target, Mapping) and "name" in target:
         words.append(f"--target {target['name']}")

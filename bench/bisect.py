@@ -26,6 +26,7 @@ from alexnet_edge.bench.observe import Observed, Observer, open_observer
 from alexnet_edge.checkpoint import Checkpoint
 from alexnet_edge.data import ImageSet, OnBadImage, batches
 from alexnet_edge.errors import ImageError, UserError
+from alexnet_edge.export.corrections import equalised, from_text
 from alexnet_edge.layers import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE
 from alexnet_edge.preprocess import FloatArray
 from alexnet_edge.sessions import open_session
@@ -134,6 +135,9 @@ def bisect(
     """
     if len(images) == 0:
         raise UserError("a bisect needs images", value=0, fix="give a folder with images")
+    scales = (artifact.manifest.build.get("corrections") or {}).get("equalised")
+    if scales is not None:
+        checkpoint = equalised(checkpoint, from_text(scales, checkpoint.info.arch))
     spec = checkpoint.info.preprocessing
     chosen = images.spread(limit)
     taken = [batch.x_NCHW for batch in batches(chosen, spec, batch=limit, on_bad_image=on_bad_image, bad=bad)]

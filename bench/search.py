@@ -228,6 +228,7 @@ class _Search:
             "threads": exporter.threads,
             "machine": [environment.get("cpu"), environment.get("cpus")],
             "versions": environment.get("versions"),
+            **({"corrections": exporter.corrector.named} if exporter.corrector.named else {}),
         }
         self.journal = Journal(exporter.cache / "search" / f"{sha256_json(self._context)}.jsonl")
 

@@ -45,6 +45,7 @@ from alexnet_edge.errors import (
     needs,
 )
 from alexnet_edge.evaluate import outputs_NK
+from alexnet_edge.export.corrections import CORRECTED, Corrector
 from alexnet_edge.export.options import EngineOptions
 from alexnet_edge.export.precision import CALIBRATED, EMULATED, onnx_precisions, require_precision, weight_bytes
 from alexnet_edge.export.targets import (
@@ -151,6 +152,8 @@ class Exporter:
         target: Target | None = None,
         lower_fp32: bool = False,
         plan: Plan | None = None,
+        equalise: bool = False,
+        correct_bias: bool = False,
         threads: int | None = None,
         on_bad_image: OnBadImage = "fail",
         cache: Path = CACHE,
@@ -172,18 +175,28 @@ class Exporter:
             target: where `LOWERED` precisions shall run; without one every graph is the portable one.
             lower_fp32: lower FP32 for it, too. Else that file stays the portable graph that further exports are made from.
             plan: the type of each layer, for `mixed`.
+            equalise: bring channels to like ranges before INT8: see `alexnet_edge.export.corrections`.
+            correct_bias: take the mean error of INT8 and INT4 layers off their biases.
             threads: processor threads of calibration and proof.
             on_bad_image: what to do with an image that cannot be read.
             cache: folder for calibration histograms.
             reporter: where progress goes.
 
         Raises:
-            UserError: when `threads` is not positive, or no graph can be written for the plan.
+            UserError: when `threads` is not positive, no graph can be written for the plan, or corrections are asked for
+                where ranges were chosen elsewhere or TensorRT chooses them.
         """
         if plan is not None:
             check_plan(plan)
         if threads is not None and threads < 1:
             raise UserError("threads must be 1 or more", value=threads, fix="leave it out to use every processor")
+        calibrator = engine is not None and engine.calibrator is not None
+        if (equalise or correct_bias) and (calibration is not None or calibrator):
+            raise UserError(
+                "corrections need the ranges that this export calibrates",
+                value="--calibrator" if calibrator else "given ranges",
+                fix="leave --equalise and --correct-bias out",
+            )
         self.checkpoint = checkpoint
         self.out = out
         self.proof_images = proof_images
@@ -203,10 +216,19 @@ class Exporter:
         self.cache = cache
         self.reporter: Reporter = reporter or QuietReporter()
         self._calibration_images = calibration_images
-        self._calibrations: dict[tuple[str, bool], Calibration] = {}
+        self._calibrations: dict[tuple[str, bool, str], Calibration] = {}
         self._audits: dict[str, CalibrationAudit] = {}  # by the table's hash
         self._given_calibration = calibration
         self._reference_NK = reference_NK
+        self.corrector = Corrector(
+            checkpoint,
+            self._images_to_calibrate_on,
+            equalise=equalise,
+            correct_bias=correct_bias,
+            threads=threads,
+            on_bad_image=on_bad_image,
+            reporter=self.reporter,
+        )
         self._skipped = 0  # proof images that could not be used
         self._stand_in_reports: dict[str, ParityReport] = {}
 
@@ -388,9 +410,21 @@ class Exporter:
         assert self.target is not None, "asked by `lowered`"
         plan = self._plan(precision)
         ranges = self.calibration("int8") if "int8" in plan.values() else NO_RANGES
-        model = lowered_onnx(self.checkpoint, self.target, plan, ranges, runtime=runtime)
+        source, build = self._source(precision, runtime)
+        model = lowered_onnx(source, self.target, plan, ranges, runtime=runtime)
         write_onnx(model, path)
-        return {"opset": model.opset_import[0].version, "target": target_record(self.target, runtime, plan)}
+        return {**build, "opset": model.opset_import[0].version, "target": target_record(self.target, runtime, plan)}
+
+    def _source(self, precision: Precision, runtime: LoweredRuntime | None = None) -> tuple[Checkpoint, dict[str, Any]]:
+        """What is written, lowered for a runtime or not: the checkpoint, or that with its corrections and their record."""
+        if not self.corrector.named or precision not in CORRECTED:
+            return self.checkpoint, {}
+        plan = self._plan(precision)
+        if set(plan.values()) == {"fp32"}:
+            return self.checkpoint, {}
+        lowering = self.target.lowerings[runtime] if self.target is not None and runtime is not None else None
+        source, record = self.corrector.written(plan, self.calibration("int8"), lowering)
+        return source, {"corrections": record}
 
     def _elsewhere(self, precision: Precision, staging: Path) -> Path:
         """The operators of the graph lowered for a target that this machine is not, to be proved on ONNX Runtime.
@@ -418,7 +452,8 @@ class Exporter:
                 stand_in=lambda: self._elsewhere(precision, staging),
             )
         path = staging / f"building_{precision}.onnx"
-        model = onnx_from_checkpoint(self.checkpoint, precision=precision, amax=self._amax(precision))
+        source, build = self._source(precision)
+        model = onnx_from_checkpoint(source, precision=precision, amax=self._amax(precision))
         write_onnx(model, path)
         layers = onnx_precisions(path, precision)
         require_precision(layers, f"onnx {precision}")
@@ -426,7 +461,7 @@ class Exporter:
             path=path,
             runtime="onnxruntime",
             layers=layers,
-            build={"opset": model.opset_import[0].version},
+            build={**build, "opset": model.opset_import[0].version},
             stand_in=lambda: write_emulation(self.checkpoint, precision, staging),
         )
 
@@ -437,9 +472,9 @@ class Exporter:
         runtime = self.lowered("openvino", precision)
         kind = precision if runtime is not None else GRAPHS[precision]
         graph, path = staging / f"graph_{kind}.onnx", staging / "building.xml"
-        build: dict[str, Any] = {}
         if runtime is None:
-            write_onnx(onnx_from_checkpoint(self.checkpoint, precision=kind, amax=self._amax(kind)), graph)
+            network, build = self._source(kind)
+            write_onnx(onnx_from_checkpoint(network, precision=kind, amax=self._amax(kind)), graph)
         else:
             build = self._write_lowered(precision, graph, runtime)
         source = sha256_file(graph)
@@ -449,7 +484,7 @@ class Exporter:
             precision,
             source_sha256=source,
             plan=self._plan(precision),
-            weight_bits=build["target"]["weight_bits"] if build else 8,
+            weight_bits=build["target"]["weight_bits"] if "target" in build else 8,
         )
         return _Built(
             path=path,
@@ -463,8 +498,9 @@ class Exporter:
     def _build_engine(self, precision: Precision, staging: Path) -> _Built:
         from alexnet_edge.export.engine import build_engine_files
 
+        source, build = self._source(precision)
         files = build_engine_files(
-            self.checkpoint,
+            source,
             precision,
             staging,
             runtime=engine_runtime(self.runtime),
@@ -480,7 +516,7 @@ class Exporter:
             path=files.engine,
             runtime=files.runtime,
             layers=files.built.layers,
-            build=files.built.build,
+            build={**files.built.build, **build},
             sources={name: sha256_file(path) for name, path in files.sources.items()},
             min_batch=self.engine.min_batch,
             max_batch=self.engine.max_batch,
@@ -498,9 +534,11 @@ class Exporter:
             return self._given_calibration
         method = "minmax" if precision == "fp8" else self.method
         outputs = self.outputs and precision != "fp8"
-        if (method, outputs) not in self._calibrations:
-            self._calibrations[method, outputs] = calibrate(
-                self.checkpoint,
+        network = self.corrector.network() if precision in CORRECTED else self.checkpoint
+        key = (method, outputs, network.sha256)
+        if key not in self._calibrations:
+            self._calibrations[key] = calibrate(
+                network,
                 self._images_to_calibrate_on(),
                 method=method,  # type: ignore[arg-type]  # checked there, with the list of methods
                 cache=self.cache / "calibration",
@@ -509,7 +547,7 @@ class Exporter:
                 outputs=outputs,
                 reporter=self.reporter,
             )
-        return self._calibrations[method, outputs]
+        return self._calibrations[key]
 
     def write_calibration_table(self, path: Path, version: str) -> None:
         """Write the INT8 ranges of this export as a calibration table that TensorRT `version` (`10.3.0`) reads.

@@ -16,7 +16,7 @@ import logging
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -332,6 +332,41 @@ def _collect(
     skipped: list[ImageError],
     reporter: Reporter | None,
 ) -> tuple[dict[str, Histogram], int]:
+    histograms = {name: Histogram() for name in taps}
+    used = 0
+    found = observed(checkpoint, images, taps, threads, on_bad_image, skipped, reporter, "calibrating")
+    for values in found:
+        for layer, tensor in values.items():
+            histograms[layer].add(tensor)
+        used += len(next(iter(values.values())))
+    return histograms, used
+
+
+def observed(
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    taps: Mapping[str, str],
+    threads: int | None,
+    on_bad_image: OnBadImage,
+    skipped: list[ImageError],
+    reporter: Reporter | None,
+    what: str,
+) -> Iterator[dict[str, FloatArray]]:
+    """Tensors inside the FP32 network, batch after batch of the images.
+
+    Args:
+        checkpoint: the network.
+        images: what it is given.
+        taps: the tensors of the FP32 graph, by the name they have in what comes out.
+        threads: processor threads.
+        on_bad_image: what to do with an image that cannot be read.
+        skipped: receives the error of each image left out.
+        reporter: where progress goes, as `what`.
+
+    Raises:
+        ImageError: when an image cannot be read and `on_bad_image` is `fail`.
+        MissingComponentError: when onnx or ONNX Runtime is not installed.
+    """
     from alexnet_edge.environment import usable_cpus
     from alexnet_edge.export.onnx import onnx_from_checkpoint
 
@@ -343,21 +378,18 @@ def _collect(
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
-    histograms = {name: Histogram() for name in taps}
     used = 0
     if reporter is not None:
-        reporter.start("calibrating", len(images))
+        reporter.start(what, len(images))
     for batch in batches(images, checkpoint.info.preprocessing, batch=BATCH, on_bad_image=on_bad_image, bad=skipped):
         values = dict(zip(outputs, session.run(outputs, {INPUT: batch.x_NCHW}), strict=True))
         values[INPUT] = batch.x_NCHW
-        for layer, tensor in taps.items():
-            histograms[layer].add(values[tensor])
+        yield {name: values[tensor] for name, tensor in taps.items()}
         used += len(batch.x_NCHW)
         if reporter is not None:
             reporter.update(used)
     if reporter is not None:
         reporter.finish(f"{used} images")
-    return histograms, used
 
 
 def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:

@@ -100,6 +100,12 @@ def export_command(
         int | None, typer.Option("--calibration-images", help="So many of them, evenly spread [512]")
     ] = None,
     method: Annotated[str, typer.Option("--method", help="entropy, minmax, percentile or mse")] = "entropy",
+    equalise: Annotated[
+        bool, typer.Option("--equalise", help="Before INT8, bring channels to like ranges: docs/quantization.md")
+    ] = False,
+    correct_bias: Annotated[
+        bool, typer.Option("--correct-bias", help="Take the mean error of INT8 and INT4 layers off their biases")
+    ] = False,
     calibration_table: Annotated[
         Path | None,
         typer.Option("--calibration-table", help="Also write the INT8 ranges as a TensorRT calibration table"),
@@ -253,6 +259,7 @@ def export_command(
     from alexnet_edge.data import open_images
     from alexnet_edge.export import build, targets
     from alexnet_edge.export.calibrate import METHODS
+    from alexnet_edge.export.corrections import CORRECTED
     from alexnet_edge.export.options import EngineOptions
     from alexnet_edge.export.precision import CALIBRATED
 
@@ -323,8 +330,15 @@ def export_command(
             "only INT8 and FP8 are calibrated",
             fix="add --int8 or --fp8, or leave it out",
         )
+    if not written_precisions & set(CORRECTED) and not auto:
+        refuse_given(
+            context, ("equalise", "correct_bias"), "corrections are for INT8", fix="add --int8, or leave it out"
+        )
     table_version = ""
     if calibration_table is not None:
+        refuse_given(
+            context, ("equalise",), "TensorRT would use the table for the network as it is", fix="leave it out"
+        )
         if "int8" not in written_precisions:
             raise UserError(
                 "a calibration table is for INT8", value=calibration_table, fix="add --int8, or leave it out"
@@ -381,6 +395,8 @@ def export_command(
             outputs=calibration_table is not None,
             target=lowered_for,
             lower_fp32=lower_fp32,
+            equalise=equalise,
+            correct_bias=correct_bias,
             threads=threads,
             on_bad_image=choice("--on-bad-image", on_bad_image, ("skip", "fail")),
             reporter=reporter,
@@ -435,6 +451,8 @@ _NOT_WITH_ARTIFACT = (
     *(
         "calibration_images",
         "method",
+        "equalise",
+        "correct_bias",
         "calibration_table",
         "table_for",
         "class_list",
