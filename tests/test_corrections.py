@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from narrow_network import CLASSES, NARROW, write_checkpoint
+from onnx import numpy_helper
 
 from alexnet_edge import layers
 from alexnet_edge.artifact import commit, rebuild_command
@@ -248,3 +250,21 @@ def test_mistakes(checkpoint: Checkpoint, images: ImageSet, tmp_path: Path, run_
     assert "corrections are for INT8" in run_cli.refuses("export", "--format", "onnx", "--fp16", "--correct-bias")
     words = ("export", "--format", "onnx", "--int8", "--equalise", "--calibration-table", "t", "--table-for", "10.3.0")
     assert "for the network as it is" in run_cli.refuses(*words)
+
+
+def test_an_engine_is_built_from_the_corrected_graph(checkpoint: Checkpoint, images: ImageSet, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    wide = planted(checkpoint, 16)
+    exporter = exporter_in(tmp_path, wide, images, equalise=True, correct_bias=True, runtime="rtx")
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    built = exporter._build("trt", "int8", folder)
+    assert set(built.build["corrections"]) == {"equalised", "bias"}
+    constants = {
+        entry.name: numpy_helper.to_array(entry)
+        for entry in onnx.load(str(folder / "building_int8.onnx")).graph.initializer
+    }
+    source, _ = exporter._source("int8")
+    np.testing.assert_array_equal(constants["conv4.bias"], source.weights["conv4.bias"])
+    assert np.abs(constants["conv4.bias"] - wide.weights["conv4.bias"]).max() > 0
+    assert constants["conv4.weight_scale"][5] < wide.weights["conv4.weight"][5].max() / 127 / 4
