@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from alexnet_edge.cli import _run
 from alexnet_edge.cli import training as cli
 from alexnet_edge.errors import UserError
-from alexnet_edge.training.recipe import CHOICES, RECIPES, Recipe, TrainSettings
+from alexnet_edge.training.recipe import CHOICES, RECIPES, Recipe, TrainSettings, recipe_json
 from alexnet_edge.training.schedule import learning_rate, plateaus
 
 
@@ -169,7 +171,59 @@ def test_every_field_of_a_recipe_has_an_option() -> None:
     assert set(CHOICES) <= names
 
 
-def test_options_reach_the_recipe(run_cli: Any, image_folder: Any) -> None:
+OTHER: dict[str, Any] = {
+    "epochs": 3,
+    "batch": 24,
+    "accumulate": 2,
+    "lr": 0.25,
+    "schedule": "plateau",
+    "milestones": (2.0, 3.0),
+    "patience": 7,
+    "reductions": 1,
+    "warmup": 0.125,
+    "momentum": 0.5,
+    "weight_decay": 0.0625,
+    "label_smoothing": 0.25,
+    "dropout": 0.125,
+    "clip": 3.0,
+    "ema": 0.5,
+    "first_weights": "paper",
+    "rescale": False,
+    "preprocessing": "caffe-227",
+    "lighting_sigma": 0.5,
+    "freeze": "features",
+    "features_lr": 0.5,
+    "views": 3,
+    "precision": "bf16",
+    "channels_last": False,
+    "compile": True,
+}
+"""A value for every field that `modern` does not have."""
+
+
+def test_every_option_reaches_the_recipe_and_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TrainSettings] = []
+
+    def train(settings: TrainSettings, **options: Any) -> SimpleNamespace:
+        asked.append(settings)
+        return SimpleNamespace(first=False)
+
+    monkeypatch.setattr("alexnet_edge.training.run.train", train)
+    arguments = ["train", "--recipe", "modern"]
+    for name, value in OTHER.items():
+        assert getattr(RECIPES["modern"], name) != value, name
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            arguments += [f"--{option}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    assert _run(arguments) == 0
+    (settings,) = asked
+    assert settings.resolved() == Recipe(**OTHER)
+    assert json.loads(json.dumps(recipe_json(settings.resolved()))) == {**OTHER, "milestones": [2.0, 3.0]}
+
+
+def test_options_that_do_not_fit_are_refused(run_cli: Any, image_folder: Any) -> None:
     given = "--batch 7 --accumulate 9 --schedule plateau --milestones 3,5 --compile --no-channels-last --ema 0.5"
     problem = run_cli.refuses("train", "--data", image_folder, "--recipe", "modern", *given.split())
     assert "a batch of 7 cannot be taken in so many parts: 9" in problem
