@@ -56,6 +56,7 @@ NEEDED = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "dpkg-deb": "dpkg",
+    "gpgv": "gpgv",
     "setpriv": "util-linux",
     "unshare": "util-linux",
 }
@@ -221,7 +222,13 @@ def debian_tree() -> Path:
     tree.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix="building-") as folder:
         root = Path(folder) / "root"
-        options = ["--arch=arm64", "--variant=minbase", "--foreign", f"--include={','.join(PACKAGES)}"]
+        options = [
+            "--arch=arm64",
+            "--variant=minbase",
+            "--foreign",
+            "--force-check-gpg",
+            f"--include={','.join(PACKAGES)}",
+        ]
         answer = _run("debootstrap", *options, SUITE, root, mirror(), timeout_s=1200, check=False, env=_proxy())
         if answer.returncode:
             last = (answer.stdout + answer.stderr).strip().splitlines()[-1:]
