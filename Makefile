@@ -34,7 +34,7 @@ unit: .venv/.installed  ## the tests, in two processes
 bench: .venv/.installed  ## the benchmarks, as pytest-benchmark tables (BENCH_SECONDS=3 per case)
 	$(BIN)/python -m pytest bench --benchmark-only --bench-seconds $(BENCH_SECONDS)
 
-test-board: .venv/.installed  ## a deploy to an emulated aarch64 board, apart from the tests: root, 6 to 8 minutes
+test-board: .venv/.installed  ## a deploy to an emulated aarch64 board, apart from the tests: root, 4 to 8 minutes
 	@$(BIN)/python tests/emulated_board.py
 	$(BIN)/python -m pytest --board -s tests/test_board.py
 
