@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,10 @@ CLASSES = ("blue", "green", "red", "yellow")
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 40), "yellow": (220, 210, 40)}
 
 MakeCheckpoint = Callable[..., Path]
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a background job has it, and hands it on to what tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
