@@ -194,6 +194,7 @@ OTHER: dict[str, Any] = {
     "freeze": "features",
     "features_lr": 0.5,
     "views": 3,
+    "qat": "int8",
     "precision": "bf16",
     "channels_last": False,
     "compile": True,
