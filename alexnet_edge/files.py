@@ -27,7 +27,7 @@ _WHY = {
 }
 
 
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 """What reading a JSON text, or taking fields from its value, raises when it is damaged or not what was expected."""
 
 
