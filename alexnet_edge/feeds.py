@@ -145,11 +145,10 @@ class ImageFeed:
             return _Inline()
         if not self._in_processes:
             return ThreadPoolExecutor(self._workers, thread_name_prefix="reader")
+        # torch has threads, so a fork of this process could hang; a server that forks could be stopped by itself
         return ProcessPoolExecutor(
             self._workers,
-            mp_context=get_context(
-                "spawn"
-            ),  # torch has threads: a fork could hang; a server that forks could be stopped
+            mp_context=get_context("spawn"),
             initializer=start_process,
             initargs=(self.images, self.spec, self._lighting, self._budget),
         )

@@ -15,7 +15,8 @@ from alexnet_edge.preprocess import FloatArray
 
 
 def filter_grid(filters_OCHW: FloatArray, *, zoom: int = 4) -> npt.NDArray[np.uint8]:
-    """Filters of three channels side by side, each from black to white, a pixel per weight `zoom` pixels wide."""
+    """Filters `(O, 3, H, W)` side by side as a picture `(rows, columns, 3)`, each filter from black to white, `zoom` pixels to a
+    weight, a grey line between two."""
     count, channels, height, width = filters_OCHW.shape
     assert channels == 3, "only a first layer's filters have colours"
     flat_OX = filters_OCHW.reshape(count, -1)
@@ -32,7 +33,7 @@ def filter_grid(filters_OCHW: FloatArray, *, zoom: int = 4) -> npt.NDArray[np.ui
 
 
 def filter_png(filters_OCHW: FloatArray) -> bytes:
-    """`filter_grid` as a PNG file."""
+    """`filter_grid` of filters `(O, 3, H, W)` as the bytes of a PNG file."""
     out = io.BytesIO()
     Image.fromarray(filter_grid(filters_OCHW)).save(out, "PNG", optimize=True)
     return out.getvalue()

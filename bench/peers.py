@@ -120,8 +120,9 @@ class _Torch(Peer):
 
         return run
 
+    @abstractmethod
     def _call(self, module: Any) -> Callable[..., Any]:
-        raise NotImplementedError
+        """What answers a batch, of the checkpoint's network."""
 
     def _input(self, x: Any) -> Any:
         return x

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alexnet_edge import layers
-from alexnet_edge.checkpoint import CheckpointInfo, parameter_shapes, save_checkpoint
+from alexnet_edge.checkpoint import Checkpoint, CheckpointInfo, parameter_shapes, save_checkpoint
 from alexnet_edge.preprocess import preset
+
+if TYPE_CHECKING:
+    from alexnet_edge.data import ImageSet
+    from alexnet_edge.export.build import Exporter
 
 CLASSES = ("blue", "green", "red", "yellow")
 _WIDE = layers.architecture("one-tower", len(CLASSES))
@@ -40,6 +45,21 @@ def write_checkpoint(path: Path) -> Path:
     info = CheckpointInfo(architecture=NARROW.name, classes=CLASSES, preprocessing=preset(NARROW.preprocessing))
     save_checkpoint(path, weights, info)
     return path
+
+
+def exporter_in(folder: Path, checkpoint: Checkpoint, images: ImageSet, **options: Any) -> Exporter:
+    """An exporter into `folder / "artifacts"` that is calibrated and proved on `images`."""
+    from alexnet_edge.export.build import Exporter
+
+    return Exporter(
+        checkpoint,
+        out=folder / "artifacts",
+        proof_images=images,
+        calibration_images=images,
+        method="minmax",
+        cache=folder / "cache",
+        **options,
+    )
 
 
 def sitecustomize(folder: Path, *, without: tuple[str, ...] = ()) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from narrow_network import CLASSES, NARROW, write_checkpoint
+from narrow_network import CLASSES, NARROW, exporter_in, write_checkpoint
 from onnx import numpy_helper
 
 from alexnet_edge import layers
@@ -21,7 +21,6 @@ from alexnet_edge.bench.parity import compare_outputs
 from alexnet_edge.checkpoint import Checkpoint, load_checkpoint
 from alexnet_edge.data import ImageSet, batches, open_images
 from alexnet_edge.errors import UserError
-from alexnet_edge.export.build import Exporter
 from alexnet_edge.export.corrections import (
     IMAGES,
     channel_peaks,
@@ -186,18 +185,6 @@ def _output(x: FloatArray, weight: FloatArray, bias: FloatArray, spec: Any) -> F
     y = convolve(x, weight, spec) if spec.kind == "conv" else x @ weight.T
     mean: FloatArray = y.mean(axis=(0, *range(2, y.ndim)), dtype=np.float64) + bias
     return mean
-
-
-def exporter_in(folder: Path, checkpoint: Checkpoint, images: ImageSet, **options: Any) -> Exporter:
-    return Exporter(
-        checkpoint,
-        out=folder / "artifacts",
-        proof_images=images,
-        calibration_images=images,
-        method="minmax",
-        cache=folder / "cache",
-        **options,
-    )
 
 
 @pytest.mark.parametrize("form", ["portable", "lowered"])
