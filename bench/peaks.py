@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,6 +70,8 @@ class Peaks:
     unavailable: Mapping[str, str]
     other_cpus: float | None = None
     """Processors kept busy by others meanwhile, on average: with many, the rates are lower bounds of the peaks."""
+    rounds: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """The rates of each measurement, where these are the best of several; see `best_of`."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -121,6 +123,47 @@ def measure_here(*, device: Device, threads: int | None = None, seconds: float =
     others = BusyElsewhere()
     found = _of_gpu(count, seconds) if device == "cuda" else _of_processor(count, seconds)
     return replace(found, other_cpus=others.processors())
+
+
+def best_of(measured: Sequence[Peaks]) -> Peaks:
+    """The best rate of each kind over measurements of one device, with the rates of each in `rounds`.
+
+    `how` and `unavailable` tell of the measurement that a figure is from; others kept as few processors busy as in the
+    quietest of them.
+    """
+    assert measured, "the best of nothing"
+    first = measured[0]
+    how = dict(first.how)
+    speeds = dict(first.multiply_adds_per_s)
+    rates = {"read": first.read_bytes_per_s, "copy": first.copy_bytes_per_s, **speeds}
+    for one in measured[1:]:
+        for name, rate in {
+            "read": one.read_bytes_per_s,
+            "copy": one.copy_bytes_per_s,
+            **one.multiply_adds_per_s,
+        }.items():
+            if rate is not None and rate > (rates.get(name) or 0.0):
+                rates[name] = rate
+                how[name] = one.how.get(name)
+    speeds = {name: rates[name] for name in dict.fromkeys(name for one in measured for name in one.multiply_adds_per_s)}
+    busy = [one.other_cpus for one in measured if one.other_cpus is not None]
+    read = rates["read"]
+    assert read is not None
+    return replace(
+        first,
+        read_bytes_per_s=read,
+        copy_bytes_per_s=rates["copy"],
+        multiply_adds_per_s=speeds,
+        how=how,
+        unavailable={
+            name: reason for one in measured for name, reason in one.unavailable.items() if rates.get(name) is None
+        },
+        other_cpus=min(busy, default=None),
+        rounds=[
+            {"read_bytes_per_s": one.read_bytes_per_s, "multiply_adds_per_s": dict(one.multiply_adds_per_s)}
+            for one in measured
+        ],
+    )
 
 
 # --- the best of several kernels --------------------------------------------------------------------------------------

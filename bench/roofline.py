@@ -2,7 +2,8 @@
 
 A layer's floor is the time that it cannot go below on this machine: the bytes that must cross memory at least once at the
 peak read bandwidth, or its multiply-adds at the peak of the type it is computed in, whichever takes longer. Its share is
-floor / measured: 1 is as fast as the machine allows. A layer is its weights' product with everything around it that bears
+floor / measured: 1 is as fast as the machine allows. On a machine whose speed changes, peaks and latencies are measured in the
+same rounds: the share round by round compares each round's median with that round's own peaks. A layer is its weights' product with everything around it that bears
 its name, and with what follows up to the next layer: activation, local response normalisation, pooling, quantisation,
 changes of memory layout.
 
@@ -24,6 +25,7 @@ from typing import Any
 
 from alexnet_edge.artifact import LayerPrecision
 from alexnet_edge.bench.peaks import Peaks
+from alexnet_edge.bench.stats import bootstrap_ratios
 from alexnet_edge.export.quantize import INT4_BLOCK
 from alexnet_edge.layers import Architecture, LayerCost, LayerSpec, layer_costs
 from alexnet_edge.sessions.base import NodeTime
@@ -100,6 +102,7 @@ def roofline(
     nodes: Sequence[NodeTime] | None,
     p50_ns: float,
     runtime: str = "",
+    rounds: Sequence[tuple[Peaks, Sequence[int]]] = (),
 ) -> dict[str, Any]:
     """The roofline of one subject at one batch, as it stands in the results.
 
@@ -111,6 +114,7 @@ def roofline(
         nodes: the runtime's own profile, in the order the nodes run; None where it has none.
         p50_ns: median latency of an inference, measured without the profiler.
         runtime: as in the manifest; decides whether `layers` tells what is computed.
+        rounds: peaks and latencies in nanoseconds of each round in which both were measured.
 
     Raises:
         UserError: when `batch` is not positive.
@@ -119,12 +123,19 @@ def roofline(
     names = [spec.name for spec in architecture.layers]
     stored = _stored(layers, names, runtime, notes)
     mapped = _Mapping.of(nodes or (), names, notes)
-    found = []
+    found, work = [], []
     for spec, cost, total_bytes in _costs(architecture, stored, batch):
         computed_in = mapped.computed_in.get(spec.name) or _by_build(layers, spec.name, runtime)
         measured = mapped.measured.get(spec.name)
         found.append(_layer(spec.name, cost, total_bytes, stored[spec.name], computed_in, peaks, measured, notes))
+        work.append((cost, total_bytes, computed_in))
     floor_ns = sum(layer.floor_ns for layer in found)
+    by_round = None
+    if rounds:
+        floors_ns = [sum(max(_bounds_ns(*one, of_round)) for one in work) for of_round, _ in rounds]
+        pairs = [([floor], samples_ns) for floor, (_, samples_ns) in zip(floors_ns, rounds, strict=True)]
+        share, interval = bootstrap_ratios(pairs)
+        by_round = {"share": share, "interval": list(interval), "floors_ns": floors_ns}
     timed = [layer for layer in found if layer.above_ns is not None]
     nodes_ns = None if nodes is None else sum(node.ns for node in nodes)
     fits = None if nodes_ns is None else abs(nodes_ns / p50_ns - 1) <= _MAX_DIFFERENCE
@@ -140,6 +151,7 @@ def roofline(
         "floor_ns": floor_ns,
         "p50_ns": p50_ns,
         "share": floor_ns / p50_ns,
+        "by_round": by_round,
         "layers": [asdict(layer) for layer in found],
         "nodes_ns": nodes_ns,
         "profile_fits": fits,
@@ -178,12 +190,11 @@ def _layer(
     measured_ns: float | None,
     notes: _Notes,
 ) -> LayerRoofline:
-    memory_ns = total_bytes / peaks.read_bytes_per_s * 1e9
-    peak = _peak(peaks, computed_in)
-    if peak is None:
+    memory_ns, known_ns = _bounds_ns(cost, total_bytes, computed_in, peaks)
+    compute_ns = None if _peak(peaks, computed_in) is None else known_ns
+    if compute_ns is None:
         notes.add(f"no peak of {computed_in} was measured: the floor is the memory's alone", name)
-    compute_ns = None if peak is None else cost.multiply_adds / peak * 1e9
-    floor_ns = max(memory_ns, compute_ns or 0.0)
+    floor_ns = max(memory_ns, known_ns)
     share = None if not measured_ns else floor_ns / measured_ns
     if share is not None and share > 1:
         notes.add(
@@ -206,6 +217,13 @@ def _layer(
         share=share,
         above_ns=None if share is None or measured_ns is None else measured_ns - floor_ns,
     )
+
+
+def _bounds_ns(cost: LayerCost, total_bytes: int, computed_in: str, peaks: Peaks) -> tuple[float, float]:
+    """The least time for a layer's bytes and for its multiply-adds; 0 for these where no peak of their type was measured."""
+    peak = _peak(peaks, computed_in)
+    compute_ns = 0.0 if peak is None else cost.multiply_adds / peak * 1e9
+    return total_bytes / peaks.read_bytes_per_s * 1e9, compute_ns
 
 
 def _peak(peaks: Peaks, computed_in: str) -> float | None:

@@ -33,13 +33,19 @@ from alexnet_edge.files import write_json
 from alexnet_edge.layers import architecture
 from alexnet_edge.preprocess import Preprocessing
 from alexnet_edge.progress import QuietReporter, Reporter
-from alexnet_edge.sessions.base import NodeTime
+from alexnet_edge.sessions.base import Device, NodeTime
 
 PROFILE_RUNS = 20
 """Inferences that a runtime's profile of its layers is the mean of."""
 
 IDLE_SECONDS = 3.0
 """How long the idle machine's power is read before the first round, where a meter is."""
+
+MOST_PARTS = 3
+"""Into how many rounds the time of measuring peaks is divided at most: shorter ones would not reach them."""
+
+_Key = tuple[Device, int | None]
+"""Device and number of threads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +59,7 @@ class Plan:
     pinned_cpus: tuple[int, ...] | None = None
     """The processors that subjects may run on."""
     roofline: bool = True
-    """Measure what the machine can do at best, and each layer's time, after the rounds."""
+    """Measure what the machine can do at best in every round, and each layer's time after the rounds."""
     harness: bool = True
     """Measure first what the harness itself costs."""
     plain_loop: bool = False
@@ -190,6 +196,8 @@ class _Bench:
     logs: Path
     reporter: Reporter
     _shared: Worker | None = None
+    _peaks: dict[_Key, list[peaks.Peaks | str]] = field(default_factory=dict)
+    """What the machine could do in each round, or why that is not known."""
 
     def run(self) -> None:
         result, plan = self.result, self.plan
@@ -304,6 +312,9 @@ class _Bench:
         self.reporter.start("bench", settings.rounds * len(running) * batches)
         done = 0
         for number in range(settings.rounds):
+            if self.plan.roofline:
+                self.reporter.update(done, f"what the machine can do at best, round {number + 1} of {settings.rounds}")
+                self._measure_peaks(running)
             for one in running:
                 if not one.error:
                     self.reporter.update(done, f"{one.subject.label}, round {number + 1} of {settings.rounds}")
@@ -335,22 +346,39 @@ class _Bench:
         finally:
             taken.after = machine_state()
 
+    def _measure_peaks(self, running: Sequence[Measured]) -> None:
+        """What the machine can do in this round, for each device and number of threads that a subject is measured with."""
+        for device, threads in dict.fromkeys(_key(one.subject) for one in running if not one.error):
+            found: peaks.Peaks | str
+            try:
+                found = peaks.measure_peaks(
+                    device=device,
+                    threads=threads,
+                    cpus=self.plan.pinned_cpus,
+                    seconds=peaks.SECONDS / min(self.result.settings.rounds, MOST_PARTS),
+                )
+            except AlexNetEdgeError as error:
+                found = str(error)
+            self._peaks.setdefault((device, threads), []).append(found)
+
     def _rooflines(self) -> None:
         running = self._running()
-        found: dict[tuple[str, int | None], int] = {}
+        places: dict[_Key, int] = {}
+        for key, rounds in self._peaks.items():
+            if measured := [found for found in rounds if isinstance(found, peaks.Peaks)]:
+                places[key] = len(self.result.peaks)
+                self.result.peaks.append(peaks.best_of(measured))
         self.reporter.start("layers", len(running))
         for done, one in enumerate(running):
             subject = one.subject
-            self.reporter.update(done, f"{subject.label}: what the machine can do at best, and the time of each layer")
-            key = (subject.device, subject.threads)
+            self.reporter.update(done, f"{subject.label}: the time of each layer")
+            key = _key(subject)
             try:
-                if key not in found:
-                    best = peaks.measure_peaks(
-                        device=subject.device, threads=subject.threads, cpus=self.plan.pinned_cpus
-                    )
-                    found[key] = len(self.result.peaks)
-                    self.result.peaks.append(best)
-                one.roofline = self._roofline(one, found[key])
+                if key in places:
+                    one.roofline = self._roofline(one, places[key])
+                else:
+                    one.no_roofline = str(self._peaks[key][-1])
+                    self.reporter.note(f"{subject.label}: no roofline: {one.no_roofline}")
             except AlexNetEdgeError as error:
                 one.no_roofline = str(error)
                 self.reporter.note(f"{subject.label}: no roofline: {error}")
@@ -375,6 +403,13 @@ class _Bench:
             nodes=None if nodes is None else [NodeTime(**node) for node in nodes],
             p50_ns=entry["percentiles_ns"]["p50"],
             runtime=subject.runtime,
+            rounds=[
+                (found, taken.batches[batch].warm.samples_ns)
+                for found, taken in zip(
+                    self._peaks[_key(subject)], one.rounds, strict=False
+                )  # an error ends rounds early
+                if isinstance(found, peaks.Peaks) and batch in taken.batches
+            ],
         )
         return {**value, "peaks": index}
 
@@ -408,6 +443,10 @@ class _Bench:
                 done += 1
                 self.reporter.update(done)
         self.reporter.finish(f"{done} run by LoadGen")
+
+
+def _key(subject: Subject) -> _Key:
+    return subject.device, subject.threads
 
 
 def _file_name(label: str) -> str:

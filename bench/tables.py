@@ -704,6 +704,12 @@ def roofline_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -
             return Cell(text=NOT_AVAILABLE)
         return Cell(text=layer["name"], small=f"{show_ms(_ms(layer['above_ns']))} ms above its floor")
 
+    def by_round(pair: _Entry) -> Cell:
+        found = pair[1].get("by_round")
+        if found is None:
+            return Cell(text=NOT_AVAILABLE)
+        return Cell(text=show_percent(found["share"]), small=_between(found["interval"], lambda v: f"{100 * v:.1f}"))
+
     def bound(pair: _Entry) -> str:
         layers = [layer["name"] for layer in pair[1]["layers"] if layer["bound"] == "memory"]
         return ", ".join(layers) or "none"
@@ -714,6 +720,7 @@ def roofline_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -
         (Column(head="floor", unit="ms"), lambda pair: show_ms(_ms(pair[1]["floor_ns"]))),
         (Column(head="p50", unit="ms"), lambda pair: show_ms(_ms(pair[1]["p50_ns"]))),
         (Column(head="of the roofline", unit="%"), lambda pair: show_percent(pair[1]["share"])),
+        (Column(head="round by round", unit="%"), by_round),
         (Column(head="most above its floor", kind="text"), worst),
         (Column(head="in no layer", unit="ms"), lambda pair: show_ms(_ms(pair[1]["other_ns"]))),
         (Column(head="bound by memory", kind="text"), bound),
@@ -741,7 +748,8 @@ def roofline_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -
         "roofline",
         "Roofline",
         "The floor is the least time in which this machine can move the network's bytes and do its multiply-adds, "
-        "layer by layer. Nearer to 100 % leaves less to gain.",
+        "layer by layer, at the best that any round reached. Nearer to 100 % leaves less to gain. Round by round: each "
+        "round's median against that round's own bounds, with its 95 % interval, on a machine whose speed changes.",
         columns,
         shown,
         absent,

@@ -51,6 +51,7 @@ from alexnet_edge.export.precision import CALIBRATED, EMULATED, onnx_precisions,
 from alexnet_edge.export.targets import (
     NO_RANGES,
     LoweredRuntime,
+    Lowering,
     Target,
     check_plan,
     target_record,
@@ -422,9 +423,13 @@ class Exporter:
         plan = self._plan(precision)
         if set(plan.values()) == {"fp32"}:
             return self.checkpoint, {}
-        lowering = self.target.lowerings[runtime] if self.target is not None and runtime is not None else None
+        lowering = None if runtime is None else self._lowering(runtime)
         source, record = self.corrector.written(plan, self.calibration("int8"), lowering)
         return source, {"corrections": record}
+
+    def _lowering(self, runtime: LoweredRuntime) -> Lowering:
+        assert self.target is not None, "asked by `lowered`"
+        return self.target.lowerings[runtime]
 
     def _elsewhere(self, precision: Precision, staging: Path) -> Path:
         """The operators of the graph lowered for a target that this machine is not, to be proved on ONNX Runtime.
@@ -484,7 +489,7 @@ class Exporter:
             precision,
             source_sha256=source,
             plan=self._plan(precision),
-            weight_bits=build["target"]["weight_bits"] if "target" in build else 8,
+            lowering=None if runtime is None else self._lowering(runtime),
         )
         return _Built(
             path=path,

@@ -26,6 +26,7 @@ import numpy as np
 
 from alexnet_edge.artifact import COMPANIONS, LayerPrecision, Plan, Precision, layer_types
 from alexnet_edge.errors import MissingComponentError, PrecisionError
+from alexnet_edge.export.targets import Lowering
 from alexnet_edge.layers import LAYER_NAMES
 from alexnet_edge.sessions.openvino import (
     INFERENCE_PRECISION,
@@ -37,6 +38,9 @@ from alexnet_edge.sessions.openvino import (
     read_model,
     shared_core,
 )
+
+INPUT_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+"""The plugin's option for it, which it also takes from a file's `runtime_options`."""
 
 GRAPHS: dict[Precision, Precision] = {"fp32": "fp32", "fp16": "fp32", "int8": "int8"}
 """The ONNX graph that each precision is made from."""
@@ -60,7 +64,7 @@ def write_openvino(
     *,
     source_sha256: str,
     plan: Plan | None = None,
-    weight_bits: int = 8,
+    lowering: Lowering | None = None,
 ) -> WrittenIR:
     """Convert an ONNX graph of this package, write it to `path` (`.xml`) with its weights beside it, and read it back.
 
@@ -70,7 +74,8 @@ def write_openvino(
         precision: `fp32`, `fp16` or `int8`; of a lowered graph also `int8-int4-fc` or `mixed`.
         source_sha256: of the ONNX graph; kept in the file, whose text would else be the same for any weights.
         plan: the type of each layer, where the precision does not say it.
-        weight_bits: that INT8 weights use; with 7 no processor's sums overflow.
+        lowering: how the graph was lowered, if it was. With weights of 7 bits no processor's sums overflow; the group of
+            values at an INT4 layer's input that share a scale is written into the file, for whoever loads it.
 
     Raises:
         MissingComponentError: when OpenVINO is not installed or has no CPU plugin, or this processor computes INT8 wrongly,
@@ -79,7 +84,9 @@ def write_openvino(
             `fp16`, which says how weights are stored, is not computed in it.
     """
     types = plan or layer_types(precision)
-    overflow = int8_overflows() if "int8" in types.values() and weight_bits == 8 else None
+    overflow = (
+        int8_overflows() if "int8" in types.values() and (lowering is None or lowering.weight_bits == 8) else None
+    )
     if overflow is not None:
         raise MissingComponentError(overflow, fix="export it on a processor that has them, or in FP32")
     openvino = load_library()
@@ -87,6 +94,8 @@ def write_openvino(
     model = core.read_model(str(onnx_file))
     _restore_names(model)
     model.set_rt_info(source_sha256, ["alexnet_edge", "onnx_sha256"])
+    if lowering is not None and lowering.input_group is not None and "int4" in types.values():
+        model.set_rt_info(str(lowering.input_group), ["runtime_options", INPUT_GROUP])
     openvino.save_model(model, str(path), compress_to_fp16=precision == "fp16")
     del model
     written = read_model(openvino, core, path, path.with_suffix(COMPANIONS["openvino"]))
@@ -106,6 +115,8 @@ def write_openvino(
         "warnings": [],
     }
     computed = sorted({layer.built for layer in layers})
+    if "int4" in types.values():
+        build["input_group"] = int(compiled.get_property(INPUT_GROUP))
     if precision == "fp16":
         build["warnings"] = [f"weights are stored in FP16 and computed in {' and '.join(computed).upper()}"]
     return WrittenIR(layers=layers, build=build)

@@ -50,6 +50,9 @@ class Lowering:
     """Max pooling on integers, after the quantise node: the same values as before it, for rounding keeps order."""
     int4_block: int = 128
     """INT4 weights along the input axis that share a scale."""
+    input_group: int | None = None
+    """OpenVINO: values at the input of an INT4 layer that share a scale when they are quantised to INT8 on the way; None for the
+    plugin's choice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +102,10 @@ TARGETS: dict[TargetName, Target] = {
             about="x86-64 processors with AVX-512 VNNI (Intel since 2019, AMD since Zen 4)",
             machines=X86,
             instructions=frozenset({"avx2", "avx512f", "avx512_vnni"}),
-            lowerings={"onnxruntime": Lowering(form="operators", lrn="sums"), "openvino": Lowering(form="qdq")},
+            lowerings={
+                "onnxruntime": Lowering(form="operators", lrn="sums"),
+                "openvino": Lowering(form="qdq", input_group=128),
+            },
             recommended=("openvino", "int8-int4-fc"),
         ),
         Target(

@@ -59,6 +59,24 @@ def test_a_reason_stands_beside_every_null(results: dict[str, Any]) -> None:
                 assert (entry[name] is None) == bool(entry["unavailable"].get(name)), name
 
 
+def test_bounds_are_measured_in_every_round(tmp_path: Path) -> None:
+    found = bench(tmp_path, threads=(1,), roofline=True)
+    (peaks,) = found["peaks"]
+    assert len(peaks["rounds"]) == found["settings"]["rounds"] > 1
+    assert peaks["read_bytes_per_s"] == max(one["read_bytes_per_s"] for one in peaks["rounds"])
+    for name, rate in peaks["multiply_adds_per_s"].items():
+        assert (
+            rate == max((one["multiply_adds_per_s"][name] or 0.0 for one in peaks["rounds"]), default=0.0)
+            or rate is None
+        )
+    for subject in found["subjects"]:
+        roofline = subject["roofline"]
+        by_round = roofline["by_round"]
+        assert len(by_round["floors_ns"]) == len(peaks["rounds"])
+        assert roofline["floor_ns"] <= min(by_round["floors_ns"]) * (1 + 1e-9), "the best rates give the lowest floor"
+        assert by_round["interval"][0] <= by_round["share"] <= by_round["interval"][1]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin")
 def test_pinned_to_one_processor(tmp_path: Path) -> None:
     cpu = max(os.sched_getaffinity(0))

@@ -15,7 +15,16 @@ from cuda_machine import Machine
 
 from alexnet_edge import cuda, environment
 from alexnet_edge.bench import peaks as module
-from alexnet_edge.bench.peaks import Kernel, Peaks, best_rate, buffer_bytes, growing, measure_here, measure_peaks
+from alexnet_edge.bench.peaks import (
+    Kernel,
+    Peaks,
+    best_of,
+    best_rate,
+    buffer_bytes,
+    growing,
+    measure_here,
+    measure_peaks,
+)
 from alexnet_edge.errors import MissingComponentError, UserError
 
 MIB = 1 << 20
@@ -25,6 +34,51 @@ def scripted(name: str, *seconds: float, amount: float = 1e9) -> Kernel:
     """A kernel that takes the given times, the last of them again and again, and no time of this machine."""
     left = list(seconds)
     return Kernel(name=name, amount=amount, run_s=lambda: left.pop(0) if len(left) > 1 else left[0])
+
+
+# --- the best of several measurements ---------------------------------------------------------------------------------
+
+
+def measurement(
+    read: float, *, copy: float | None = 1.0, busy: float | None = 0.0, unavailable: str = "", **speeds: float | None
+) -> Peaks:
+    return Peaks(
+        device="cpu",
+        threads=2,
+        read_bytes_per_s=read,
+        copy_bytes_per_s=copy,
+        multiply_adds_per_s=speeds,
+        how={
+            "read": {"kernel": f"read at {read}"},
+            **{name: {"kernel": f"at {rate}"} for name, rate in speeds.items()},
+        },
+        unavailable={"int8": unavailable} if unavailable else {},
+        other_cpus=busy,
+    )
+
+
+def test_the_best_of_several_measurements_is_taken_rate_by_rate() -> None:
+    measured = [
+        measurement(10.0, copy=None, busy=0.9, fp32=5.0, int8=None, unavailable="no operator"),
+        measurement(30.0, copy=4.0, busy=0.1, fp32=4.0, int8=7.0),
+        measurement(20.0, copy=9.0, busy=None, fp32=6.0, int8=None, unavailable="no operator"),
+    ]
+    best = best_of(measured)
+    assert (best.read_bytes_per_s, best.copy_bytes_per_s) == (30.0, 9.0)
+    assert best.multiply_adds_per_s == {"fp32": 6.0, "int8": 7.0}
+    assert [best.how[name]["kernel"] for name in ("read", "fp32", "int8")] == ["read at 30.0", "at 6.0", "at 7.0"]
+    assert best.unavailable == {}, "one of them measured it"
+    assert best.other_cpus == 0.1
+    assert [one["read_bytes_per_s"] for one in best.rounds] == [10.0, 30.0, 20.0]
+    assert [one["multiply_adds_per_s"]["int8"] for one in best.rounds] == [None, 7.0, None]
+    assert Peaks.from_json(json.loads(json.dumps(best.to_json()))).to_json() == best.to_json()
+
+
+def test_what_no_measurement_has_stays_unavailable() -> None:
+    best = best_of([measurement(1.0, fp32=1.0, int8=None, unavailable="no operator")] * 2)
+    assert best.multiply_adds_per_s == {"fp32": 1.0, "int8": None}
+    assert best.unavailable == {"int8": "no operator"}
+    assert best.other_cpus == 0.0
 
 
 # --- the best of several ------------------------------------------------------------------------------------------------

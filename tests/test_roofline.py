@@ -205,6 +205,22 @@ def test_sentence(ns: float, words: str) -> None:
     assert sentence(entry) == f"fc6: {words}, 71 % of the bandwidth floor"
 
 
+def test_round_by_round_each_median_meets_its_own_bounds() -> None:
+    slow = replace(PEAKS, read_bytes_per_s=5e9, multiply_adds_per_s={"fp32": 25e9, "int8": 100e9})
+    value = of(None, p50_ns=60 * MS)
+    floor_ns = value["floor_ns"]
+    assert value["by_round"] is None
+    half_speed = [(PEAKS, [round(1.25 * floor_ns)] * 20), (slow, [round(2.5 * floor_ns)] * 20)]
+    found = of(None, p50_ns=60 * MS, rounds=half_speed)["by_round"]
+    assert found["floors_ns"] == [pytest.approx(floor_ns), pytest.approx(2 * floor_ns)]
+    assert found["share"] == pytest.approx(0.8), "a machine of half the speed halves both"
+    assert found["interval"] == pytest.approx([0.8, 0.8])
+    uneven = [(PEAKS, [round(floor_ns / 0.5)] * 20), (PEAKS, [round(floor_ns / 0.9)] * 20)]
+    found = of(None, p50_ns=60 * MS, rounds=uneven)["by_round"]
+    assert found["share"] == pytest.approx((0.5 * 0.9) ** 0.5)
+    assert found["interval"] == pytest.approx([0.5, 0.9])
+
+
 def test_faster_than_its_floor_is_said() -> None:
     value = of([replace(node, ns=5 * MS) if node.name == "fc6" else replace(node, ns=50 * MS) for node in products()])
     assert layer(value, "fc6")["share"] == pytest.approx(3.02129152)

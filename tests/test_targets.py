@@ -31,6 +31,7 @@ from alexnet_edge.export.quantize import quantize_blocks_full, quantize_weight
 from alexnet_edge.export.targets import TARGETS, GivenRanges, Lowering, Target
 from alexnet_edge.layers import LAYER_NAMES
 from alexnet_edge.sessions import open_session, runnable
+from alexnet_edge.sessions.openvino import shared_core
 
 LOWERED = [target for target in TARGETS.values() if target.lowerings]
 VNNI = TARGETS["cpu-avx512-vnni"]
@@ -87,9 +88,9 @@ def decibel(reference: np.ndarray, candidate: np.ndarray) -> float:
     return float(10 * np.log10((reference**2).sum() / ((candidate - reference) ** 2).sum()))
 
 
-def changed(target: Target, **fields: Any) -> Target:
-    lowering = replace(target.lowerings["onnxruntime"], **fields)
-    return replace(target, lowerings={**target.lowerings, "onnxruntime": lowering})
+def changed(target: Target, runtime: targets.LoweredRuntime = "onnxruntime", **fields: Any) -> Target:
+    lowering = replace(target.lowerings[runtime], **fields)
+    return replace(target, lowerings={**target.lowerings, runtime: lowering})
 
 
 # --- which target ---------------------------------------------------------------------------------------------------------
@@ -460,4 +461,15 @@ def test_seven_bits_do_not_overflow_without_vnni(
 
 
 def test_a_lowering_is_data() -> None:
-    assert Lowering(form="qdq") == TARGETS["cpu-avx512-vnni"].lowerings["openvino"]
+    assert Lowering(form="qdq", input_group=128) == TARGETS["cpu-avx512-vnni"].lowerings["openvino"]
+
+
+@pytest.mark.parametrize("group", [None, 64])
+def test_a_file_says_how_its_int4_layers_group_their_inputs(group: int | None, exporter: Exporter) -> None:
+    """What the plugin takes from the file when anybody loads it, this package or not."""
+    target = changed(targets.this_machine(), "openvino", input_group=group)
+    found = load_artifact(exported(exporter, target, "openvino", "int8-int4-fc"))
+    compiled = shared_core().compile_model(str(found.path), "CPU")
+    assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == found.manifest.build["input_group"]
+    if group is not None:
+        assert found.manifest.build["input_group"] == group
