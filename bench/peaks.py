@@ -71,7 +71,7 @@ class Peaks:
     other_cpus: float | None = None
     """Processors kept busy by others meanwhile, on average: with many, the rates are lower bounds of the peaks."""
     rounds: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    """The rates of each measurement, where these are the best of several; see `best_of`."""
+    """`best` and `median` rates of each measurement, where these are the best of several; see `best_of`."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -126,44 +126,58 @@ def measure_here(*, device: Device, threads: int | None = None, seconds: float =
 
 
 def best_of(measured: Sequence[Peaks]) -> Peaks:
-    """The best rate of each kind over measurements of one device, with the rates of each in `rounds`.
+    """The best rate of each kind over measurements of one device, with the best and the median rates of each in `rounds`.
 
     `how` and `unavailable` tell of the measurement that a figure is from; others kept as few processors busy as in the
     quietest of them.
     """
     assert measured, "the best of nothing"
-    first = measured[0]
-    how = dict(first.how)
-    speeds = dict(first.multiply_adds_per_s)
-    rates = {"read": first.read_bytes_per_s, "copy": first.copy_bytes_per_s, **speeds}
-    for one in measured[1:]:
-        for name, rate in {
-            "read": one.read_bytes_per_s,
-            "copy": one.copy_bytes_per_s,
-            **one.multiply_adds_per_s,
-        }.items():
+    rates: dict[str, float | None] = {}
+    how = dict(measured[0].how)
+    for one in measured:
+        for name, rate in _rates(one).items():
             if rate is not None and rate > (rates.get(name) or 0.0):
                 rates[name] = rate
                 how[name] = one.how.get(name)
-    speeds = {name: rates[name] for name in dict.fromkeys(name for one in measured for name in one.multiply_adds_per_s)}
+            rates.setdefault(name, None)
     busy = [one.other_cpus for one in measured if one.other_cpus is not None]
-    read = rates["read"]
-    assert read is not None
+    missing = {name: reason for one in measured for name, reason in one.unavailable.items() if rates.get(name) is None}
     return replace(
-        first,
-        read_bytes_per_s=read,
-        copy_bytes_per_s=rates["copy"],
-        multiply_adds_per_s=speeds,
+        _with_rates(measured[0], rates),
         how=how,
-        unavailable={
-            name: reason for one in measured for name, reason in one.unavailable.items() if rates.get(name) is None
-        },
+        unavailable=missing,
         other_cpus=min(busy, default=None),
-        rounds=[
-            {"read_bytes_per_s": one.read_bytes_per_s, "multiply_adds_per_s": dict(one.multiply_adds_per_s)}
-            for one in measured
-        ],
+        rounds=[{"best": _rates(one), "median": _rates(typical(one))} for one in measured],
     )
+
+
+def typical(measured: Peaks) -> Peaks:
+    """The rates that a measurement reached half of the time: of each kind the best median of any kernel's runs.
+
+    They compare with a median latency of the same moment as the best rates compare with the machine undisturbed.
+    """
+    medians = {}
+    for name, rate in _rates(measured).items():
+        kernels = (measured.how.get(name) or {}).get("kernels") or {}
+        of_kernels = [told["amount"] / float(np.median(told["samples_ns"])) * 1e9 for told in kernels.values()]
+        medians[name] = rate if rate is None else max(of_kernels, default=rate)
+    return _with_rates(measured, medians)
+
+
+def _rates(measured: Peaks) -> dict[str, float | None]:
+    """By the names that `how` has."""
+    return {
+        "read": measured.read_bytes_per_s,
+        "copy": measured.copy_bytes_per_s,
+        **measured.multiply_adds_per_s,
+    }
+
+
+def _with_rates(measured: Peaks, rates: Mapping[str, float | None]) -> Peaks:
+    read = rates["read"]
+    assert read is not None, "every measurement reads"
+    speeds = {name: rate for name, rate in rates.items() if name not in ("read", "copy")}
+    return replace(measured, read_bytes_per_s=read, copy_bytes_per_s=rates["copy"], multiply_adds_per_s=speeds)
 
 
 # --- the best of several kernels --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A layer's floor is the time that it cannot go below on this machine: the bytes that must cross memory at least once at the
 peak read bandwidth, or its multiply-adds at the peak of the type it is computed in, whichever takes longer. Its share is
 floor / measured: 1 is as fast as the machine allows. On a machine whose speed changes, peaks and latencies are measured in the
-same rounds: the share round by round compares each round's median with that round's own peaks. A layer is its weights' product with everything around it that bears
+same rounds: the share round by round compares each round's median with the median rates of that round. A layer is its weights' product with everything around it that bears
 its name, and with what follows up to the next layer: activation, local response normalisation, pooling, quantisation,
 changes of memory layout.
 
@@ -114,7 +114,7 @@ def roofline(
         nodes: the runtime's own profile, in the order the nodes run; None where it has none.
         p50_ns: median latency of an inference, measured without the profiler.
         runtime: as in the manifest; decides whether `layers` tells what is computed.
-        rounds: peaks and latencies in nanoseconds of each round in which both were measured.
+        rounds: rates, median ones, and latencies in nanoseconds of each round in which both were measured.
 
     Raises:
         UserError: when `batch` is not positive.

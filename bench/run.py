@@ -404,7 +404,7 @@ class _Bench:
             p50_ns=entry["percentiles_ns"]["p50"],
             runtime=subject.runtime,
             rounds=[
-                (found, taken.batches[batch].warm.samples_ns)
+                (peaks.typical(found), taken.batches[batch].warm.samples_ns)
                 for found, taken in zip(
                     self._peaks[_key(subject)], one.rounds, strict=False
                 )  # an error ends rounds early

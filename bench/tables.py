@@ -749,7 +749,7 @@ def roofline_table(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -
         "Roofline",
         "The floor is the least time in which this machine can move the network's bytes and do its multiply-adds, "
         "layer by layer, at the best that any round reached. Nearer to 100 % leaves less to gain. Round by round: each "
-        "round's median against that round's own bounds, with its 95 % interval, on a machine whose speed changes.",
+        "round's median against the median rates of the same round, with its 95 % interval: for machines whose speed changes.",
         columns,
         shown,
         absent,

@@ -22,16 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from alexnet_edge.artifact import COMPANIONS, LayerPrecision, Plan, Precision, layer_types
 from alexnet_edge.errors import MissingComponentError, PrecisionError
 from alexnet_edge.export.targets import Lowering
 from alexnet_edge.layers import LAYER_NAMES
 from alexnet_edge.sessions.openvino import (
+    COMPILE_OPTIONS,
     INFERENCE_PRECISION,
     ExecutedNode,
     executed_nodes,
+    fix_batch,
     int8_overflows,
     kernel_type,
     load_library,
@@ -100,12 +100,8 @@ def write_openvino(
     del model
     written = read_model(openvino, core, path, path.with_suffix(COMPANIONS["openvino"]))
     stored = stored_precisions(written)
-    compiled = core.compile_model(
-        written, "CPU", {"INFERENCE_PRECISION_HINT": INFERENCE_PRECISION, "PERFORMANCE_HINT": "LATENCY"}
-    )
-    request = compiled.create_infer_request()
-    shape = [1, *(len_of.get_length() for len_of in list(written.inputs[0].get_partial_shape())[1:])]
-    request.infer({0: np.zeros(shape, np.float32)})  # the kernels of a free batch are chosen now
+    fix_batch(written, 1)
+    compiled = core.compile_model(written, "CPU", COMPILE_OPTIONS)
     layers = layer_precisions(executed_nodes(compiled), stored, types)
     _require(layers, stored, precision)
     build: dict[str, Any] = {

@@ -104,7 +104,7 @@ TARGETS: dict[TargetName, Target] = {
             instructions=frozenset({"avx2", "avx512f", "avx512_vnni"}),
             lowerings={
                 "onnxruntime": Lowering(form="operators", lrn="sums"),
-                "openvino": Lowering(form="qdq", input_group=128),
+                "openvino": Lowering(form="qdq", pool_quantised=False, input_group=128),
             },
             recommended=("openvino", "int8-int4-fc"),
         ),

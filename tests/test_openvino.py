@@ -566,6 +566,35 @@ def test_another_type_than_the_pinned_one_is_refused(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_batch_is_computed_as_it_was_proved(artifacts: dict[str, Artifact], precision: str) -> None:
+    """The file's batch is free, and what the plugin makes of it for one batch is not what it makes for another."""
+    stored = {layer.name: layer.requested for layer in artifacts[precision].manifest.layers}
+    inputs = images(7)
+    with open_session(artifacts[precision].path, threads=1) as session:
+        assert isinstance(session, OpenVINOSession)
+        whole = session.run(inputs)
+        for batch in (1, 2, 7, 3, 1):
+            found = session.run(inputs[:batch])
+            np.testing.assert_allclose(found, whole[:batch], rtol=0, atol=1e-4 * np.abs(whole).max())
+            layers = writer.layer_precisions(sessions.executed_nodes(session._compiled), stored, layer_types(precision))
+            wanted = "fp32" if precision == "fp16" else precision
+            assert {layer.name: layer.built for layer in layers} == dict.fromkeys(LAYER_NAMES, wanted), batch
+
+
+def test_another_batch_comes_from_the_weights_that_were_loaded(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    """Also when another export has taken the file's place meanwhile."""
+    for suffix in (".xml", ".bin", ".xml.json"):
+        shutil.copy(artifacts["fp32"].path.with_suffix(suffix), tmp_path / f"a{suffix}")
+    with open_session(artifacts["fp32"].path, threads=1) as session:
+        wanted = session.run(images(3))
+    with open_session(tmp_path / "a.xml", threads=1) as session:
+        for suffix in (".xml", ".bin"):
+            (tmp_path / f"new{suffix}").write_bytes(b"another network")
+            (tmp_path / f"new{suffix}").replace(tmp_path / f"a{suffix}")
+        np.testing.assert_array_equal(session.run(images(3)), wanted)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_node_times(artifacts: dict[str, Artifact], precision: str) -> None:
     with open_session(artifacts[precision].path, threads=1) as session:
         before = session.run(images(2))

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ from alexnet_edge.bench.peaks import (
     growing,
     measure_here,
     measure_peaks,
+    typical,
 )
 from alexnet_edge.errors import MissingComponentError, UserError
 
@@ -69,9 +71,26 @@ def test_the_best_of_several_measurements_is_taken_rate_by_rate() -> None:
     assert [best.how[name]["kernel"] for name in ("read", "fp32", "int8")] == ["read at 30.0", "at 6.0", "at 7.0"]
     assert best.unavailable == {}, "one of them measured it"
     assert best.other_cpus == 0.1
-    assert [one["read_bytes_per_s"] for one in best.rounds] == [10.0, 30.0, 20.0]
-    assert [one["multiply_adds_per_s"]["int8"] for one in best.rounds] == [None, 7.0, None]
+    assert [one["best"]["read"] for one in best.rounds] == [10.0, 30.0, 20.0]
+    assert [one["best"]["int8"] for one in best.rounds] == [None, 7.0, None]
     assert Peaks.from_json(json.loads(json.dumps(best.to_json()))).to_json() == best.to_json()
+
+
+def test_typical_rates_are_the_best_median_of_any_kernel() -> None:
+    """A kernel that was fast once is not what the machine did half of the time."""
+    kernels = {
+        "lucky": {"best": 100.0, "amount": 1.0, "samples_ns": [10**7, 10**9, 10**9]},
+        "steady": {"best": 4.0, "amount": 2.0, "samples_ns": [5 * 10**8, 5 * 10**8, 10**9]},
+    }
+    measured = replace(
+        measurement(100.0, fp32=7.0, int8=None), how={"read": {"kernel": "lucky", "kernels": kernels}, "fp32": {}}
+    )
+    found = typical(measured)
+    assert found.read_bytes_per_s == pytest.approx(4.0)
+    assert found.multiply_adds_per_s == {"fp32": 7.0, "int8": None}, "as it is, where no runs are told"
+    (told,) = best_of([measured]).rounds
+    assert told["best"] == {"read": 100.0, "copy": 1.0, "fp32": 7.0, "int8": None}
+    assert told["median"] == {"read": pytest.approx(4.0), "copy": 1.0, "fp32": 7.0, "int8": None}
 
 
 def test_what_no_measurement_has_stays_unavailable() -> None:

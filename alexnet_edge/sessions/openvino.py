@@ -30,6 +30,15 @@ INFERENCE_PRECISION = "f32"
 """What everything that is not INT8 is computed in. Left to itself the plugin computes an FP32 model in BF16 where the processor
 has instructions for that, and so it does when it is asked for `f16` and has none for FP16."""
 
+COMPILE_OPTIONS = {
+    "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION,
+    "PERFORMANCE_HINT": "LATENCY",
+    "NUM_STREAMS": "1",
+    "SNIPPETS_MODE": "DISABLE",
+}
+"""How a model is compiled wherever it is, to be proved and to answer. Snippets, which the plugin makes of small layers when the
+batch is known, compute in FP32 what an INT8 kernel does in their absence."""
+
 _TELEMETRY = "openvino_telemetry"
 
 VNNI = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
@@ -114,7 +123,7 @@ class ExecutedNode:
     kind: str
     """The plugin's name for what it computes (`Convolution`, `FullyConnected`, `LRN`, `Reorder`, ...)."""
     primitive: str
-    """The kernel: its name ends in what it computes in. Those of a free batch are known after the first inference."""
+    """The kernel: its name ends in what it computes in."""
     inputs: tuple[str, ...]
     """Element type of each input."""
     fused: tuple[str, ...]
@@ -163,6 +172,13 @@ def read_model(openvino: ModuleType, core: Any, path: Path, weights: Path) -> An
     return core.read_model(str(path), str(weights))
 
 
+def fix_batch(model: Any, batch: int) -> None:
+    """Give a model that was read, whose batch is free, this one."""
+    shape = model.inputs[0].get_partial_shape()
+    shape[0] = batch
+    model.reshape(shape)
+
+
 def reason_of(error: RuntimeError) -> str:
     """The reason in an error of OpenVINO, which begins with the places in its source."""
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -173,8 +189,8 @@ class OpenVINOSession(ArtifactSession):
     """An OpenVINO IR on the processor: one stream, as many threads as were asked for, answers computed as they were proved.
 
     Input and output are the caller's memory and an array of this session: nothing is copied on the way in, and the logits
-    on the way out. The first inference of a batch size takes longer than the next, for the model's batch is free and the
-    plugin prepares kernels for each.
+    on the way out. The file's batch is free; it is compiled for the one in hand, first for a single image, because what the
+    plugin compiles for any batch is slower. So a batch of another size than the one before takes as long as loading does.
     """
 
     runtime = "openvino"
@@ -196,36 +212,52 @@ class OpenVINOSession(ArtifactSession):
         version = str(self._openvino.get_version())
         self._version = version.split("-")[0]
         self._core = shared_core()
-        self._compiled = self._compile({})
+        with self._reasons():
+            path, weights = self.artifact.path, self.artifact.companion
+            assert weights is not None, "an artifact of this format has a second file"
+            self._model = read_model(self._openvino, self._core, path, weights)
+        self._compile_for(1)
         found = str(self._property("INFERENCE_PRECISION_HINT"))
         if found != INFERENCE_PRECISION:
             raise MissingComponentError(
                 f"OpenVINO computes in {found} here, where {INFERENCE_PRECISION} was asked for",
                 fix="use the ONNX file with ONNX Runtime",
             )
-        self._request = self._compiled.create_infer_request()
 
-    def _compile(self, further: Mapping[str, Any]) -> Any:
+    def _compile_for(self, batch: int) -> None:
+        """Make the request one of this batch; the former's memory is given back first."""
+        self._request: Any = None
+        self._compiled: Any = None
+        self._batch = 0
+        self._compiled = self._compile(batch)
+        self._request, self._batch = self._compiled.create_infer_request(), batch
+
+    def _compile(self, batch: int, further: Mapping[str, Any] | None = None) -> Any:
         """The model in the plugin's form, with these options besides this session's own."""
-        path, weights = self.artifact.path, self.artifact.companion
-        assert weights is not None, "an artifact of this format has a second file"
         options = {
-            "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
+            **COMPILE_OPTIONS,
             "INFERENCE_NUM_THREADS": self.threads,
             "ENABLE_CPU_PINNING": False,  # where the process may run is for whoever started it to say
-            **further,
+            **(further or {}),
         }
-        try:
-            compiled = self._core.compile_model(read_model(self._openvino, self._core, path, weights), "CPU", options)
+        with self._reasons():
+            fix_batch(self._model, batch)
+            compiled = self._core.compile_model(self._model, "CPU", options)
             compiled.input(self.input.name)
             compiled.output(self.output.name)
+        return compiled
+
+    @contextmanager
+    def _reasons(self) -> Iterator[None]:
+        """Inside, an error of OpenVINO says what is wrong with the file."""
+        try:
+            yield
         except RuntimeError as error:
             raise ArtifactError(
-                f"OpenVINO {self._version} cannot load the file ({reason_of(error)})", value=path, fix=self._fix()
+                f"OpenVINO {self._version} cannot load the file ({reason_of(error)})",
+                value=self.artifact.path,
+                fix=self._fix(),
             ) from error
-        return compiled
 
     def _fix(self) -> str:
         """What to do about a file that its checksum holds for whole."""
@@ -236,6 +268,8 @@ class OpenVINOSession(ArtifactSession):
         return f"export it again, or install the OpenVINO that wrote it: pip install openvino=={written}"
 
     def _prepare(self, x_NCHW: FloatArray) -> None:
+        if len(x_NCHW) != self._batch:
+            self._compile_for(len(x_NCHW))
         self._x_NCHW = _shareable(x_NCHW)  # kept: the request reads this memory
         self._y_NK = np.empty((len(x_NCHW), *self.output.shape), np.float32)
         self._bind(self._request, self._x_NCHW, self._y_NK)
@@ -258,11 +292,11 @@ class OpenVINOSession(ArtifactSession):
         A node is named as `conv1 + conv1/relu`, by the nodes of the ONNX graph that it does the work of, and its kind is the
         plugin's with what its kernel computes in, as `Convolution(f32)`.
         """
-        compiled = self._compile({"PERF_COUNT": True})
+        compiled = self._compile(len(x_NCHW), {"PERF_COUNT": True})
         x_NCHW, y_NK = _shareable(x_NCHW), np.empty((len(x_NCHW), *self.output.shape), np.float32)
         request = compiled.create_infer_request()
         self._bind(request, x_NCHW, y_NK)
-        request.infer()  # prepares the kernels of this batch size
+        request.infer()  # touches the memory
         total_us: dict[tuple[str, str], float] = {}
         for _ in range(runs):
             request.infer()
@@ -278,7 +312,7 @@ class OpenVINOSession(ArtifactSession):
         ]
 
     def _close(self) -> None:
-        for name in ("_request", "_compiled", "_x_NCHW", "_y_NK"):
+        for name in ("_request", "_compiled", "_model", "_x_NCHW", "_y_NK"):
             self.__dict__.pop(name, None)
 
     def _property(self, name: str) -> Any:
