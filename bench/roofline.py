@@ -2,10 +2,12 @@
 
 A layer's floor is the time that it cannot go below on this machine: the bytes that must cross memory at least once at the
 peak read bandwidth, or its multiply-adds at the peak of the type it is computed in, whichever takes longer. Its share is
-floor / measured: 1 is as fast as the machine allows. On a machine whose speed changes, peaks and latencies are measured in the
-same rounds: the share round by round compares each round's median with the median rates of that round. A layer is its weights' product with everything around it that bears
+floor / measured: 1 is as fast as the machine allows. A layer is its weights' product with everything around it that bears
 its name, and with what follows up to the next layer: activation, local response normalisation, pooling, quantisation,
 changes of memory layout.
+
+Peaks and latencies are measured in the same rounds, for machines whose speed changes: the share round by round compares each
+round's median latency with the median rates of that round.
 
 Nothing is measured here: peaks come from `bench.peaks`, times of nodes from `Session.node_times`.
 

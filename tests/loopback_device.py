@@ -55,6 +55,8 @@ class LoopbackDevice:
 
     def start(self) -> None:
         """Start the server; on a free port the first time, then on the same."""
+        if os.geteuid() == 0:  # the server's own unit makes it, where there is an init system; root's server wants it
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         for _ in range(10):
             self.port = getattr(self, "port", None) or _free_port()
             self._configure()
