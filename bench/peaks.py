@@ -71,7 +71,8 @@ class Peaks:
     other_cpus: float | None = None
     """Processors kept busy by others meanwhile, on average: with many, the rates are lower bounds of the peaks."""
     rounds: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    """`best` and `median` rates of each measurement, where these are the best of several; see `best_of`."""
+    """`best` and `median` rates of each measurement, in bytes and multiply-adds per second by the names that `how` has, where these
+    are the best of several; see `best_of`."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -165,7 +166,7 @@ def typical(measured: Peaks) -> Peaks:
 
 
 def _rates(measured: Peaks) -> dict[str, float | None]:
-    """By the names that `how` has."""
+    """In bytes and multiply-adds per second, by the names that `how` has."""
     return {
         "read": measured.read_bytes_per_s,
         "copy": measured.copy_bytes_per_s,

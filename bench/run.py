@@ -196,7 +196,7 @@ class _Bench:
     logs: Path
     reporter: Reporter
     _shared: Worker | None = None
-    _peaks: dict[_Key, list[peaks.Peaks | str]] = field(default_factory=dict)
+    _peaks: dict[_Key, list[peaks.Peaks | AlexNetEdgeError]] = field(default_factory=dict)
     """What the machine could do in each round, or why that is not known."""
 
     def run(self) -> None:
@@ -349,7 +349,7 @@ class _Bench:
     def _measure_peaks(self, running: Sequence[Measured]) -> None:
         """What the machine can do in this round, for each device and number of threads that a subject is measured with."""
         for device, threads in dict.fromkeys(_key(one.subject) for one in running if not one.error):
-            found: peaks.Peaks | str
+            found: peaks.Peaks | AlexNetEdgeError
             try:
                 found = peaks.measure_peaks(
                     device=device,
@@ -358,7 +358,7 @@ class _Bench:
                     seconds=peaks.SECONDS / min(self.result.settings.rounds, MOST_PARTS),
                 )
             except AlexNetEdgeError as error:
-                found = str(error)
+                found = error
             self._peaks.setdefault((device, threads), []).append(found)
 
     def _rooflines(self) -> None:
@@ -373,12 +373,11 @@ class _Bench:
             subject = one.subject
             self.reporter.update(done, f"{subject.label}: the time of each layer")
             key = _key(subject)
+            last = self._peaks[key][-1]
             try:
-                if key in places:
-                    one.roofline = self._roofline(one, places[key])
-                else:
-                    one.no_roofline = str(self._peaks[key][-1])
-                    self.reporter.note(f"{subject.label}: no roofline: {one.no_roofline}")
+                if key not in places and isinstance(last, AlexNetEdgeError):
+                    raise last
+                one.roofline = self._roofline(one, places[key])
             except AlexNetEdgeError as error:
                 one.no_roofline = str(error)
                 self.reporter.note(f"{subject.label}: no roofline: {error}")
@@ -405,9 +404,7 @@ class _Bench:
             runtime=subject.runtime,
             rounds=[
                 (peaks.typical(found), taken.batches[batch].warm.samples_ns)
-                for found, taken in zip(
-                    self._peaks[_key(subject)], one.rounds, strict=False
-                )  # an error ends rounds early
+                for found, taken in zip(self._peaks[_key(subject)], one.rounds, strict=True)
                 if isinstance(found, peaks.Peaks) and batch in taken.batches
             ],
         )

@@ -84,9 +84,8 @@ def write_openvino(
             `fp16`, which says how weights are stored, is not computed in it.
     """
     types = plan or layer_types(precision)
-    overflow = (
-        int8_overflows() if "int8" in types.values() and (lowering is None or lowering.weight_bits == 8) else None
-    )
+    weight_bits = 8 if lowering is None else lowering.weight_bits
+    overflow = int8_overflows() if "int8" in types.values() and weight_bits == 8 else None
     if overflow is not None:
         raise MissingComponentError(overflow, fix="export it on a processor that has them, or in FP32")
     openvino = load_library()

@@ -173,7 +173,11 @@ def read_model(openvino: ModuleType, core: Any, path: Path, weights: Path) -> An
 
 
 def fix_batch(model: Any, batch: int) -> None:
-    """Give a model that was read, whose batch is free, this one."""
+    """Give a model that was read, whose batch is free, this one.
+
+    Raises:
+        RuntimeError: OpenVINO's own, when the model does not take it.
+    """
     shape = model.inputs[0].get_partial_shape()
     shape[0] = batch
     model.reshape(shape)
@@ -190,7 +194,8 @@ class OpenVINOSession(ArtifactSession):
 
     Input and output are the caller's memory and an array of this session: nothing is copied on the way in, and the logits
     on the way out. The file's batch is free; it is compiled for the one in hand, first for a single image, because what the
-    plugin compiles for any batch is slower. So a batch of another size than the one before takes as long as loading does.
+    plugin compiles for any batch is slower. So a batch of another size than the one before takes as long as loading does, and
+    raises ArtifactError where OpenVINO cannot compile the file for it.
     """
 
     runtime = "openvino"
@@ -232,13 +237,13 @@ class OpenVINOSession(ArtifactSession):
         self._compiled = self._compile(batch)
         self._request, self._batch = self._compiled.create_infer_request(), batch
 
-    def _compile(self, batch: int, further: Mapping[str, Any] | None = None) -> Any:
+    def _compile(self, batch: int, **further: Any) -> Any:
         """The model in the plugin's form, with these options besides this session's own."""
         options = {
             **COMPILE_OPTIONS,
             "INFERENCE_NUM_THREADS": self.threads,
             "ENABLE_CPU_PINNING": False,  # where the process may run is for whoever started it to say
-            **(further or {}),
+            **further,
         }
         with self._reasons():
             fix_batch(self._model, batch)
@@ -292,7 +297,7 @@ class OpenVINOSession(ArtifactSession):
         A node is named as `conv1 + conv1/relu`, by the nodes of the ONNX graph that it does the work of, and its kind is the
         plugin's with what its kernel computes in, as `Convolution(f32)`.
         """
-        compiled = self._compile(len(x_NCHW), {"PERF_COUNT": True})
+        compiled = self._compile(len(x_NCHW), PERF_COUNT=True)
         x_NCHW, y_NK = _shareable(x_NCHW), np.empty((len(x_NCHW), *self.output.shape), np.float32)
         request = compiled.create_infer_request()
         self._bind(request, x_NCHW, y_NK)
