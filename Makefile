@@ -21,9 +21,11 @@ test: lint types bench unit  ## everything continuous integration runs, but for 
 
 check: lint types unit  ## what to run before a commit
 
-lint: .venv/.installed  ## ruff: lint and formatting
+lint: .venv/.installed  ## ruff: lint and formatting; import-linter: the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@rm -rf build/imports && mkdir -p build/imports && cp -RL alexnet_edge build/imports/  # it does not follow links
+	cd build/imports && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache
 
 types: .venv/.installed  ## mypy --strict
 	$(BIN)/mypy
@@ -35,8 +37,8 @@ bench: .venv/.installed  ## the benchmarks, as pytest-benchmark tables (BENCH_SE
 	$(BIN)/python -m pytest bench --benchmark-only --bench-seconds $(BENCH_SECONDS)
 
 test-board: .venv/.installed  ## a deploy to an emulated aarch64 board, apart from the tests: root, 4 to 8 minutes
-	@$(BIN)/python tests/emulated_board.py
-	$(BIN)/python -m pytest --board -s tests/test_board.py
+	@$(BIN)/python tests/support/emulated_board.py
+	$(BIN)/python -m pytest --board -s tests/deploy/test_board.py
 
 clean:  ## remove the environment, builds and caches; keeps runs/, artifacts/ and reports/
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

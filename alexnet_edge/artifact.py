@@ -21,8 +21,8 @@ from typing import Any, Literal, get_args
 
 from alexnet_edge.errors import ArtifactError
 from alexnet_edge.files import MALFORMED, sha256_file, sync_and_replace, write_json, writing
-from alexnet_edge.layers import LAYER_NAMES
-from alexnet_edge.preprocess import Preprocessing
+from alexnet_edge.images.preprocess import Preprocessing
+from alexnet_edge.network.layers import LAYER_NAMES
 
 SCHEMA = 1
 
@@ -35,7 +35,7 @@ processors, has convolutions in INT8 and the weights of fc6 to fc8 in INT4. `mix
 Plan = Mapping[str, str]
 """The type of each of the eight layers, by name: one of `LAYER_TYPES`."""
 LAYER_TYPES = ("fp32", "int8", "int4")
-"""What a layer of a processor's graph may be: see `alexnet_edge.export.targets`."""
+"""What a layer of a processor's graph may be: see `alexnet_edge.export.graphs.targets`."""
 
 INPUT = "input"
 """Name of the input tensor in every format that has names."""
@@ -293,53 +293,46 @@ def commit(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
             second = Companion(sha256=sha256_file(staged), bytes=staged.stat().st_size)
             manifest = replace(manifest, bytes=manifest.bytes + second.bytes, companion=second)
         with _locked(path.parent):
-            write_json(_next(manifest_path(path)), manifest.to_json())
+            write_json(waiting_name(manifest_path(path)), manifest.to_json())
             if staged is not None and companion is not None:
-                sync_and_replace(staged, _next(companion))
+                sync_and_replace(staged, waiting_name(companion))
             sync_and_replace(temporary, path)
             for follows in filter(None, (companion, manifest_path(path))):
-                _next(follows).replace(follows)
+                waiting_name(follows).replace(follows)
     return Artifact(path=path, manifest=manifest, companion=companion)
 
 
-def load_artifact(path: Path, *, trust: bool = False) -> Artifact:
+def load_artifact(path: Path) -> Artifact:
     """Read the manifest of `path` and check the file, and its companion, against it.
 
     Args:
         path: the artifact; its manifest is beside it.
-        trust: also take an engine that has no manifest. It is then loaded on the GPU to be asked what it takes, and
-            whoever wrote it decides what that does. A file that has a manifest is checked all the same.
 
     Raises:
         ArtifactError: when the file, its companion or its manifest is missing or damaged, or they do not belong together.
-        MissingComponentError: for an engine without manifest, when its library or a GPU is not here.
     """
     if not path.is_file():
         raise ArtifactError(
             "no such artifact", value=path, fix="write it with `alexnet-edge export`, or check the path"
         )
     try:
-        return _load(path, trust=trust)
+        return _load(path)
     except ArtifactError:
         with _locked(path.parent):  # it may have been replaced while it was read; now nobody does
-            return _load(path, trust=trust)
+            return _load(path)
 
 
-def _load(path: Path, *, trust: bool) -> Artifact:
-    sidecar, waiting = manifest_path(path), _next(manifest_path(path))
+def _load(path: Path) -> Artifact:
+    sidecar, waiting = manifest_path(path), waiting_name(manifest_path(path))
     digest = _digest(path)
     manifest = _read_manifest(waiting)
     if manifest is not None and manifest.sha256 == digest:
         companion = companion_path(path, manifest.format)
-        found = None if companion is None else _matching(path, manifest, _next(companion), companion)
+        found = None if companion is None else _matching(path, manifest, waiting_name(companion), companion)
         if companion is None or found is not None:
             return Artifact(path=path, manifest=manifest, companion=_finish(path, manifest, found))
     manifest = _read_manifest(sidecar)
     if manifest is None and path.suffix == SUFFIXES["trt"]:
-        if trust:
-            from alexnet_edge.sessions.tensorrt import trusted_engine  # only the library can read an engine
-
-            return trusted_engine(path)
         raise ArtifactError(
             f"the engine has no manifest ({sidecar.name}), and loading one may run code that it carries",
             value=path,
@@ -386,12 +379,12 @@ def _finish(path: Path, manifest: Manifest, found: Path | None) -> Path | None:
     Whoever writes now does so himself, and in a read-only folder the next writer does.
     """
     with _locked(path.parent, wait=False) as locked, suppress(OSError):
-        if locked and _read_manifest(_next(manifest_path(path))) == manifest:
+        if locked and _read_manifest(waiting_name(manifest_path(path))) == manifest:
             companion = companion_path(path, manifest.format)
             if companion is not None and found != companion:
-                _next(companion).replace(companion)
+                waiting_name(companion).replace(companion)
                 found = companion
-            _next(manifest_path(path)).replace(manifest_path(path))
+            waiting_name(manifest_path(path)).replace(manifest_path(path))
     return found
 
 
@@ -447,6 +440,6 @@ def _read_manifest(sidecar: Path) -> Manifest | None:
         ) from error
 
 
-def _next(path: Path) -> Path:
+def waiting_name(path: Path) -> Path:
     """The waiting name of a file that belongs to an artifact."""
     return path.with_name(path.name + ".next")

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexnet_edge.bench.measure import MeasureSettings
-from alexnet_edge.bench.report import write_report
-from alexnet_edge.bench.run import run_bench
-from alexnet_edge.checkpoint import load_checkpoint, read_history
+from alexnet_edge.bench.report.report import write_report
+from alexnet_edge.bench.rounds.run import run_bench
+from alexnet_edge.bench.timing.settings import MeasureSettings
 from alexnet_edge.errors import GateError
-from alexnet_edge.export.build import Exporter, Outcome, every_artifact, validation_images
-from alexnet_edge.export.targets import this_machine_or_none
+from alexnet_edge.export.exporter import Exporter, Outcome
+from alexnet_edge.export.graphs.targets import this_machine_or_none
+from alexnet_edge.export.selection import every_artifact
 from alexnet_edge.files import write_json
+from alexnet_edge.network.checkpoint import read_history
+from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.progress import Reporter
+from alexnet_edge.proof.recorded import validation_images
 from alexnet_edge.training.recipe import TrainSettings
 from alexnet_edge.training.run import train
 

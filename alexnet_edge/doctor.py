@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
-from alexnet_edge import cuda, environment, nvidia
+from alexnet_edge import environment
 from alexnet_edge.errors import MissingComponentError, UserError, install_command
+from alexnet_edge.nvidia import cuda
+from alexnet_edge.nvidia import libraries as nvidia
 from alexnet_edge.sessions.openvino import import_quietly
 
 CAPABILITIES: dict[str, tuple[tuple[str, ...], ...]] = {

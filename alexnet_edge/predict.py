@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alexnet_edge.data import FileItem, ImageSet, OnBadImage, open_images
 from alexnet_edge.errors import DataError, ImageError, UserError
-from alexnet_edge.evaluate import outputs_NK
+from alexnet_edge.images.datasets import FileItem, ImageSet, OnBadImage, open_images
+from alexnet_edge.proof.evaluate import outputs_NK
 from alexnet_edge.sessions import Session
 
 

@@ -28,19 +28,21 @@ from rich.console import Console
 
 from alexnet_edge import __version__
 from alexnet_edge.artifact import Artifact, Format, Precision, load_artifact
-from alexnet_edge.bench.measure import MeasureSettings
-from alexnet_edge.bench.results import BenchResult
-from alexnet_edge.bench.run import Plan, run_bench
+from alexnet_edge.bench.rounds.results import BenchResult
+from alexnet_edge.bench.rounds.run import Plan, run_bench
 from alexnet_edge.bench.suite import ARTIFACT_CASES, BATCHES, CASES, Case, replay
-from alexnet_edge.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
-from alexnet_edge.data import ImageSet, synthetic
+from alexnet_edge.bench.timing.settings import MeasureSettings
 from alexnet_edge.environment import versions
 from alexnet_edge.errors import AlexNetEdgeError, CheckpointError, UserError
-from alexnet_edge.export.build import CACHE, Exporter, validation_images
-from alexnet_edge.export.targets import this_machine_or_none
+from alexnet_edge.export.exporter import CACHE, Exporter
+from alexnet_edge.export.graphs.targets import this_machine_or_none
 from alexnet_edge.files import sha256_json
-from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.images.datasets import ImageSet, synthetic
+from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.network.checkpoint import Checkpoint
+from alexnet_edge.network.load import load_checkpoint, newest_checkpoint
 from alexnet_edge.progress import ConsoleReporter
+from alexnet_edge.proof.recorded import validation_images
 from alexnet_edge.sessions.base import Device
 
 SHORT_S = 1.0
@@ -194,7 +196,7 @@ def artifact_of(
 @pytest.fixture(scope="session")
 def reference_NK(checkpoint: Checkpoint, images: ImageSet) -> FloatArray:
     """The checkpoint's answers on `images`, `(N, K)` float32."""
-    from alexnet_edge.evaluate import outputs_NK
+    from alexnet_edge.proof.evaluate import outputs_NK
     from alexnet_edge.sessions.torch import CheckpointSession
 
     with CheckpointSession(checkpoint) as session:

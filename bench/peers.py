@@ -34,11 +34,12 @@ import numpy as np
 
 import alexnet_edge
 from alexnet_edge.artifact import INPUT, TensorSpec
-from alexnet_edge.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
-from alexnet_edge.data import ImageSet, batches, reopen
 from alexnet_edge.errors import AlexNetEdgeError, ArtifactError, MissingComponentError, UserError
 from alexnet_edge.files import MALFORMED, sha256_json, write_json
-from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.images.datasets import ImageSet, batches, reopen
+from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.network.checkpoint import Checkpoint, CheckpointInfo
+from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.progress import QuietReporter, Reporter
 from alexnet_edge.sessions.base import Session
 
@@ -471,7 +472,7 @@ def prepare_peers(
     Raises:
         UserError: for an unknown name, or when none can be prepared.
     """
-    from alexnet_edge.evaluate import outputs_NK
+    from alexnet_edge.proof.evaluate import outputs_NK
     from alexnet_edge.sessions import reference_session
 
     reporter = reporter or QuietReporter()
@@ -568,8 +569,8 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def _prepare_here(given: argparse.Namespace) -> None:
-    from alexnet_edge.bench.parity import Tolerance, check_parity
-    from alexnet_edge.export.build import training_images
+    from alexnet_edge.proof.parity import Tolerance, check_parity
+    from alexnet_edge.proof.recorded import training_images
 
     peer = PEERS[given.name]
     versions = _versions(peer.packages)

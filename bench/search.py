@@ -26,19 +26,20 @@ from typing import Any
 import numpy as np
 
 from alexnet_edge.artifact import Artifact, Format, Plan
-from alexnet_edge.bench.measure import MeasureSettings
-from alexnet_edge.bench.parity import ParityFigures, compare_outputs
-from alexnet_edge.bench.run import Plan as BenchPlan
-from alexnet_edge.bench.run import run_bench
-from alexnet_edge.bench.stats import bootstrap_ratios
-from alexnet_edge.data import ImageSet, IntArray, batches, open_images
+from alexnet_edge.bench.rounds.run import Plan as BenchPlan
+from alexnet_edge.bench.rounds.run import run_bench
+from alexnet_edge.bench.timing.settings import MeasureSettings
 from alexnet_edge.environment import describe
 from alexnet_edge.errors import DataError, GateError, UserError
-from alexnet_edge.evaluate import labels_for
-from alexnet_edge.export.build import Exporter, training_images
+from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.files import sha256_json, writing
-from alexnet_edge.layers import LAYER_NAMES
-from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.images.datasets import ImageSet, IntArray, batches, open_images
+from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.network.layers import LAYER_NAMES
+from alexnet_edge.proof.evaluate import labels_for
+from alexnet_edge.proof.parity import ParityFigures, compare_outputs
+from alexnet_edge.proof.recorded import training_images
+from alexnet_edge.proof.stats import bootstrap_ratios
 from alexnet_edge.sessions import open_session, reference_session
 
 SEARCH_IMAGES = 256

@@ -10,7 +10,7 @@ from typing import Any
 from alexnet_edge.artifact import Format, Precision
 from alexnet_edge.environment import gpu_node
 from alexnet_edge.errors import MissingComponentError, install_command
-from alexnet_edge.nvidia import default_runtime
+from alexnet_edge.nvidia.libraries import default_runtime
 from alexnet_edge.sessions.base import Device
 from alexnet_edge.sessions.openvino import int8_overflows
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from alexnet_edge.bench.measure import MeasureSettings
 from alexnet_edge.bench.suite import BATCHES, CLOCK, Case
+from alexnet_edge.bench.timing.settings import MeasureSettings
 
 
 @pytest.mark.benchmark(group="latency, batch 1", timer=CLOCK)

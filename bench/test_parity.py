@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from alexnet_edge.artifact import Artifact
-from alexnet_edge.bench.parity import check_parity
 from alexnet_edge.bench.suite import Case
-from alexnet_edge.data import ImageSet
-from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.images.datasets import ImageSet
+from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.proof.parity import check_parity
 
 
 @pytest.mark.benchmark(group="proof")

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_edge.artifact import LayerPrecision, Plan, Precision, layer_types
 from alexnet_edge.errors import PrecisionError, needs
-from alexnet_edge.export.quantize import INT4_BLOCK
-from alexnet_edge.layers import Architecture
+from alexnet_edge.network.layers import Architecture
+from alexnet_edge.network.quantize import INT4_BLOCK
 
 if TYPE_CHECKING:
     import onnx

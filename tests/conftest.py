@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_edge.checkpoint import CheckpointInfo, parameter_shapes, save_checkpoint
-from alexnet_edge.layers import architecture
-from alexnet_edge.preprocess import preset
+from alexnet_edge.images.preprocess import preset
+from alexnet_edge.network.checkpoint import CheckpointInfo, parameter_shapes, save_checkpoint
+from alexnet_edge.network.layers import architecture
 
 CLASSES = ("blue", "green", "red", "yellow")
 """The classes of `tiny_checkpoint` and of `image_folder`."""
@@ -141,10 +141,11 @@ def exported(
 ) -> dict[tuple[str, str], Path]:
     """Every artifact that this machine can write of `tiny_checkpoint("two-tower")`, by format and precision; they share
     one folder; do not change it."""
-    from alexnet_edge.checkpoint import load_checkpoint
-    from alexnet_edge.data import open_images
     from alexnet_edge.errors import MissingComponentError
-    from alexnet_edge.export.build import Exporter, every_artifact
+    from alexnet_edge.export.exporter import Exporter
+    from alexnet_edge.export.selection import every_artifact
+    from alexnet_edge.images.datasets import open_images
+    from alexnet_edge.network.load import load_checkpoint
 
     root = tmp_path_factory.mktemp("exported")
     exporter = Exporter(

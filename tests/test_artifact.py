@@ -13,32 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import MANIFEST
 
-from alexnet_edge.artifact import LayerPrecision, Manifest, TensorSpec, commit, load_artifact, manifest_path
+from alexnet_edge.artifact import Manifest, commit, load_artifact, manifest_path
 from alexnet_edge.errors import ArtifactError, OutputError
 from alexnet_edge.files import sha256_file, write_json
-from alexnet_edge.preprocess import preset
-
-MANIFEST = Manifest(
-    format="onnx",
-    runtime="onnxruntime",
-    precision="int8",
-    architecture="two-tower",
-    classes=("daisy", "Löwenzahn"),
-    head="logits",
-    preprocessing=preset("caffe-227"),
-    input=TensorSpec(name="input", dtype="float32", shape=(3, 227, 227), min_batch=1, max_batch=16),
-    output=TensorSpec(name="logits", dtype="float32", shape=(2,)),
-    checkpoint="runs/a/model.safetensors",
-    checkpoint_sha256="ab" * 32,
-    sources={"fp32.onnx": "cd" * 32},
-    layers=(LayerPrecision(name="conv1", requested="int8", built="int8", evidence="QuantizeLinear"),),
-    calibration={"method": "entropy", "images": 500},
-    build={"options": ["a"]},
-    build_seconds=1.5,
-    environment={"cpu": None},
-    parity={"passed": True},
-)
+from alexnet_edge.sessions.open import open_artifact
 
 
 def exported(
@@ -119,13 +99,13 @@ def test_missing(tmp_path: Path) -> None:
 def test_trust_does_not_replace_a_manifest(tmp_path: Path) -> None:
     """Only an engine may come without one, and a manifest that is there is held against the file."""
     path = exported(tmp_path, name="a.engine", manifest=replace(MANIFEST, format="trt", runtime="tensorrt"))
-    assert load_artifact(path, trust=True) == load_artifact(path)
+    assert open_artifact(path, trust=True) == load_artifact(path)
     path.write_bytes(b"another network")
     with pytest.raises(ArtifactError, match="does not match its manifest"):
-        load_artifact(path, trust=True)
+        open_artifact(path, trust=True)
     manifest_path(path).write_text("{")
     with pytest.raises(ArtifactError, match="the manifest is damaged"):
-        load_artifact(path, trust=True)
+        open_artifact(path, trust=True)
     manifest_path(path).unlink()
     assert "the engine has no manifest (a.engine.json), and loading one may run code that it carries" in refused(path)
     other = exported(tmp_path)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from alexnet_edge import doctor
-from alexnet_edge.cuda import GpuInfo
 from alexnet_edge.doctor import CAPABILITIES, Component, examine, require
 from alexnet_edge.errors import MissingComponentError, UserError, install_command
+from alexnet_edge.nvidia.cuda import GpuInfo
 
 
 def found() -> dict[str, Component]:
@@ -124,7 +124,7 @@ def test_on_a_jetson_a_missing_tensorrt_comes_from_apt(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr("alexnet_edge.environment.l4t_release", lambda: "36.4.3")
     monkeypatch.delenv("TRTEXEC", raising=False)
-    monkeypatch.setattr("alexnet_edge.nvidia.find_trtexec", lambda: None)
+    monkeypatch.setattr("alexnet_edge.nvidia.libraries.find_trtexec", lambda: None)
     components = found()
     assert components["TensorRT"].fix.startswith("sudo apt-get install python3-libnvinfer")
     assert components["trtexec"].fix == "sudo apt-get install libnvinfer-bin"
@@ -167,7 +167,7 @@ def test_cuda_python_says_which_module_it_is(monkeypatch: pytest.MonkeyPatch) ->
     def missing() -> Any:
         raise MissingComponentError("cuda-python is not installed", fix=f"run: {install_command('cuda')}")
 
-    monkeypatch.setattr("alexnet_edge.cuda.runtime_library", missing)
+    monkeypatch.setattr("alexnet_edge.nvidia.cuda.runtime_library", missing)
     component = found()["cuda-python"]
     assert (component.present, component.detail) == (False, "not installed")
     assert component.fix == install_command("cuda")
@@ -176,7 +176,7 @@ def test_cuda_python_says_which_module_it_is(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_gpu_that_cuda_reaches_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     orin = GpuInfo(name="Orin", sm="sm87", memory_bytes=8 << 30, driver_version="12.6", integrated=True)
     monkeypatch.setattr(doctor, "_gpu_node", lambda: True)
-    monkeypatch.setattr("alexnet_edge.cuda.gpu_info", lambda: orin)
+    monkeypatch.setattr("alexnet_edge.nvidia.cuda.gpu_info", lambda: orin)
     assert found()["NVIDIA GPU"].detail == "Orin, sm87, 8.0 GiB"
 
 

@@ -107,6 +107,6 @@ def test_every_module_imports_bare_or_says_what_it_needs() -> None:
     ):
         assert outcome[f"alexnet_edge.{name}"] == "imported"
     refused = {name: text for name, text in outcome.items() if text != "imported"}
-    assert "alexnet_edge.model" in refused
+    assert "alexnet_edge.network.model" in refused
     for name, text in refused.items():
         assert re.fullmatch(r"\w+ is not installed; run: pip install 'alexnet-edge\[\w+\]'", text), (name, text)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from alexnet_edge.artifact import TensorSpec
 from alexnet_edge.errors import DataError, ImageError, UserError
+from alexnet_edge.images.preprocess import preset
 from alexnet_edge.predict import predict
-from alexnet_edge.preprocess import preset
 from alexnet_edge.sessions import Session
 
 NAMES = ("a", "b", "c", "d")

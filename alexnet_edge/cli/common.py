@@ -57,10 +57,10 @@ def artifacts_in(folder: Path) -> list[Path]:
 
 def checkpoint_or_onnx(path: Path) -> Any:
     """The `Checkpoint` in a checkpoint file, or in the FP32 ONNX artifact that a board exports from."""
-    from alexnet_edge.checkpoint import load_checkpoint
+    from alexnet_edge.network.load import load_checkpoint
 
     if path.suffix == ".onnx":
-        from alexnet_edge.export.source import checkpoint_from_onnx
+        from alexnet_edge.export.graphs.source import checkpoint_from_onnx
 
         return checkpoint_from_onnx(path)
     return load_checkpoint(path)

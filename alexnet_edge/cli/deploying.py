@@ -141,7 +141,9 @@ def deploy_command(
     quiet: QuietOption = False,
 ) -> None:
     """Build, prove and measure an artifact on a device over SSH, and let it serve there; what fails changes nothing."""
-    from alexnet_edge import console
+    from alexnet_edge.cli.show import base as console
+    from alexnet_edge.cli.show.deploy import show_deployed, show_plans, show_rollbacks
+    from alexnet_edge.cli.show.deploy import show_status as show_status_
     from alexnet_edge.deploy import fleet, run
     from alexnet_edge.deploy.bundle import make_bundle
     from alexnet_edge.deploy.link import LinkSettings
@@ -192,9 +194,9 @@ def deploy_command(
         if as_json:
             print_json(fleet.as_json(found))
         elif roll_back:
-            console.show_rollbacks(found)
+            show_rollbacks(found)
         else:
-            console.show_status(found)
+            show_status_(found)
         fleet.require(found)
         return
     if artifact is None:
@@ -247,7 +249,7 @@ def deploy_command(
     if as_json:
         print_json(fleet.as_json(outcomes))
     elif dry_run:
-        console.show_plans(outcomes)
+        show_plans(outcomes)
     else:
-        console.show_deployed(outcomes)
+        show_deployed(outcomes)
     fleet.require(outcomes)

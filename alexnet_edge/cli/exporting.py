@@ -33,9 +33,9 @@ from alexnet_edge.errors import GateError, UserError
 if TYPE_CHECKING:
     from alexnet_edge.artifact import Artifact, Format, Precision
     from alexnet_edge.bench.search import SearchResult
-    from alexnet_edge.checkpoint import Checkpoint
-    from alexnet_edge.data import ImageSet, OnBadImage
-    from alexnet_edge.export.build import Exporter
+    from alexnet_edge.export.exporter import Exporter
+    from alexnet_edge.images.datasets import ImageSet, OnBadImage
+    from alexnet_edge.network.checkpoint import Checkpoint
 
 ENGINES = "TensorRT engines (--format trt)"
 TRITON = "Triton model repository (--format triton)"
@@ -254,14 +254,19 @@ def export_command(
     quiet: QuietOption = False,
 ) -> None:
     """Write a checkpoint in another format, and prove it gives the same answers."""
-    from alexnet_edge import console
-    from alexnet_edge.checkpoint import load_checkpoint, newest_checkpoint
-    from alexnet_edge.data import open_images
-    from alexnet_edge.export import build, targets
-    from alexnet_edge.export.calibrate import METHODS
-    from alexnet_edge.export.corrections import CORRECTED
-    from alexnet_edge.export.options import EngineOptions
+    from alexnet_edge.cli.show import base as console
+    from alexnet_edge.cli.show.export import show_exports, show_search
+    from alexnet_edge.export import exporter as build
+    from alexnet_edge.export import selection as selecting
+    from alexnet_edge.export.engines.options import EngineOptions
+    from alexnet_edge.export.graphs import targets
     from alexnet_edge.export.precision import CALIBRATED
+    from alexnet_edge.export.quantising.calibrate import METHODS
+    from alexnet_edge.export.quantising.corrections import CORRECTED
+    from alexnet_edge.export.selection import FORMATS, check_engines, selection
+    from alexnet_edge.images.datasets import open_images
+    from alexnet_edge.network.load import load_checkpoint, newest_checkpoint
+    from alexnet_edge.proof import recorded
 
     asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc, "int8-int4-fc": int8_int4_fc}
     one = one_precision(asked)
@@ -279,7 +284,7 @@ def export_command(
         )
     if runtime is not None:
         choice("--runtime", runtime, ("tensorrt", "trtexec", "rtx"))
-    choice("--format", format, ("all", *build.FORMATS, "triton"))
+    choice("--format", format, ("all", *FORMATS, "triton"))
     choice("--method", method, METHODS)
     if recommended:
         refuse_given(
@@ -316,7 +321,7 @@ def export_command(
     lower_fp32 = target is not None and lowered_for is not None and bool(lowered_for.lowerings)
     if target is not None:
         targets.check_target(targets.find_target(target), format, precisions[0] if precisions else None)
-    wanted = build.selection(
+    wanted = selection(
         format,
         precisions[0] if precisions else None,
         lowered_for,
@@ -343,7 +348,7 @@ def export_command(
             raise UserError(
                 "a calibration table is for INT8", value=calibration_table, fix="add --int8, or leave it out"
             )
-        table_version = build.table_version(table_for, runtime)  # type: ignore[arg-type]  # checked above
+        table_version = selecting.table_version(table_for, runtime)  # type: ignore[arg-type]  # checked above
     engine = EngineOptions(
         min_batch=min_batch if min_batch is not None else 1 if dla_core is None else opt_batch,
         opt_batch=opt_batch,
@@ -369,15 +374,15 @@ def export_command(
     )
     if onnx is not None and checkpoint is not None:
         raise UserError("an export has one source", value="--checkpoint --onnx", fix="give one of them")
-    build.check_engines(wanted, runtime, engine)  # type: ignore[arg-type]  # checked above
+    check_engines(wanted, runtime, engine)  # type: ignore[arg-type]  # checked above
     if onnx is not None:
-        from alexnet_edge.export.source import checkpoint_from_onnx
+        from alexnet_edge.export.graphs.source import checkpoint_from_onnx
 
         loaded = checkpoint_from_onnx(onnx)
     else:
         loaded = load_checkpoint(checkpoint or newest_checkpoint(runs))
     if images is None:
-        proof = build.validation_images(loaded)
+        proof = recorded.validation_images(loaded)
         proof = proof if limit is None else proof.spread(limit)
     else:
         proof = open_images(images, limit=limit, classes=loaded.info.classes, class_list=class_list)
@@ -386,7 +391,7 @@ def export_command(
             loaded,
             out=out,
             proof_images=proof,
-            calibration_images=build.calibration_images(loaded, calibration, calibration_images, class_list)
+            calibration_images=recorded.calibration_images(loaded, calibration, calibration_images, class_list)
             if any(precision in CALIBRATED for _, precision in wanted)
             else None,
             method=method,
@@ -408,13 +413,13 @@ def export_command(
             if auto:
                 chosen: tuple[Format, Precision] = (wanted[0][0], "mixed")
                 wanted = [chosen]
-                console.show_search(_search(exporter, wanted[0][0], search_images, max_drop, class_list), as_json)
+                show_search(_search(exporter, wanted[0][0], search_images, max_drop, class_list), as_json)
             outcomes.extend(exporter.export_all(wanted))
         finally:  # what was written before a mistake was noticed is told all the same
             if outcomes and as_json and triton is None:
                 print_json([outcome.to_json() for outcome in outcomes])
             elif outcomes and not as_json:
-                console.show_exports(outcomes)
+                show_exports(outcomes)
     build.require_outcomes(outcomes, everything=format == "all")
     if triton is not None:
         assert outcomes[0].artifact is not None, "require_outcomes raises what kept it from being written"
@@ -465,15 +470,15 @@ _NOT_WITH_ARTIFACT = (
 
 
 def _serve(path: Path, repository: Path, options: Any, as_json: bool) -> None:
-    from alexnet_edge import console
     from alexnet_edge.artifact import load_artifact
+    from alexnet_edge.cli.show.export import show_triton_model
     from alexnet_edge.export.triton import write_triton_model
 
     model = write_triton_model(load_artifact(path), repository, options)
     if as_json:
         print_json(model.to_json())
     else:
-        console.show_triton_model(model)
+        show_triton_model(model)
 
 
 def _only_where_it_counts(context: typer.Context, format: str) -> None:
@@ -536,9 +541,9 @@ def check_command(
     if preprocessing:
         _compare_preprocessing(artifacts or (), checkpoint, images, limit, class_list, threads, bad, as_json)
         return
-    from alexnet_edge import console
     from alexnet_edge.artifact import load_artifact
-    from alexnet_edge.bench.parity import ParityReport, check_parity
+    from alexnet_edge.cli.show.proof import show_parity
+    from alexnet_edge.proof.parity import ParityReport, check_parity
     from alexnet_edge.sessions import runnable
 
     reports: list[tuple[Path, ParityReport | str]] = []
@@ -566,7 +571,7 @@ def check_command(
             }
         )
     else:
-        console.show_parity(reports)
+        show_parity(reports)
     failed = [path for path, entry in reports if not isinstance(entry, str) and not entry.passed]
     if failed:
         raise GateError(f"{len(failed)} of {len(reports)} artifacts do not give the checkpoint's answers")
@@ -596,8 +601,8 @@ def _source_of(artifact: Artifact, checkpoint: Path | None) -> Checkpoint:
 
 def _images_for(reference: Checkpoint, images: str | None, limit: int | None, class_list: Path | None) -> ImageSet:
     """The images named, or the checkpoint's validation images."""
-    from alexnet_edge.data import open_images
-    from alexnet_edge.export.build import validation_images
+    from alexnet_edge.images.datasets import open_images
+    from alexnet_edge.proof.recorded import validation_images
 
     if images is not None:
         found = open_images(images, classes=reference.info.classes, class_list=class_list)
@@ -616,10 +621,10 @@ def _bisect(
     on_bad_image: OnBadImage,
     as_json: bool,
 ) -> None:
-    from alexnet_edge import console
     from alexnet_edge.artifact import load_artifact
-    from alexnet_edge.bench.bisect import IMAGES, Bisection, bisect
-    from alexnet_edge.bench.observe import OBSERVABLE
+    from alexnet_edge.cli.show.proof import show_bisections
+    from alexnet_edge.proof.bisect import IMAGES, Bisection, bisect
+    from alexnet_edge.proof.observe import OBSERVABLE
     from alexnet_edge.sessions import runnable
 
     found: list[tuple[Path, Bisection | str]] = []
@@ -644,7 +649,7 @@ def _bisect(
             }
         )
     else:
-        console.show_bisections(found)
+        show_bisections(found)
     failed = [(path, entry) for path, entry in found if not isinstance(entry, str) and not entry.passed]
     if failed:
         path, entry = failed[0]
@@ -664,10 +669,10 @@ def _compare_preprocessing(
     on_bad_image: OnBadImage,
     as_json: bool,
 ) -> None:
-    from alexnet_edge import console
     from alexnet_edge.artifact import load_artifact
-    from alexnet_edge.bench.preprocessing import IMAGES, compare_preprocessing
-    from alexnet_edge.checkpoint import newest_checkpoint
+    from alexnet_edge.cli.show.proof import show_preprocessing
+    from alexnet_edge.network.load import newest_checkpoint
+    from alexnet_edge.proof.decoders import IMAGES, compare_preprocessing
 
     if len(paths) > 1:
         raise UserError("preprocessing is compared for one artifact", value=len(paths), fix="name one, or none")
@@ -687,7 +692,7 @@ def _compare_preprocessing(
     if as_json:
         print_json(report.to_json())
     else:
-        console.show_preprocessing(report)
+        show_preprocessing(report)
 
 
 def inspect_command(
@@ -710,10 +715,10 @@ def inspect_command(
         return
     from dataclasses import asdict
 
-    from alexnet_edge import console
     from alexnet_edge.artifact import load_artifact
-    from alexnet_edge.checkpoint import load_checkpoint
-    from alexnet_edge.layers import DEFAULT_ARCHITECTURE, architecture, layer_costs
+    from alexnet_edge.cli.show.export import show_network
+    from alexnet_edge.network.layers import DEFAULT_ARCHITECTURE, architecture, layer_costs
+    from alexnet_edge.network.load import load_checkpoint
 
     facts: dict[str, Any] = {}
     name, number = arch or DEFAULT_ARCHITECTURE, classes or 1000
@@ -735,13 +740,13 @@ def inspect_command(
     if as_json:
         print_json({**facts, "architecture": name, "batch": batch, "costs": [asdict(cost) for cost in costs]})
     else:
-        console.show_network(network, costs, batch, facts)
+        show_network(network, costs, batch, facts)
 
 
 def _lint(file: Path | None, target: str, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from alexnet_edge import console
+    from alexnet_edge.cli.show.export import show_findings
     from alexnet_edge.export.lint import TARGETS, lint
 
     choice("--for", target, tuple(TARGETS))
@@ -751,7 +756,7 @@ def _lint(file: Path | None, target: str, as_json: bool) -> None:
     if as_json:
         print_json({"file": str(file), "target": target, "findings": [asdict(finding) for finding in findings]})
     else:
-        console.show_findings(file, target, findings)
+        show_findings(file, target, findings)
     errors = sum(finding.severity == "error" for finding in findings)
     if errors:
         raise GateError(f"{file}: {errors} {'error' if errors == 1 else 'errors'} for {target}")

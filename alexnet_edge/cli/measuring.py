@@ -29,8 +29,8 @@ from alexnet_edge.cli.common import (
     refuse_given,
     words_in,
 )
-from alexnet_edge.data import SYNTHETIC
 from alexnet_edge.errors import GateError, UserError
+from alexnet_edge.images.datasets import SYNTHETIC
 
 HOW = "How to measure"
 SCENARIOS = "MLPerf LoadGen"
@@ -214,11 +214,12 @@ def bench_command(
         )
         return
     refuse_given(context, ["workers", "arch"], "only --loader takes", fix="add --loader")
-    from alexnet_edge import console
-    from alexnet_edge.bench.measure import MeasureSettings
-    from alexnet_edge.bench.run import Plan, run_bench
-    from alexnet_edge.checkpoint import newest_checkpoint
-    from alexnet_edge.data import open_images
+    from alexnet_edge.bench.rounds.run import Plan, run_bench
+    from alexnet_edge.bench.timing.settings import MeasureSettings
+    from alexnet_edge.cli.show import base as console
+    from alexnet_edge.cli.show.bench import show_bench
+    from alexnet_edge.images.datasets import open_images
+    from alexnet_edge.network.load import newest_checkpoint
 
     if not subjects:
         subjects = [newest_checkpoint(runs), *(artifacts_in(folder) if folder.is_dir() else [])]
@@ -266,7 +267,7 @@ def bench_command(
     if as_json:
         print_json(value)
     else:
-        console.show_bench(value, written)
+        show_bench(value, written)
     if result.interrupted:
         raise KeyboardInterrupt
     if result.errors:
@@ -276,11 +277,12 @@ def bench_command(
 def _bench_loader(
     images: str | Path, arch: str, given: dict[str, Any], *, out: Path, as_json: bool, quiet: bool
 ) -> None:
-    from alexnet_edge import console
-    from alexnet_edge.bench.loader import LoaderSettings, loader_verdict, measure_loader
-    from alexnet_edge.data import open_split
+    from alexnet_edge.cli.show import base as console
+    from alexnet_edge.cli.show.training import show_loader
     from alexnet_edge.files import write_json
-    from alexnet_edge.layers import architecture
+    from alexnet_edge.images.datasets import open_split
+    from alexnet_edge.network.layers import architecture
+    from alexnet_edge.training.feed_speed import LoaderSettings, loader_verdict, measure_loader
 
     settings = LoaderSettings(**{name: value for name, value in given.items() if value is not None})
     found_images = open_split(images, "train")
@@ -297,7 +299,7 @@ def _bench_loader(
     if as_json:
         print_json(found)
     else:
-        console.show_loader(found, found["verdict"], out)
+        show_loader(found, found["verdict"], out)
 
 
 def _prepared(
@@ -305,8 +307,9 @@ def _prepared(
 ) -> tuple[list[Path], dict[str, str]]:
     """The peers of the first checkpoint among the subjects, prepared, and why others are left out."""
     from alexnet_edge.bench.peers import prepare_peers
-    from alexnet_edge.checkpoint import load_checkpoint
-    from alexnet_edge.export.build import CACHE, validation_images
+    from alexnet_edge.export.exporter import CACHE
+    from alexnet_edge.network.load import load_checkpoint
+    from alexnet_edge.proof.recorded import validation_images
 
     checkpoint = next((path for path in subjects if path.suffix == ".safetensors"), None)
     if checkpoint is None:
@@ -368,7 +371,7 @@ def _filtered(subjects: Sequence[Path], formats: Sequence[str], precisions: Sequ
 def _scenarios(
     given: Sequence[str] | None, seconds: float | None, latency_bound_ms: float | None, target_qps: float | None
 ) -> tuple[Any, ...]:
-    from alexnet_edge.bench.scenarios import Scenario, ScenarioSettings
+    from alexnet_edge.bench.loadgen.settings import Scenario, ScenarioSettings
 
     known = get_args(Scenario)
     words = words_in(given)
@@ -422,8 +425,8 @@ def compare_command(
     as_json: JsonOption = False,
 ) -> None:
     """Say what became slower between two results; exit code 1 when something did."""
-    from alexnet_edge import console
-    from alexnet_edge.bench.compare import compare
+    from alexnet_edge.bench.report.compare import compare
+    from alexnet_edge.cli.show.bench import show_comparison
     from alexnet_edge.files import write_text
 
     pairs = [tuple(part.strip() for part in text.split("=")) for text in match or ()]
@@ -444,7 +447,7 @@ def compare_command(
     if as_json:
         print_json(comparison.to_json())
     else:
-        console.show_comparison(comparison)
+        show_comparison(comparison)
     comparison.check()
 
 
@@ -464,7 +467,7 @@ def report_command(
     out: Annotated[Path | None, typer.Option("--out", help="Page to write [beside the results]")] = None,
 ) -> None:
     """Make the Markdown, CSV and HTML again from a results file."""
-    from alexnet_edge.bench.results import read_results
+    from alexnet_edge.bench.rounds.results import read_results
     from alexnet_edge.files import MALFORMED
 
     value = read_results(results)
@@ -482,10 +485,10 @@ def report_command(
 
 def _write_reports(value: dict[str, Any], results: Path) -> list[Path]:
     """Markdown, CSV and HTML beside the results file; returns all four paths."""
-    from alexnet_edge.bench.report import write_report
-    from alexnet_edge.bench.tables import csv_of, markdown_of
-    from alexnet_edge.checkpoint import read_history, read_info, read_weight
+    from alexnet_edge.bench.report.report import write_report
+    from alexnet_edge.bench.report.text import csv_of, markdown_of
     from alexnet_edge.files import write_text
+    from alexnet_edge.network.checkpoint import read_history, read_info, read_weight
 
     markdown, table, page = (results.with_suffix(suffix) for suffix in (".md", ".csv", ".html"))
     texts = {markdown: markdown_of(value), table: csv_of(value)}  # all made before any is written

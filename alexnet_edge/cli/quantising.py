@@ -44,12 +44,14 @@ def calibrate_command(
     quiet: QuietOption = False,
 ) -> None:
     """Compare INT8 calibrations: methods, numbers of images and sets, by what the network then answers."""
-    from alexnet_edge import console
-    from alexnet_edge.checkpoint import newest_checkpoint
-    from alexnet_edge.data import open_images
-    from alexnet_edge.export.build import CACHE, training_images, validation_images
-    from alexnet_edge.export.calibrate import METHODS
-    from alexnet_edge.export.sweep import COUNTS, sweep
+    from alexnet_edge.cli.show import base as console
+    from alexnet_edge.cli.show.export import show_sweep
+    from alexnet_edge.export.exporter import CACHE
+    from alexnet_edge.export.quantising.calibrate import METHODS
+    from alexnet_edge.export.quantising.sweep import COUNTS, sweep
+    from alexnet_edge.images.datasets import open_images
+    from alexnet_edge.network.load import newest_checkpoint
+    from alexnet_edge.proof.recorded import training_images, validation_images
 
     numbers = [_number(word) for word in words_in(counts)] or list(COUNTS)
     chosen = [choice("--methods", word, METHODS) for word in words_in(methods)] or list(METHODS)
@@ -76,7 +78,7 @@ def calibrate_command(
     if as_json:
         print_json(found.to_json())
     else:
-        console.show_sweep(found)
+        show_sweep(found)
 
 
 def _number(word: str) -> int:

@@ -164,7 +164,8 @@ def train_command(
     quiet: QuietOption = False,
 ) -> None:
     """Train a network; its best weights go to runs/NAME/model.safetensors. Start it with torchrun for several processes."""
-    from alexnet_edge import console
+    from alexnet_edge.cli.show import base as console
+    from alexnet_edge.cli.show.training import show_training
     from alexnet_edge.training.recipe import CHOICES, TrainSettings
 
     given = context.params
@@ -226,7 +227,7 @@ def train_command(
     if as_json:
         print_json(result.to_json())
     else:
-        console.show_training(result)
+        show_training(result)
 
 
 def _milestones(text: str) -> tuple[float, ...]:
@@ -261,11 +262,11 @@ def evaluate_command(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy, confusions and calibration of a checkpoint or of any artifact that runs here, over all and per class."""
-    from alexnet_edge import console
-    from alexnet_edge.bench.stats import wilson_interval
-    from alexnet_edge.checkpoint import newest_checkpoint
-    from alexnet_edge.data import open_for_evaluation, reopen
-    from alexnet_edge.evaluate import evaluate
+    from alexnet_edge.cli.show.training import show_evaluation
+    from alexnet_edge.images.datasets import open_for_evaluation, reopen
+    from alexnet_edge.network.load import newest_checkpoint
+    from alexnet_edge.proof.evaluate import evaluate
+    from alexnet_edge.proof.stats import wilson_interval
     from alexnet_edge.sessions import open_session
 
     source = model or newest_checkpoint(runs)
@@ -282,12 +283,12 @@ def evaluate_command(
     if as_json:
         print_json({"model": str(source), **result.to_json(), "top1_interval": interval})
     else:
-        console.show_evaluation(source, result, interval)
+        show_evaluation(source, result, interval)
 
 
 def _validation_source(source: Path) -> dict[str, Any]:
     from alexnet_edge.artifact import load_artifact
-    from alexnet_edge.checkpoint import read_info
+    from alexnet_edge.network.checkpoint import read_info
 
     checkpoint = source if source.suffix == ".safetensors" else None
     if checkpoint is None and source.suffix not in {".pt", ".pth"}:

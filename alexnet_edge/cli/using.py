@@ -29,7 +29,7 @@ from alexnet_edge.cli.common import (
 from alexnet_edge.errors import ImageError, UserError
 
 if TYPE_CHECKING:
-    from alexnet_edge.frames import FrameSource
+    from alexnet_edge.images.cameras import FrameSource
     from alexnet_edge.sessions import Session
 
 
@@ -59,8 +59,8 @@ def predict_command(
     as_json: JsonOption = False,
 ) -> None:
     """Name what is in an image, a folder, a camera's frame or a stream: the most probable classes."""
-    from alexnet_edge import console
-    from alexnet_edge.checkpoint import newest_checkpoint
+    from alexnet_edge.cli.show.proof import show_predictions
+    from alexnet_edge.network.load import newest_checkpoint
     from alexnet_edge.predict import predict
     from alexnet_edge.sessions import open_session
 
@@ -80,14 +80,14 @@ def predict_command(
             {"predictions": [entry.to_json() for entry in predictions], "skipped": [str(error) for error in bad]}
         )
     else:
-        console.show_predictions(predictions, bad)
+        show_predictions(predictions, bad)
 
 
 def _frame_source(
     images: Sequence[Path] | None, camera: str | None, capture: str | None, every: float | None
 ) -> Callable[[], FrameSource] | None:
     """What opens the camera, the program or the stream that was asked for; None for files."""
-    from alexnet_edge.frames import CommandSource, StreamSource, open_camera
+    from alexnet_edge.images.cameras import CommandSource, StreamSource, open_camera
 
     stream = [Path("-")] == list(images or ())
     given = [name for name, value in (("--camera", camera), ("--capture", capture), ("images", images)) if value]
@@ -126,7 +126,7 @@ def _predict_frames(
     Of a stream whose frames come faster than they are answered every one is answered; a camera that stays open gives its
     newest.
     """
-    from alexnet_edge.frames import StreamSource, tell_systemd
+    from alexnet_edge.images.cameras import StreamSource, tell_systemd
     from alexnet_edge.predict import predict_frame
 
     with opens() as source:
@@ -171,7 +171,7 @@ def doctor_command(
     as_json: JsonOption = False,
 ) -> None:
     """What this machine can train, export and run, and the command that adds what is missing."""
-    from alexnet_edge import console
+    from alexnet_edge.cli.show import base as console
     from alexnet_edge.doctor import CAPABILITIES, examine, require
     from alexnet_edge.environment import describe
 
@@ -194,9 +194,10 @@ def demo_command(
     quiet: QuietOption = False,
 ) -> None:
     """The whole path on built-in images: train, export to everything, prove, measure, report. Three to four minutes."""
-    from alexnet_edge import console
+    from alexnet_edge.cli.show import base as console
+    from alexnet_edge.cli.show.bench import show_demo
     from alexnet_edge.demo import run_demo
 
     with console.reporter(quiet) as reporter:
         result = run_demo(runs=runs, artifacts=folder, reports=reports, threads=threads, reporter=reporter)
-    console.show_demo(result)
+    show_demo(result)

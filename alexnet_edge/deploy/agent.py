@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from alexnet_edge.artifact import Artifact, commit, load_artifact
-from alexnet_edge.bench.parity import check_parity
 from alexnet_edge.deploy.board import ARTIFACT, MANIFEST, read_json
 from alexnet_edge.deploy.golden import Golden, read_golden
 from alexnet_edge.environment import emulation
 from alexnet_edge.errors import AlexNetEdgeError, ArtifactError, GateError, ParityError, PrecisionError
+from alexnet_edge.proof.parity import check_parity
 
 PROGRESS_S = 1.0
 """Progress within one piece of work is passed on so often at most."""
@@ -121,11 +121,11 @@ def _taken(release: Path, out: Path, golden: Golden, settings: Mapping[str, Any]
 
 def _built(release: Path, out: Path, golden: Golden, settings: Mapping[str, Any], reporter: EventReporter) -> Artifact:
     """Build from the FP32 ONNX file with the ranges that came with it; the exporter reads back and proves."""
-    from alexnet_edge.export.build import Exporter
-    from alexnet_edge.export.calibrate import Calibration
-    from alexnet_edge.export.options import EngineOptions
-    from alexnet_edge.export.source import checkpoint_from_onnx
-    from alexnet_edge.export.targets import this_machine_or_none
+    from alexnet_edge.export.engines.options import EngineOptions
+    from alexnet_edge.export.exporter import Exporter
+    from alexnet_edge.export.graphs.source import checkpoint_from_onnx
+    from alexnet_edge.export.graphs.targets import this_machine_or_none
+    from alexnet_edge.export.quantising.calibrate import Calibration
 
     calibration = None
     if settings["calibration"]:
@@ -168,8 +168,8 @@ def bench(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -
     Raises:
         AlexNetEdgeError: when it cannot be measured.
     """
-    from alexnet_edge.bench.measure import MeasureSettings
-    from alexnet_edge.bench.run import Plan, run_bench
+    from alexnet_edge.bench.rounds.run import Plan, run_bench
+    from alexnet_edge.bench.timing.settings import MeasureSettings
 
     out = release / "report" / "bench.json"
     if settings["seconds"] == 0:

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_edge.artifact import Artifact, Precision, load_artifact, manifest_path
-from alexnet_edge.data import ImageSet, open_images
 from alexnet_edge.deploy.board import MOST_BYTES
 from alexnet_edge.deploy.golden import write_golden
 from alexnet_edge.deploy.plan import Order
 from alexnet_edge.deploy.wheel import write_wheel
 from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError
-from alexnet_edge.evaluate import outputs_NK
 from alexnet_edge.export.precision import CALIBRATED
 from alexnet_edge.files import sha256_file, sha256_json, write_json, writing
+from alexnet_edge.images.datasets import ImageSet, open_images
 from alexnet_edge.progress import Reporter
+from alexnet_edge.proof.evaluate import outputs_NK
 from alexnet_edge.sessions import open_session, reference_session
 
 SCHEMA = 1
@@ -287,8 +287,8 @@ def _images(order: Order, artifact: Artifact, checkpoint: Path) -> ImageSet:
             value=checkpoint,
             fix="name a folder of real images with --images",
         )
-    from alexnet_edge.checkpoint import load_checkpoint
-    from alexnet_edge.export.build import validation_images
+    from alexnet_edge.network.load import load_checkpoint
+    from alexnet_edge.proof.recorded import validation_images
 
     return validation_images(load_checkpoint(checkpoint))
 

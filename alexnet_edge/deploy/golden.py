@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_edge.data import IMAGE_SUFFIXES, FileItem, ImageSet
 from alexnet_edge.errors import ArtifactError, DataError
 from alexnet_edge.files import MALFORMED, staged
-from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.images.datasets import IMAGE_SUFFIXES, FileItem, ImageSet
+from alexnet_edge.images.preprocess import FloatArray
 
 SCHEMA = 1
 MOST_IMAGES = 5000

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from alexnet_edge.artifact import Precision
 from alexnet_edge.errors import UserError
-from alexnet_edge.nvidia import Runtime
+from alexnet_edge.nvidia.libraries import Runtime
 
 Target = Literal["onnx", "trt"]
 """`onnx`: ONNX Runtime on the device's processor. `trt`: a TensorRT engine, built there."""

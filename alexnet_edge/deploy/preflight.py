@@ -9,7 +9,7 @@ from typing import Any
 
 from alexnet_edge.deploy.bundle import Bundle
 from alexnet_edge.deploy.link import printable
-from alexnet_edge.layers import architecture, count_parameters
+from alexnet_edge.network.layers import architecture, count_parameters
 
 MACHINES = ("x86_64", "aarch64")
 """Architectures for which ONNX Runtime and NVIDIA publish Python packages."""

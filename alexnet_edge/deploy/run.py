@@ -355,7 +355,7 @@ def fetch_reports(link: Link, release: str, reports: Path, device: str) -> tuple
     Raises:
         DeviceError: when what came is oversized or malformed.
     """
-    from alexnet_edge.bench.results import read_results
+    from alexnet_edge.bench.rounds.results import read_results
 
     host = re.sub(r"[^A-Za-z0-9._-]", "_", device.rpartition("@")[2]).strip(".")
     folder = reports / (host or "device") / release
@@ -392,8 +392,8 @@ def _as_text(name: str, data: bytes) -> str:
 
 
 def _page(value: Mapping[str, Any], results: Path, device: str) -> Path | None:
-    from alexnet_edge.bench.report import write_report
-    from alexnet_edge.bench.tables import csv_of, markdown_of
+    from alexnet_edge.bench.report.report import write_report
+    from alexnet_edge.bench.report.text import csv_of, markdown_of
 
     emulated = value["environment"].get("emulated")
     title = f"AlexNet on {device}" + (f" ({EMULATED_FIGURES})" if emulated else "")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.images.preprocess import FloatArray
 
 _MARKS = ("h2d_start", "h2d_end", "compute_start", "compute_end", "d2h_start", "d2h_end")
 
@@ -55,7 +55,7 @@ class CacheFlush:
 
 
 class StreamLike(Protocol):
-    """A queue of work: `alexnet_edge.cuda.Stream`, or what stands for it."""
+    """A queue of work: `alexnet_edge.nvidia.cuda.Stream`, or what stands for it."""
 
     def wait(self, event: Any) -> None: ...
 
@@ -63,7 +63,7 @@ class StreamLike(Protocol):
 
 
 class EventLike(Protocol):
-    """A mark in a stream: `alexnet_edge.cuda.Event`, or what stands for it."""
+    """A mark in a stream: `alexnet_edge.nvidia.cuda.Event`, or what stands for it."""
 
     def record(self, stream: Any) -> None: ...
 

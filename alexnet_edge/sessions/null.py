@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from alexnet_edge.artifact import INPUT, TensorSpec
-from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.sessions.base import Session
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_edge.errors import ArtifactError, MissingComponentError, needs
-from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.sessions.base import ArtifactSession, Device, NodeTime
 
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

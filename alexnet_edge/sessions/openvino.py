@@ -23,7 +23,7 @@ import numpy as np
 from alexnet_edge.artifact import Artifact
 from alexnet_edge.environment import cpu_features
 from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError, install_command, needs
-from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.sessions.base import ArtifactSession, Device, NodeTime
 
 INFERENCE_PRECISION = "f32"

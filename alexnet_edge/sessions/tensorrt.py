@@ -11,35 +11,30 @@ Letters: N batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from alexnet_edge import cuda as real_cuda
-from alexnet_edge.artifact import Artifact, Manifest, TensorSpec, rebuild_command
-from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError
-from alexnet_edge.files import sha256_file
-from alexnet_edge.nvidia import Library, library_calls, load_library, make_logger, platform_name
-from alexnet_edge.preprocess import PRESETS, FloatArray
+from alexnet_edge.artifact import Artifact, TensorSpec
+from alexnet_edge.errors import ArtifactError, UserError
+from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.nvidia import cuda as real_cuda
+from alexnet_edge.nvidia.libraries import library_calls, load_library, platform_name
 from alexnet_edge.sessions.base import ArtifactSession, Device, NodeTime
 from alexnet_edge.sessions.device import CacheFlush, DeviceQueries
-
-LIBRARIES: dict[str, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-"""The library that runs an engine, by the runtime its manifest names."""
-NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-"""How each is called in messages."""
-
-RTX_MAGIC = b"vtrt"
-"""First bytes of an engine of TensorRT-RTX 1.7; those of TensorRT are others."""
-
-TRUSTED_SIZES = {227: "imagenet-227", 224: "imagenet-224"}
-"""Preprocessing assumed of an engine without manifest, by the height and width of its input."""
+from alexnet_edge.sessions.engine_file import (
+    LIBRARIES,
+    NAMES,
+    deserialise,
+    library_of,
+    rebuild_advice,
+    refusal,
+    refusal_reason,
+    require_io,
+)
 
 
 class TensorRTSession(ArtifactSession):
@@ -75,7 +70,7 @@ class TensorRTSession(ArtifactSession):
             threads: processor threads, which an engine does not use.
             cuda_graph: launch recorded inferences.
             trt: the library; by default the one that the manifest names.
-            cuda: what stands for `alexnet_edge.cuda`.
+            cuda: what stands for `alexnet_edge.nvidia.cuda`.
 
         Raises:
             ArtifactError: when the manifest names no library that runs engines.
@@ -86,7 +81,7 @@ class TensorRTSession(ArtifactSession):
         super().__init__(artifact, device=device, threads=threads)
         self.runtime = artifact.manifest.runtime
         self.cuda_graph = cuda_graph
-        self._name = NAMES[_library_of(artifact)]
+        self._name = NAMES[library_of(artifact)]
         self._given_trt = trt
         self._cuda: Any = cuda or real_cuda
 
@@ -100,10 +95,10 @@ class TensorRTSession(ArtifactSession):
             version = str(self._trt.__version__)
             reason = refusal(self.artifact, library_version=version, sm=self._gpu.sm, platform=platform_name())
             if reason:
-                raise ArtifactError(reason, value=self.artifact.path, fix=_rebuild(self.artifact.manifest))
+                raise ArtifactError(reason, value=self.artifact.path, fix=rebuild_advice(self.artifact.manifest))
             opened.callback(self._forget, "_loaded")  # the last to go: everything below was made with it
-            self._loaded = _deserialise(self._trt, self.artifact, self._log)
-            _require_io(self._trt, self._loaded.engine, self.artifact)
+            self._loaded = deserialise(self._trt, self.artifact, self._log)
+            require_io(self._trt, self._loaded.engine, self.artifact)
             self._weight_budget = self._set_weight_budget()  # it cannot change once there is a context
             self._stream = opened.enter_context(self._cuda.Stream())
             self._x_device = opened.enter_context(self._cuda.DeviceBuffer())
@@ -129,7 +124,7 @@ class TensorRTSession(ArtifactSession):
             context = engine.create_execution_context()
         if context is None:
             raise UserError(
-                f"{self._name} cannot make an execution context ({_reason(self._log)})",
+                f"{self._name} cannot make an execution context ({refusal_reason(self._log)})",
                 value=self.artifact.path,
                 fix="free some of the GPU's memory, or export with a smaller --max-batch",
             )
@@ -208,7 +203,9 @@ class TensorRTSession(ArtifactSession):
 
     def _failed(self, problem: str, *, value: object) -> UserError:
         return UserError(
-            f"{self._name} {problem} ({_reason(self._log)})", value=value, fix=_rebuild(self.artifact.manifest)
+            f"{self._name} {problem} ({refusal_reason(self._log)})",
+            value=value,
+            fix=rebuild_advice(self.artifact.manifest),
         )
 
     def _synchronize(self) -> None:
@@ -422,277 +419,3 @@ def _context_memory_bytes(engine: Any) -> int:
     if hasattr(engine, "device_memory_size_v2"):
         return int(engine.device_memory_size_v2)
     return int(engine.device_memory_size)
-
-
-# --- before an engine is loaded -------------------------------------------------------------------------------------------
-
-
-def refusal(artifact: Artifact, *, library_version: str, sm: str, platform: str) -> str | None:
-    """Why this machine cannot run the engine, by its manifest alone; None where nothing speaks against it.
-
-    Args:
-        artifact: the engine; what its manifest does not say is not checked.
-        library_version: of the library here, as `10.3.0`.
-        sm: compute capability of the GPU here, as `sm87`.
-        platform: as `linux-aarch64`.
-    """
-    build = artifact.manifest.build
-    if build.get("stripped"):
-        return "the engine was built without its weights"
-    built_on = build.get("platform")
-    if built_on and built_on != platform:
-        return f"the engine was built on {built_on}, here is {platform}"
-    return _wrong_version(artifact.manifest, library_version) or _wrong_gpu(build, sm)
-
-
-def _wrong_version(manifest: Manifest, library_version: str) -> str | None:
-    built_with = manifest.build.get("version")
-    if not built_with:
-        return None
-    built, here = _numbers(str(built_with)), _numbers(library_version)
-    if built == here:
-        return None
-    name = NAMES.get(manifest.runtime, manifest.runtime)
-    told = f"the engine was built with {name} {built_with}, here is {library_version}"
-    if manifest.build.get("version_compatible"):
-        return f"{told}, and needs the lean runtime of its own version, which this package does not load"
-    return told
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Major, minor and patch: what an engine is tied to, and all that `trtexec` tells."""
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-
-
-def _wrong_gpu(build: Mapping[str, Any], sm: str) -> str | None:
-    targets = build.get("compute_capabilities")
-    if isinstance(targets, list | tuple) and targets:
-        return None if sm in targets else f"the engine is for {', '.join(map(str, targets))}, the GPU here is {sm}"
-    built_on = build.get("sm")
-    if not built_on or built_on == sm:
-        return None
-    if build.get("hardware_compatibility") == "ampere-plus":
-        return None if _sm_number(sm) >= 80 else f"the engine is for sm80 and newer, the GPU here is {sm}"
-    return f"the engine was built for {built_on}, the GPU here is {sm}"
-
-
-def _sm_number(sm: str) -> int:
-    digits = sm.removeprefix("sm")
-    return int(digits) if digits.isdecimal() else 0
-
-
-def not_here(artifact: Artifact) -> str | None:
-    """Why this machine cannot run the engine, or None where the library and the GPU it was built for are here."""
-    manifest = artifact.manifest
-    try:
-        library = load_library(LIBRARIES[_library_of(artifact)])
-        gpu = real_cuda.require_gpu()
-    except UserError as error:
-        return f"a {manifest.runtime} engine needs the NVIDIA GPU it was built for ({error.problem})"
-    return refusal(artifact, library_version=str(library.__version__), sm=gpu.sm, platform=platform_name())
-
-
-def _library_of(artifact: Artifact) -> str:
-    runtime = artifact.manifest.runtime
-    if runtime not in LIBRARIES:
-        raise ArtifactError(
-            f"no library runs engines of {runtime}",
-            value=artifact.path,
-            fix=f"it must be one of {', '.join(LIBRARIES)}",
-        )
-    return runtime
-
-
-def _rebuild(manifest: Manifest) -> str:
-    if manifest.build.get("trusted"):
-        return "get one that was built with this library, for this GPU"
-    return f"rebuild it here: {rebuild_command(manifest)}"
-
-
-# --- an engine in memory --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Loaded:
-    """An engine, and what must live as long."""
-
-    engine: Any
-    runtime: Any
-    logger: Any
-    """The library does not own it."""
-
-
-def _deserialise(trt: Any, artifact: Artifact, log: list[str]) -> _Loaded:
-    """Load the engine. Code that it may carry is never allowed to run: `engine_host_code_allowed` stays off.
-
-    Raises:
-        MissingComponentError: when the library cannot use the driver.
-        ArtifactError: when the library refuses the engine, with its reason.
-    """
-    manifest = artifact.manifest
-    name = NAMES[manifest.runtime]
-    logger = make_logger(trt, [], log=log)
-    try:
-        runtime = trt.Runtime(logger)
-    except (RuntimeError, TypeError) as error:  # the bindings' answer when there is nothing to return
-        raise MissingComponentError(
-            f"{name} cannot use the GPU ({_reason(log, str(error))})", fix="see `alexnet-edge doctor`"
-        ) from error
-    core = manifest.build.get("dla_core")
-    if core is not None:
-        if core >= runtime.num_DLA_cores:
-            raise ArtifactError(
-                f"the engine is for DLA core {core}, this machine and {name} {trt.__version__} have "
-                f"{runtime.num_DLA_cores}",
-                value=artifact.path,
-                fix="export it again without --dla-core",
-            )
-        runtime.DLA_core = core
-    plan = artifact.path.read_bytes()
-    invalid = _invalid(trt, runtime, plan)
-    engine = None if invalid else runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise ArtifactError(
-            f"{name} {trt.__version__} cannot load the engine ({invalid or _reason(log)})",
-            value=artifact.path,
-            fix=_rebuild(manifest),
-        )
-    return _Loaded(engine=engine, runtime=runtime, logger=logger)
-
-
-def _invalid(trt: Any, runtime: Any, plan: bytes) -> str | None:
-    """What TensorRT-RTX finds wrong with an engine before loading it; TensorRT itself has no such question."""
-    if not hasattr(runtime, "get_engine_validity"):
-        return None
-    validity, diagnostics = runtime.get_engine_validity(plan)
-    if validity != trt.EngineValidity.INVALID:
-        return None
-    members = trt.EngineInvalidityDiagnostics.__members__.items()
-    found = [name.lower().replace("_", " ") for name, bit in members if int(diagnostics) & int(bit)]
-    return ", ".join(found) or None
-
-
-def _reason(log: list[str], otherwise: str = "") -> str:
-    """What the library said of a failure: its first error, as the others follow from it. The log is then empty."""
-    errors = [line[4:] for line in log if line.startswith(("[E]", "[F]"))]
-    log.clear()
-    return " ".join((errors[0] if errors else otherwise or "it gives no reason").split())
-
-
-def _require_io(trt: Any, engine: Any, artifact: Artifact) -> None:
-    """The engine takes and gives what the manifest says.
-
-    Raises:
-        ArtifactError: when it does not.
-    """
-    manifest = artifact.manifest
-    found, said = _told(*_io(trt, engine, artifact.path)), _told(manifest.input, manifest.output)
-    if found != said:
-        raise ArtifactError(
-            f"the engine takes {found}, its manifest says {said}", value=artifact.path, fix=_rebuild(manifest)
-        )
-
-
-def _told(x_spec: TensorSpec, y_spec: TensorSpec) -> str:
-    x_text, y_text = (f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in (x_spec, y_spec))
-    return f"{x_spec.min_batch} to {x_spec.max_batch} of {x_text} to {y_text}"
-
-
-def _io(trt: Any, engine: Any, path: Path) -> tuple[TensorSpec, TensorSpec]:
-    """Input and output as the engine itself describes them.
-
-    Raises:
-        ArtifactError: when it is not one image batch in, one float32 row per image out.
-    """
-
-    def wrong(problem: str) -> ArtifactError:
-        return ArtifactError(problem, value=path, fix="this package runs engines that `alexnet-edge export` wrote")
-
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise wrong(f"the engine has {len(inputs)} inputs and {len(outputs)} outputs, not one of each")
-    for name in names:
-        if engine.get_tensor_dtype(name) != trt.DataType.FLOAT:
-            raise wrong(f"the engine's tensor {name} is not float32")
-    if engine.num_optimization_profiles != 1:
-        raise wrong(f"the engine has {engine.num_optimization_profiles} optimisation profiles, not one")
-    x_shape = tuple(int(extent) for extent in engine.get_tensor_shape(inputs[0]))
-    y_shape = tuple(int(extent) for extent in engine.get_tensor_shape(outputs[0]))
-    if len(x_shape) != 4 or len(y_shape) != 2 or min(*x_shape[1:], y_shape[1]) < 1:
-        raise wrong(f"the engine's shapes are {x_shape} and {y_shape}, not (N, 3, S, S) and (N, K)")
-    smallest = largest = x_shape[0]
-    if smallest < 0:
-        least, _, most = engine.get_tensor_profile_shape(inputs[0], 0)
-        smallest, largest = int(least[0]), int(most[0])
-    x_spec = TensorSpec(name=inputs[0], dtype="float32", shape=x_shape[1:], min_batch=smallest, max_batch=largest)
-    return x_spec, replace(x_spec, name=outputs[0], shape=y_shape[1:])
-
-
-def _io_of(trt: Any, artifact: Artifact) -> tuple[TensorSpec, TensorSpec]:
-    loaded = _deserialise(trt, artifact, [])
-    return _io(trt, loaded.engine, artifact.path)
-
-
-# --- an engine without manifest -------------------------------------------------------------------------------------------
-
-
-def trusted_engine(path: Path, *, trt: ModuleType | None = None, cuda: Any = None) -> Artifact:
-    """An engine without manifest as an artifact: what a manifest says is taken from its own input and output.
-
-    It is loaded to be asked, which is why the caller must trust it. Its classes are numbered; the preprocessing is the
-    usual one of its input size; the precision is not known, and stands as `fp32`, whose tolerance is the strictest.
-
-    Args:
-        path: the file.
-        trt: the library; by default the one that the file's first bytes name.
-        cuda: what stands for `alexnet_edge.cuda`.
-
-    Raises:
-        MissingComponentError: when the library or the GPU is not here.
-        ArtifactError: when the library refuses it, or it is not one image batch in, one row per image out.
-    """
-    try:
-        with path.open("rb") as stream:
-            runtime = "tensorrt-rtx" if stream.read(len(RTX_MAGIC)) == RTX_MAGIC else "tensorrt"
-        digest, size = sha256_file(path), path.stat().st_size
-    except OSError as error:
-        raise ArtifactError(f"cannot be read ({error.strerror})", value=path, fix="check the path") from error
-    library: Any = trt or load_library(LIBRARIES[runtime])
-    gpu = (cuda or real_cuda).require_gpu()
-    unknown = TensorSpec(name="", dtype="float32", shape=())
-    manifest = Manifest(
-        format="trt",
-        runtime=runtime,
-        precision="fp32",
-        architecture="unknown",
-        classes=(),
-        head="logits",
-        preprocessing=PRESETS[TRUSTED_SIZES[227]],
-        input=unknown,
-        output=unknown,
-        checkpoint="",
-        checkpoint_sha256="",
-        build={"trusted": True, "version": str(library.__version__), "sm": gpu.sm, "platform": platform_name()},
-        sha256=digest,
-        bytes=size,
-    )
-    with library_calls():
-        x_spec, y_spec = _io_of(library, Artifact(path=path, manifest=manifest))
-    channels, height, width = x_spec.shape
-    if channels != 3 or height != width or height not in TRUSTED_SIZES:
-        raise ArtifactError(
-            f"the engine takes {channels}x{height}x{width}, and without a manifest its preprocessing is not known",
-            value=path,
-            fix="export the engine with `alexnet-edge export`, which writes a manifest",
-        )
-    manifest = replace(
-        manifest,
-        classes=tuple(str(index) for index in range(y_spec.shape[0])),
-        head="probabilities" if y_spec.name == "probabilities" else "logits",
-        preprocessing=PRESETS[TRUSTED_SIZES[height]],
-        input=x_spec,
-        output=y_spec,
-    )
-    return Artifact(path=path, manifest=manifest)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from alexnet_edge.artifact import INPUT, TensorSpec
-from alexnet_edge.checkpoint import Checkpoint, load_checkpoint
 from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError, needs
-from alexnet_edge.layers import LAYER_NAMES
-from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.network.checkpoint import Checkpoint
+from alexnet_edge.network.layers import LAYER_NAMES
+from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.sessions.base import ArtifactSession, Device, NodeTime, Session
 from alexnet_edge.sessions.device import CacheFlush, DeviceQueries
 

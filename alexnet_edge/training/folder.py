@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from alexnet_edge.checkpoint import HISTORY_FILE
 from alexnet_edge.errors import CheckpointError, OutputError, UserError
 from alexnet_edge.files import MALFORMED, writing
+from alexnet_edge.network.checkpoint import HISTORY_FILE
 from alexnet_edge.training.recipe import TrainSettings
 from alexnet_edge.training.snapshot import newest_first
 

@@ -30,7 +30,7 @@ with needs("train"):
     from torch.nn.parallel import DistributedDataParallel
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-    from alexnet_edge.model import AlexNet
+    from alexnet_edge.network.model import AlexNet
     from alexnet_edge.training.rounding import Rounding, rounded_weights
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_edge.errors import needs
 from alexnet_edge.files import writing
-from alexnet_edge.filters import filter_grid
-from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.network.filters import filter_grid
 
 if TYPE_CHECKING:
-    from alexnet_edge.training.run import EpochRow
+    from alexnet_edge.training.history import EpochRow
 
 FOLDER = "tensorboard"
 """Below the run's folder."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from alexnet_edge.errors import needs
-from alexnet_edge.layers import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE
+from alexnet_edge.network.layers import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE
 
 with needs("train"):
     import torch

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from alexnet_edge.data import SYNTHETIC, OnBadImage
 from alexnet_edge.errors import UserError
-from alexnet_edge.layers import DEFAULT_ARCHITECTURE, DROPOUT
-from alexnet_edge.preprocess import preset
-from alexnet_edge.reader import AugmentOn, Pool
+from alexnet_edge.images.datasets import SYNTHETIC, OnBadImage
+from alexnet_edge.images.preprocess import preset
+from alexnet_edge.images.reader import AugmentOn, Pool
+from alexnet_edge.network.layers import DEFAULT_ARCHITECTURE, DROPOUT
 
 Schedule = Literal["steps", "cosine", "plateau"]
 Freeze = Literal["none", "features"]
@@ -68,7 +68,7 @@ class Recipe:
     ema: float = 0.0
     """Share of the run over which the weights are averaged, exponentially: the average is validated and kept; 0 for none."""
     first_weights: FirstWeights = "kaiming"
-    """First weights of layers that are not read from a file: `alexnet_edge.model.initialise`."""
+    """First weights of layers that are not read from a file: `alexnet_edge.network.model.initialise`."""
     rescale: bool = False
     """Fit these first weights to a sample of the data: `alexnet_edge.training.rescale`."""
     preprocessing: str | None = None
@@ -162,11 +162,11 @@ class TrainSettings:
     """What to train on what, and how."""
 
     data: str = SYNTHETIC
-    """`synthetic`, or a folder as `alexnet_edge.data` describes."""
+    """`synthetic`, or a folder as `alexnet_edge.images.datasets` describes."""
     class_list: str | None = None
     """CSV file with `wnid,index,name`, for folders named by WordNet id."""
     arch: str = DEFAULT_ARCHITECTURE
-    """One of `alexnet_edge.layers.ARCHITECTURES`."""
+    """One of `alexnet_edge.network.layers.ARCHITECTURES`."""
     init: str | None = None
     """What to start from: `torchvision` for the weights it publishes, or a file: convolution filters (`.npz`), a checkpoint or
     a state dict; None for new weights."""

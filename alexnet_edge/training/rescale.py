@@ -19,7 +19,7 @@ with needs("train"):
     import torch
     from torch import Tensor, nn
 
-    from alexnet_edge.model import AlexNet
+    from alexnet_edge.network.model import AlexNet
 
 LAST_DEVIATION = 0.1
 """Standard deviation of the first logits: small, so that the first loss is that of an even guess."""

@@ -1,6 +1,6 @@
 """Training with rounded weights: fc6 to fc8 compute with the values that an export stores, and learn as if they had not.
 
-Forwards each weight is rounded exactly as `alexnet_edge.export.quantize` rounds it for a processor; backwards its gradient goes
+Forwards each weight is rounded exactly as `alexnet_edge.network.quantize` rounds it for a processor; backwards its gradient goes
 to the unrounded weight as it is (the straight-through estimator), so that small steps add up until a value changes. What is
 validated and kept are the rounded weights: rounding them again, as an export does, changes nothing, and the checkpoint in
 FP32 answers as its fully connected layers in INT4 or INT8 do.
@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from alexnet_edge.errors import needs
-from alexnet_edge.export.quantize import INT4_BLOCK, INT4_MAX, INT4_MIN, INT8_MAX
+from alexnet_edge.network.quantize import INT4_BLOCK, INT4_MAX, INT4_MIN, INT8_MAX
 from alexnet_edge.training.recipe import Qat
 
 with needs("train"):
@@ -22,7 +22,7 @@ with needs("train"):
     from torch import Tensor, nn
     from torch.func import functional_call
 
-    from alexnet_edge.model import AlexNet
+    from alexnet_edge.network.model import AlexNet
 
 
 class Rounding(nn.Module):

@@ -21,30 +21,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from alexnet_edge.augment import CENTRE, Lighting, epoch_draws, measure_lighting
-from alexnet_edge.checkpoint import HISTORY_FILE, TORCHVISION, CheckpointInfo, save_checkpoint
-from alexnet_edge.data import SYNTHETIC, open_split
 from alexnet_edge.environment import usable_cpus, versions
-from alexnet_edge.errors import (
-    CheckpointError,
-    DataError,
-    DivergedError,
-    InterruptedRunError,
-    UserError,
-    needs,
-)
-from alexnet_edge.evaluate import Evaluation, score
-from alexnet_edge.feeds import Feed, ImageFeed, compute_features
+from alexnet_edge.errors import CheckpointError, DataError, DivergedError, InterruptedRunError, UserError, needs
 from alexnet_edge.files import MALFORMED, write_json
-from alexnet_edge.layers import LAYER_NAMES, architecture
-from alexnet_edge.preprocess import FloatArray
+from alexnet_edge.images.augment import CENTRE, Lighting, epoch_draws, measure_lighting
+from alexnet_edge.images.datasets import SYNTHETIC, open_split
+from alexnet_edge.images.feeds import Feed, ImageFeed, compute_features
+from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.network.checkpoint import HISTORY_FILE, CheckpointInfo, save_checkpoint
+from alexnet_edge.network.layers import LAYER_NAMES, architecture
+from alexnet_edge.network.load import TORCHVISION
 from alexnet_edge.progress import QuietReporter, Reporter
+from alexnet_edge.proof.evaluate import Evaluation, score
 from alexnet_edge.training import snapshot as snapshots
 from alexnet_edge.training.folder import (
     MODEL_FILE,
@@ -56,6 +50,7 @@ from alexnet_edge.training.folder import (
     read_settings,
     run_to_go_on,
 )
+from alexnet_edge.training.history import EpochRow, Sums, TrainResult
 from alexnet_edge.training.log import TensorBoardLog, require_tensorboard
 from alexnet_edge.training.recipe import TrainSettings, recipe_json
 from alexnet_edge.training.schedule import learning_rate
@@ -79,63 +74,6 @@ HOPELESS_STEPS, HOPELESS_LOSS = 50, 10.0
 
 LEAST_SCALE = 1e-3
 """FP16 has diverged when its loss scaler, which halves at each overflow, falls below this."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochRow:
-    """One line of the history."""
-
-    epoch: int
-    """From 1."""
-    loss: float
-    """Mean training loss over the epoch, with dropout and label smoothing."""
-    accuracy: float
-    """Share of training images answered rightly as they were seen, 0-1, with dropout."""
-    val_loss: float
-    top1: float
-    """Validation accuracy, 0-1."""
-    top5: float
-    lr: float
-    """Learning rate of the epoch's last step."""
-    gradient_norm: float
-    """Mean over the epoch's steps, before clipping."""
-    images_per_s: float
-    """Training only, without validation, over all processes."""
-    wait_share: float
-    """Share of the training time in which the first process waited for images, 0-1."""
-    seconds: float
-    """Training and validation."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainResult:
-    """A run that reached its end or its time limit."""
-
-    run: Path
-    """The run's folder."""
-    checkpoint: Path
-    """The best epoch's weights."""
-    best: EpochRow
-    history: tuple[EpochRow, ...]
-    seconds: float
-    """Of this call, loading and saving included."""
-    complete: bool
-    """False when the time limit ended it; `resume` goes on."""
-    skipped: tuple[str, ...]
-    """What was wrong with each image left out."""
-    first: bool = True
-    """Whether this is the process that reports; with `torchrun` one of them does."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "run": str(self.run),
-            "checkpoint": str(self.checkpoint),
-            "best": asdict(self.best),
-            "history": [asdict(row) for row in self.history],
-            "seconds": self.seconds,
-            "complete": self.complete,
-            "skipped": list(self.skipped),
-        }
 
 
 def train(settings: TrainSettings, *, go_on: bool = False, reporter: Reporter | None = None) -> TrainResult:
@@ -279,7 +217,7 @@ class _Run:
         self.spec = first_preprocessing(settings, self.recipe, self.arch)
         self.model, self.loaded = first_model(settings, self.recipe, self.arch, reporter)
         self.epoch, self.step = 0, 0  # the next step to take: epoch from 0, step within it
-        self.sums = _Sums()
+        self.sums = Sums()
         self.history: list[EpochRow] = []
         self.best: EpochRow | None = None
         self.recent: deque[float] = deque(maxlen=HOPELESS_STEPS)
@@ -391,7 +329,7 @@ class _Run:
         state = found.state
         self.learner.restore(found.tensors, state["learner"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
-        self.sums = _Sums(**state["sums"])
+        self.sums = Sums(**state["sums"])
         self.history = [EpochRow(**row) for row in state["history"]]
         self.best = EpochRow(**state["best"]) if state["best"] else None
 
@@ -448,7 +386,7 @@ class _Run:
         if not in_time:
             return False
         self.history.append(row)
-        self.epoch, self.step, self.sums = self.epoch + 1, 0, _Sums()
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums()
         if self.log is not None:
             filters_OCHW = self.learner.kept.conv1.weight.detach().float().cpu().numpy()
             self.log.epoch(row, self.epoch * self.steps, filters_OCHW)
@@ -682,27 +620,6 @@ class _Run:
                 "skipped": list(skipped),
             },
         )
-
-
-@dataclass(kw_only=True, slots=True)
-class _Sums:
-    """What the steps of the epoch so far add up to."""
-
-    loss: float = 0.0
-    """Times images."""
-    correct: int = 0
-    seen: int = 0
-    gradient_norm: float = 0.0
-    steps: int = 0
-    """Whose gradient norm was finite."""
-
-    def add(self, loss: float, correct: int, count: int, gradient_norm: float) -> None:
-        self.loss += loss * count
-        self.correct += correct
-        self.seen += count
-        if math.isfinite(gradient_norm):
-            self.gradient_norm += gradient_norm
-            self.steps += 1
 
 
 @contextmanager

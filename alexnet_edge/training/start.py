@@ -5,24 +5,18 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from alexnet_edge.checkpoint import (
-    TORCHVISION,
-    fit_weights,
-    import_weights,
-    read_caffe_filters,
-    read_info,
-    torchvision_weights,
-)
 from alexnet_edge.errors import CheckpointError, UserError, needs
-from alexnet_edge.layers import Architecture
-from alexnet_edge.preprocess import Preprocessing, preset
+from alexnet_edge.images.preprocess import Preprocessing, preset
+from alexnet_edge.network.checkpoint import read_info
+from alexnet_edge.network.layers import Architecture
+from alexnet_edge.network.load import TORCHVISION, fit_weights, import_weights, read_caffe_filters, torchvision_weights
 from alexnet_edge.progress import Reporter
 from alexnet_edge.training.recipe import Recipe, TrainSettings
 
 with needs("train"):
     import torch
 
-    from alexnet_edge.model import AlexNet, initialise
+    from alexnet_edge.network.model import AlexNet, initialise
 
 
 def first_preprocessing(settings: TrainSettings, recipe: Recipe, arch: Architecture) -> Preprocessing:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_edge.errors import AlexNetEdgeError
-from alexnet_edge.preprocess import Preprocessing, preprocess_file, preset
+from alexnet_edge.images.preprocess import Preprocessing, preprocess_file, preset
 
 
 def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[bytes, Any]:

@@ -25,13 +25,13 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import models, transforms
 from torchvision.datasets import ImageFolder
 
-from alexnet_edge.augment import epoch_draws
-from alexnet_edge.data import open_split
 from alexnet_edge.environment import cpu_model, usable_cpus
-from alexnet_edge.feeds import CACHE_BYTES, ImageFeed
-from alexnet_edge.layers import architecture
-from alexnet_edge.model import AlexNet, initialise
-from alexnet_edge.preprocess import IMAGENET_MEAN, IMAGENET_STD, preset
+from alexnet_edge.images.augment import epoch_draws
+from alexnet_edge.images.datasets import open_split
+from alexnet_edge.images.feeds import CACHE_BYTES, ImageFeed
+from alexnet_edge.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, preset
+from alexnet_edge.network.layers import architecture
+from alexnet_edge.network.model import AlexNet, initialise
 from alexnet_edge.training.distributed import World
 from alexnet_edge.training.learner import Learner, prepare_network
 from alexnet_edge.training.recipe import Recipe

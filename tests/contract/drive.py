@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import engine_information
 import numpy as np
@@ -27,9 +28,9 @@ from contract.bindings import RELEASES, Binding
 
 from alexnet_edge.artifact import LayerPrecision, Precision, commit, layer_types, load_artifact
 from alexnet_edge.errors import AlexNetEdgeError
-from alexnet_edge.export.features import Features, check, graph_precision
-from alexnet_edge.export.options import EngineOptions
-from alexnet_edge.layers import LAYER_NAMES
+from alexnet_edge.export.engines.features import Features, check, graph_precision
+from alexnet_edge.export.engines.options import EngineOptions
+from alexnet_edge.network.layers import LAYER_NAMES
 
 ONE_TYPE = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8", "INT4": "int4"}
 SIZE = 227
@@ -76,7 +77,7 @@ class Job:
             prepare: called just before the build.
             options: those of `EngineOptions`.
         """
-        from alexnet_edge.export.tensorrt import build_engine
+        from alexnet_edge.export.engines.tensorrt import build_engine
 
         self.simulation.reset()
         self.gpu.reset(present=gpu, sm=(8, 9) if precision == "fp8" else (8, 7))
@@ -189,8 +190,8 @@ class Job:
 
     def calibrator(self, method: str, cache: Path | None, *, images: int = 10, batch: int = 2) -> Any:
         """This package's calibrator on zeros, its batches in the memory of the stand-in of a GPU."""
-        from alexnet_edge import cuda
-        from alexnet_edge.export.implicit import make_calibrator
+        from alexnet_edge.export.engines.calibrators import make_calibrator
+        from alexnet_edge.nvidia import cuda
 
         x_NCHW = np.zeros((images, 3, 8, 8), np.float32)
         memory = cuda.DeviceBuffer()
@@ -239,7 +240,7 @@ class Job:
     def _engine(self, folder: Path, content: bytes, build: Mapping[str, Any]) -> Any:
         """An engine file with the manifest that an export would have written for it."""
         from alexnet_edge.artifact import Manifest
-        from alexnet_edge.nvidia import platform_name
+        from alexnet_edge.nvidia.libraries import platform_name
 
         layers = tuple(
             LayerPrecision(name=name, requested=kind, built=kind, evidence="none")
@@ -346,8 +347,8 @@ def _tabled(**options: Any) -> Case:
     """INT8 with this package's own ranges, as a table in the place of a calibrator's cache."""
 
     def case(job: Job, folder: Path) -> dict[str, Any]:
-        from alexnet_edge.export.implicit import calibration_table, make_calibrator, table_header
-        from alexnet_edge.layers import architecture
+        from alexnet_edge.export.engines.calibrators import calibration_table, make_calibrator, table_header
+        from alexnet_edge.network.layers import architecture
 
         table = folder / "ranges.table"
         ranges = dict.fromkeys(LAYER_NAMES, 4.0)
@@ -411,7 +412,7 @@ def _misuse(job: Job, folder: Path) -> dict[str, Any]:
     """What the stand-ins make of calls that the real bindings refuse: the error of each, and whether it was noted."""
     trt, fakes = job.trt, job.fakes
     job.simulation.reset()
-    from alexnet_edge.nvidia import make_logger
+    from alexnet_edge.nvidia.libraries import make_logger
 
     builder = trt.Builder(make_logger(trt, []))
     config, network = builder.create_builder_config(), builder.create_network()
@@ -476,7 +477,7 @@ def _scripts(job: Job, folder: Path) -> dict[str, Any]:
 
 def _features(job: Job, folder: Path) -> dict[str, Any]:
     """What is detected, and what the real bindings have."""
-    from alexnet_edge.export.features import PRESENT
+    from alexnet_edge.export.engines.features import PRESENT
 
     found = {}
     for name in PRESENT:

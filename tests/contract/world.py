@@ -561,7 +561,7 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
 
 
 class Gpu:
-    """A CUDA runtime whose device memory is the machine's: the functions that `alexnet_edge.cuda` calls.
+    """A CUDA runtime whose device memory is the machine's: the functions that `alexnet_edge.nvidia.cuda` calls.
 
     Work is done when it is waited for, so that a missing synchronisation shows; between `cudaStreamBeginCapture` and
     `cudaStreamEndCapture` it is recorded. Every call answers as cuda-python does: an error code, then values.
@@ -698,6 +698,6 @@ def _allocate(memory: dict[int, Any], size: int) -> int:
 
 def use(gpu: Gpu) -> None:
     """Put `gpu` in the place of CUDA for this process."""
-    from alexnet_edge import cuda
+    from alexnet_edge.nvidia import cuda
 
     cuda.runtime_library = lambda: gpu

@@ -1,0 +1,621 @@
+"""Labelled images: folders, ImageNet with its class list, and the built-in synthetic set. Needs no torch.
+
+A folder is either `DIR/train` with `DIR/val`, each holding one sub-folder per class, or the class folders themselves; then
+a tenth of every class, chosen by a hash of the file names, is kept for validation. Folders named by WordNet id
+(`n01440764`) take their label from a class list, a CSV file with the columns `wnid,index,name`: the one given, or
+`classes.csv` in the folder or in its parent. Without a class list they are classes of their own, in sorted order: right
+for training from scratch, never a position in ImageNet's 1000.
+
+Hidden files and folders are ignored, links are followed, loops of links are not; the order is that of the sorted paths.
+
+Letters: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from alexnet_edge.errors import DataError, ImageError
+from alexnet_edge.images.preprocess import FloatArray, Preprocessing, load_rgb, preprocess_image
+from alexnet_edge.images.synthetic import SYNTHETIC_CLASSES, draw
+
+Split = Literal["train", "val"]
+OnBadImage = Literal["skip", "fail"]
+IntArray = npt.NDArray[np.int64]
+Result = TypeVar("Result")
+
+SYNTHETIC = "synthetic"
+"""The name of the built-in set, accepted wherever a folder is."""
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+)
+"""Files with these endings, in upper or lower case, are images; others are ignored."""
+
+CLASS_LIST_NAME = "classes.csv"
+VALIDATION_SHARE = 10
+"""One image in this many is kept for validation where a folder has no `train` and `val`."""
+
+_WNID = re.compile(r"n\d{8}")
+
+
+class Item(Protocol):
+    """One image that can be opened again."""
+
+    @property
+    def name(self) -> str: ...
+
+    def image(self) -> Image.Image: ...
+
+    def content(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileItem:
+    """An image file below a folder."""
+
+    root: Path
+    relative: str
+    """Path below `root`, with `/` between its parts."""
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.relative
+
+    @property
+    def name(self) -> str:
+        return os.fsencode(self.relative).decode("utf-8", "backslashreplace")  # printable, whatever the bytes on disk
+
+    def image(self) -> Image.Image:
+        return load_rgb(self.path)
+
+    def content(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            return (
+                f"unreadable: {error.errno}".encode()
+            )  # whoever opens the image says so; the set has a hash all the same
+
+
+class ImageSet:
+    """An ordered list of images that can be opened again, with labels where they are known."""
+
+    def __init__(
+        self, items: Sequence[Item], labels: Sequence[int] | IntArray, classes: Sequence[str], source: Mapping[str, Any]
+    ) -> None:
+        self.items = tuple(items)
+        self.classes = tuple(classes)
+        """Class names by network output index; empty when the images have no labels."""
+        self.labels_N: IntArray = np.asarray(labels, np.int64).reshape(len(self.items))
+        """Output index of each image's class; -1 where it has no label."""
+        self.labels_N.setflags(write=False)
+        self.source = dict(source)
+        """What `reopen` needs, as JSON; checkpoints record it."""
+        self._hash = ""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label."""
+        return bool(self.classes) and bool((self.labels_N >= 0).all())
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded image, upright 8-bit RGB.
+
+        Raises:
+            ImageError: when it cannot be used.
+        """
+        return self.items[index].image()
+
+    def name(self, index: int) -> str:
+        """The path below the folder that was opened, or `synthetic/train/000012`."""
+        return self.items[index].name
+
+    def content_hash(self) -> str:
+        """SHA-256 over the ordered names, labels and contents: file bytes, or pixels for the synthetic set."""
+        if not self._hash:
+            digest = hashlib.sha256()
+            for item, label in zip(self.items, self.labels_N.tolist(), strict=True):
+                digest.update(f"{item.name}\0{label}\0".encode())
+                digest.update(hashlib.sha256(item.content()).digest())
+            self._hash = digest.hexdigest()
+        return self._hash
+
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """The images at `indices`, in that order."""
+        origin = self.source.get("indices")
+        recorded = [int(index) if origin is None else origin[index] for index in indices]
+        return ImageSet(
+            [self.items[index] for index in indices],
+            self.labels_N[np.asarray(indices, np.int64)],
+            self.classes,
+            {**self.source, "indices": recorded},
+        )
+
+    def spread(self, limit: int) -> ImageSet:
+        """At most `limit` images, the same number of each class as far as there are enough, evenly spaced within it.
+
+        Unlabelled images are spread over their folders. The order stays.
+
+        Raises:
+            DataError: when `limit` is not positive.
+        """
+        if limit < 1:
+            raise DataError("the number of images must be 1 or more", value=limit, fix="give a positive number")
+        if limit >= len(self):
+            return self
+        groups: dict[object, list[int]] = {}
+        for index, label in enumerate(self.labels_N.tolist()):
+            key = label if label >= 0 else self.items[index].name.rpartition("/")[0]
+            groups.setdefault(key, []).append(index)
+        left, chosen = limit, list[int]()
+        for position, members in enumerate(
+            sorted(groups.values(), key=len)
+        ):  # small groups leave their share to others
+            share = min(len(members), -(-left // (len(groups) - position)))
+            chosen += [members[step * len(members) // share] for step in range(share)]
+            left -= share
+        return self.subset(sorted(chosen))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Preprocessed images."""
+
+    x_NCHW: FloatArray
+    labels_N: IntArray
+    """-1 where there is no label."""
+    indices_N: IntArray
+    """Positions in the `ImageSet`."""
+
+
+def batches(
+    images: ImageSet,
+    spec: Preprocessing,
+    *,
+    batch: int,
+    on_bad_image: OnBadImage = "fail",
+    bad: list[ImageError] | None = None,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """The images in order, preprocessed, `batch` at a time; the last batch may be smaller.
+
+    Args:
+        images: what to read.
+        spec: the preprocessing.
+        batch: images per batch, 1 or more.
+        on_bad_image: `fail` raises at the first image that cannot be used, `skip` leaves it out.
+        bad: receives the error of each image left out.
+        workers: threads that decode ahead; 0 decodes in the caller's.
+
+    Raises:
+        ImageError: when an image cannot be used and `on_bad_image` is `fail`.
+        DataError: when `batch` is not positive, or no image is left.
+    """
+    if batch < 1:
+        raise DataError("batch must be 1 or more", value=batch, fix="give a positive batch size")
+
+    def prepare(index: int) -> FloatArray | ImageError:
+        try:
+            return preprocess_image(images.image(index), spec, path=Path(images.name(index)))
+        except ImageError as error:
+            return error
+
+    inputs, indices, total = list[FloatArray](), list[int](), 0
+    for index, prepared in read_ahead(prepare, range(len(images)), workers=workers, ahead=2 * batch):
+        if isinstance(prepared, ImageError):
+            if on_bad_image == "fail":
+                raise prepared
+            if bad is not None:
+                bad.append(prepared)
+            continue
+        inputs.append(prepared)
+        indices.append(index)
+        if len(inputs) == batch:
+            yield _batch(images, inputs, indices)
+            total += batch
+            inputs, indices = [], []
+    if inputs:
+        yield _batch(images, inputs, indices)
+    elif not total:
+        raise DataError(f"none of the {len(images)} images can be used", value=_origin(images), fix="replace them")
+
+
+def read_ahead(
+    call: Callable[[int], Result], indices: Sequence[int], *, workers: int, ahead: int
+) -> Iterator[tuple[int, Result]]:
+    """`(index, call(index))` in order, computed by `workers` threads, at most `ahead` beyond what was taken."""
+    if workers < 1:
+        for index in indices:
+            yield index, call(index)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    waiting: deque[tuple[int, Future[Result]]] = deque()
+    try:
+        for index in indices:
+            waiting.append((index, pool.submit(call, index)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batch(images: ImageSet, inputs: list[FloatArray], indices: list[int]) -> Batch:
+    positions = np.asarray(indices, np.int64)
+    return Batch(x_NCHW=np.stack(inputs), labels_N=images.labels_N[positions], indices_N=positions)
+
+
+def _origin(images: ImageSet) -> object:
+    return images.source.get("path", images.source.get("kind"))
+
+
+# --- opening ------------------------------------------------------------------------------------------------------------
+
+
+def open_split(data: str | Path, split: Split, *, class_list: Path | None = None) -> ImageSet:
+    """The training or validation images of `data`.
+
+    Args:
+        data: `synthetic`, or a folder laid out as said at the head of this module.
+        split: which half.
+        class_list: CSV file with `wnid,index,name` that gives every folder its index; found by itself for WordNet ids.
+
+    Raises:
+        DataError: when the folder is missing or empty, has no classes or only one, or a class is not in the list.
+    """
+    if str(data) == SYNTHETIC:
+        return synthetic(split)
+    root = _existing(Path(data), class_list)
+    train, val = root / "train", root / "val"
+    if not train.is_dir() and not val.is_dir():
+        return _open_class_folders(root, root, split, class_list, share=True)
+    folder = train if split == "train" else val
+    if not folder.is_dir():
+        raise DataError(
+            f"the folder has no {split}/ beside {'val' if split == 'train' else 'train'}/",
+            value=root,
+            fix=f"add {split}/ with one folder per class, or name the other folder itself",
+        )
+    return _open_class_folders(root, folder, split, class_list, share=False)
+
+
+def open_images(
+    data: str | Path,
+    *,
+    limit: int | None = None,
+    class_list: Path | None = None,
+    classes: Sequence[str] | None = None,
+) -> ImageSet:
+    """Every image of a folder and its sub-folders, or one image file, or the validation half of the synthetic set.
+
+    Images get labels when each lies in a folder named by one of `classes`, directly or through the class list; without
+    `classes`, WordNet ids get the labels of the class list. Otherwise none has a label.
+
+    Args:
+        data: `synthetic`, a folder or an image file.
+        limit: keep at most so many, evenly spread over the classes or folders.
+        class_list: CSV file with `wnid,index,name`; found by itself for WordNet ids.
+        classes: the network's class names, by output index.
+
+    Raises:
+        DataError: when the folder is missing or has no images, or `limit` is not positive.
+    """
+    if str(data) == SYNTHETIC:
+        images = synthetic("val")
+    else:
+        root = _existing(Path(data), class_list)
+        if root.is_file():
+            root, names = root.parent, [root.name]
+        else:
+            names = [str(path) for path in _files_below(root)]
+            if not names:
+                raise DataError("no images in the folder", value=root, fix=f"it needs {_endings()} files")
+        labels, found, used = _labels_by_folder(root, names, class_list, classes)
+        source: dict[str, Any] = {"kind": "images", "path": str(root), "class_list": used and str(used)}
+        if found and classes is not None:
+            source["classes"] = list(classes)
+        images = ImageSet([FileItem(root, name) for name in names], labels, found, source)
+        if Path(data).is_file():
+            images.source["file"] = names[0]
+    return images if limit is None else images.spread(limit)
+
+
+def open_for_evaluation(data: str | Path, *, classes: Sequence[str], class_list: Path | None = None) -> ImageSet:
+    """The labelled images that a network with these `classes` is evaluated on.
+
+    The validation half of the synthetic set, `DIR/val` where there is one, or else every image of the folder.
+
+    Raises:
+        DataError: when the folder is missing or empty, or its sub-folders are not classes of the network.
+    """
+    if str(data) == SYNTHETIC:
+        return synthetic("val")
+    path = Path(data)
+    images = open_images(path / "val" if (path / "val").is_dir() else path, class_list=class_list, classes=classes)
+    if not images.labelled:
+        shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+        raise DataError(
+            f"the images are not in folders named by the network's classes ({shown})",
+            value=path,
+            fix="name the folders so, or give the class list with --class-list",
+        )
+    return images
+
+
+def reopen(source: Mapping[str, Any]) -> ImageSet:
+    """The images that `ImageSet.source` recorded.
+
+    Raises:
+        DataError: when the folder is gone or changed so that they cannot be found, or `source` is not such a record.
+    """
+    try:
+        kind = source["kind"]
+        class_list = Path(source["class_list"]) if source.get("class_list") else None
+        if kind == SYNTHETIC:
+            images = synthetic(source["split"], count=int(source["count"]), seed=int(source["seed"]))
+        elif kind == "folder":
+            images = open_split(Path(source["path"]), source["split"], class_list=class_list)
+        elif kind == "images":
+            path = Path(source["path"]) / source.get("file", "")
+            images = open_images(path, class_list=class_list, classes=source.get("classes"))
+        else:
+            raise DataError("unknown kind of data", value=kind, fix="name the images with --images")
+        indices = source.get("indices")
+        return images if indices is None else images.subset([int(index) for index in indices])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"the recorded data cannot be opened again ({type(error).__name__}: {error})",
+            value=source.get("path"),
+            fix="name the images with --images",
+        ) from error
+
+
+def _existing(path: Path, class_list: Path | None) -> Path:
+    if class_list is not None and not class_list.is_file():
+        raise DataError("no such class list", value=class_list, fix="give a CSV file with the columns wnid,index,name")
+    try:
+        resolved = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError("no such folder of images", value=path, fix="check the path, or use `synthetic`") from error
+    if not resolved.is_dir() and not resolved.is_file():
+        raise DataError("neither a folder nor a file", value=path, fix="name a folder of images")
+    return resolved
+
+
+def _open_class_folders(root: Path, folder: Path, split: Split, class_list: Path | None, *, share: bool) -> ImageSet:
+    """The images of `folder`, a folder of class folders; with `share`, the part of each class that belongs to `split`."""
+    if folder.is_file():
+        raise DataError("this is a file, not a folder of images", value=folder, fix="name its folder")
+    names = [entry.name for entry in _folders(folder)]
+    if not names:
+        loose = len(_files_below(folder))
+        holds = f"it has {loose} images but no class folders" if loose else "it has no class folders"
+        raise DataError(
+            f"not a folder of classes, {holds}", value=folder, fix="put the images of each class in a folder"
+        )
+    known = names if share or not (root / "train").is_dir() else [entry.name for entry in _folders(root / "train")]
+    used = class_list or _find_class_list(root, names)
+    if used is not None:
+        entries = read_class_list(used)
+        classes: Sequence[str] = [name for _, name in entries]
+        index_of = {key: index for index, pair in enumerate(entries) for key in pair}
+        fix = f"add it to {used}, or rename the folder"
+    else:
+        classes = sorted(known)
+        index_of = {name: index for index, name in enumerate(classes)}
+        fix = f"add it to {root / 'train'}, or remove it"
+    items, labels = list[FileItem](), list[int]()
+    for name in names:
+        files = _files_below(folder / name)
+        if name not in index_of:
+            raise DataError("folder is not a known class", value=folder / name, fix=fix)
+        if not files and split == "train":
+            raise DataError("class folder has no images", value=folder / name, fix="fill it or remove it")
+        paths = [f"{name}/{path}" for path in files]
+        kept = _share(paths, split) if share else paths
+        items += [FileItem(folder, path) for path in kept]
+        labels += [index_of[name]] * len(kept)
+    if not items:
+        raise DataError(f"no images for {split}", value=folder, fix=f"it needs {_endings()} files, several per class")
+    twice = [name for name, count in _counts([index_of[name] for name in names]).items() if count > 1]
+    if twice:
+        raise DataError("two folders are the same class", value=classes[twice[0]], fix="merge them")
+    if split == "train" and len(set(labels)) < 2:
+        raise DataError("training needs images of two classes or more", value=folder, fix="add another class folder")
+    source = {"kind": "folder", "path": str(root), "split": split, "class_list": used and str(used)}
+    return ImageSet(items, labels, classes, source)
+
+
+def _share(paths: list[str], split: Split) -> list[str]:
+    """The part of one class that belongs to `split`: the tenth with the lowest hashes of the names is for validation."""
+    ranked = sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path)).digest())
+    count = max(1, round(len(paths) / VALIDATION_SHARE)) if len(paths) > 1 else 0
+    held_out = set(ranked[:count])
+    return [path for path in paths if (path in held_out) == (split == "val")]
+
+
+def _labels_by_folder(
+    root: Path, names: Sequence[str], class_list: Path | None, classes: Sequence[str] | None
+) -> tuple[list[int], Sequence[str], Path | None]:
+    """Label of each image by the nearest folder that is a class, the classes, and the class list used; or no labels."""
+    folders = [name.split("/")[:-1] for name in names]
+    nearest = sorted({parts[-1] for parts in folders if parts})
+    used = class_list or _find_class_list(root, nearest)
+    index_of: dict[str, int] = {}
+    entries = read_class_list(used) if used is not None else []
+    if classes is not None:
+        index_of = {name: index for index, name in enumerate(classes)}
+        index_of |= {wnid: index_of[name] for wnid, name in entries if name in index_of and wnid not in index_of}
+        numbered = tuple(classes) == tuple(f"class {index}" for index in range(len(entries)))
+        if entries and numbered:  # an imported network: its classes have numbers only, which are those of the list
+            index_of = {key: index for index, pair in enumerate(entries) for key in pair}
+    else:
+        classes = [name for _, name in entries]
+        index_of = {key: index for index, pair in enumerate(entries) for key in pair}
+    labels = [next((index_of[part] for part in reversed(parts) if part in index_of), -1) for parts in folders]
+    if not index_of or min(labels) < 0:  # an accuracy over the few folders that happen to match would mislead
+        return [-1] * len(names), (), used
+    return labels, classes, used
+
+
+def read_class_list(path: Path) -> list[tuple[str, str]]:
+    """`(wnid, name)` by output index, from a CSV file with the columns `wnid,index,name`.
+
+    ImageNet has two classes of the same name twice over ("crane", "maillot"): such names get their WordNet id appended.
+
+    Raises:
+        DataError: when the file is missing, not such a table, or its indices are not 0, 1, 2, ... each once.
+    """
+    fix = "give a CSV file with the columns wnid,index,name"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        listed = [(str(row["wnid"]).strip(), int(row["index"]), str(row["name"]).strip()) for row in rows]
+    except OSError as error:
+        raise DataError(f"the class list cannot be read ({error.strerror})", value=path, fix=fix) from error
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        reason = f"column {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"the class list is not readable ({reason})", value=path, fix=fix) from error
+    for column, values in (("wnid", [entry[0] for entry in listed]), ("index", [entry[1] for entry in listed])):
+        twice = [value for value, count in _counts(values).items() if count > 1]
+        if twice:
+            raise DataError(
+                f"the class list has {column} {twice[0]} more than once", value=path, fix="remove the duplicate"
+            )
+    listed.sort(key=lambda entry: entry[1])
+    if not listed or [entry[1] for entry in listed] != list(range(len(listed))):
+        raise DataError("the class list's indices are not 0, 1, 2, ...", value=path, fix="give the whole list")
+    counts = _counts([name for _, _, name in listed])
+    return [(wnid, name if counts[name] == 1 else f"{name} ({wnid})") for wnid, _, name in listed]
+
+
+def _find_class_list(root: Path, names: Sequence[str]) -> Path | None:
+    if not names or not all(_WNID.fullmatch(name) for name in names):
+        return None
+    return next((path for path in (root / CLASS_LIST_NAME, root.parent / CLASS_LIST_NAME) if path.is_file()), None)
+
+
+def _counts(values: Sequence[Any]) -> dict[Any, int]:
+    counts: dict[Any, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return counts
+
+
+def _endings() -> str:
+    return ", ".join(sorted(IMAGE_SUFFIXES)[:6]) + ", ..."
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as listing:
+            return sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"the folder cannot be read ({error.strerror})", value=folder, fix="check its permissions"
+        ) from error
+
+
+def _folders(folder: Path) -> list[os.DirEntry[str]]:
+    return [entry for entry in _entries(folder) if _is_dir(entry)]
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Sorted paths, below `folder`, of the image files in it and its sub-folders; each folder is entered once."""
+    found, entered = list[str](), set[tuple[int, int]]()
+
+    def walk(current: Path, prefix: str) -> None:
+        status = current.stat()
+        if (status.st_dev, status.st_ino) in entered:
+            return
+        entered.add((status.st_dev, status.st_ino))
+        for entry in _entries(current):
+            if _is_dir(entry):
+                walk(current / entry.name, f"{prefix}{entry.name}/")
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (a million Paths are slow)
+                found.append(prefix + entry.name)
+
+    walk(folder, "")
+    return sorted(found)
+
+
+# --- the built-in synthetic set -----------------------------------------------------------------------------------------
+
+SYNTHETIC_COUNTS: dict[Split, int] = {"train": 720, "val": 200}
+"""Images of each half, a tenth of each class."""
+
+SYNTHETIC_SEED = 2012
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticItem:
+    """One synthetic image: it is drawn when asked for."""
+
+    split: Split
+    seed: int
+    index: int
+
+    @property
+    def label(self) -> int:
+        return self.index % len(SYNTHETIC_CLASSES)
+
+    @property
+    def name(self) -> str:
+        return f"{SYNTHETIC}/{self.split}/{self.index:06d}"
+
+    def image(self) -> Image.Image:
+        return Image.fromarray(self._pixels())
+
+    def content(self) -> bytes:
+        return self._pixels().tobytes()
+
+    def _pixels(self) -> npt.NDArray[np.uint8]:
+        random = np.random.default_rng((self.seed, 0 if self.split == "train" else 1, self.index))
+        return draw(SYNTHETIC_CLASSES[self.label], random)
+
+
+def synthetic(split: Split, *, count: int | None = None, seed: int = SYNTHETIC_SEED) -> ImageSet:
+    """The built-in set: ten patterns and shapes in random colours, sizes, places and angles, with noise.
+
+    Image `index` depends on `(seed, split, index)` alone, so a smaller set is the beginning of a larger one.
+
+    Raises:
+        DataError: when `count` is below the number of classes, `seed` is negative, or the split is unknown.
+    """
+    if split not in SYNTHETIC_COUNTS:
+        raise DataError("no such split", value=split, fix="choose train or val")
+    count = SYNTHETIC_COUNTS[split] if count is None else count
+    if count < len(SYNTHETIC_CLASSES):
+        raise DataError("the synthetic set needs an image of each class", value=count, fix="give 10 or more")
+    if seed < 0:
+        raise DataError("the seed must not be negative", value=seed, fix="give 0 or more")
+    items = [SyntheticItem(split, seed, index) for index in range(count)]
+    source = {"kind": SYNTHETIC, "split": split, "count": count, "seed": seed}
+    return ImageSet(items, [item.label for item in items], SYNTHETIC_CLASSES, source)

@@ -1,0 +1,1 @@
+"""NVIDIA's libraries: the CUDA runtime, TensorRT, TensorRT-RTX."""

@@ -1,0 +1,551 @@
+"""How well a network does on labelled images, in any runtime: accuracy, confusions, calibration.
+
+One rule for equal outputs: a network's answer is the class with the highest output and, of equal ones, the first. It is the
+rule of `numpy.argmax`, of `predict` and of `bench.parity`. A network whose outputs are all alike thus answers its first
+class always; `Evaluation.ties` says for how many images the rule had to decide.
+
+Letters: N images, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from alexnet_edge.errors import DataError, ImageError, UserError
+from alexnet_edge.images.datasets import ImageSet, IntArray, OnBadImage, batches, read_ahead
+from alexnet_edge.images.preprocess import FloatArray, Preprocessing, ten_crops
+from alexnet_edge.sessions.base import Session
+
+Head = Literal["logits", "probabilities"]
+
+Probabilities = npt.NDArray[np.float64]
+
+CALIBRATION_BINS = 15
+"""Bins of equal width, as in Guo et al. 2017."""
+
+MOST_CLASSES_IN_MATRIX = 100
+"""With more classes the confusion matrix is left out, and the most frequent confusions alone are listed."""
+
+MOST_CONFUSIONS = 20
+"""Longest list of confusions."""
+
+_SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 has no logarithm
+
+_CHUNK = 1024  # images scored at once: 64-bit copies of all outputs of a large set would not fit into a board's memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassAccuracy:
+    """One class among the images evaluated."""
+
+    name: str
+    count: int
+    """Images of this class: its support."""
+    correct: int
+    """Images of this class that were answered so."""
+    predicted: int
+    """Images of any class that were answered so."""
+
+    @property
+    def top1(self) -> float:
+        return self.correct / self.count
+
+    @property
+    def recall(self) -> float:
+        """Share of the images of this class that were answered so: the class's top-1."""
+        return self.top1
+
+    @property
+    def precision(self) -> float | None:
+        """Share of these answers that were right; None where none was given."""
+        return self.correct / self.predicted if self.predicted else None
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall: twice the right answers over answers plus images; 0 when none is right."""
+        return 2 * self.correct / (self.count + self.predicted)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "top1": self.top1, "precision": self.precision, "recall": self.recall, "f1": self.f1}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confused:
+    """Images of one class that were answered as another."""
+
+    actual: str
+    predicted: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confusion:
+    """Which classes were taken for which."""
+
+    classes: tuple[str, ...]
+    """Every class of the network, in the order of its outputs."""
+    matrix_KK: tuple[tuple[int, ...], ...] | None
+    """Images by class (row) and answer (column); None with more than `MOST_CLASSES_IN_MATRIX` classes."""
+    most: tuple[Confused, ...]
+    """The most frequent wrong answers, most frequent first, `MOST_CONFUSIONS` at most."""
+
+    def to_json(self) -> dict[str, Any]:
+        """`reason` says why there is no matrix."""
+        missing = f"{len(self.classes)} classes, more than {MOST_CLASSES_IN_MATRIX}: the most frequent are listed"
+        return {
+            "classes": list(self.classes),
+            "matrix": None if self.matrix_KK is None else [list(row) for row in self.matrix_KK],
+            "reason": missing if self.matrix_KK is None else None,
+            "most": [asdict(entry) for entry in self.most],
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReliabilityBin:
+    """The images whose confidence, the probability given to the answer, is above `low` and up to `high`."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None
+    """Mean confidence; None in an empty bin."""
+    accuracy: float | None
+    """Share of right answers; None in an empty bin."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Whether the network is right as often as its probabilities say.
+
+    Source: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks" (ICML 2017), section 2; Brier,
+    "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
+    """
+
+    expected_error: float
+    """ECE: |accuracy - mean confidence| of each bin, averaged with the bins' shares of the images, 0-1."""
+    maximum_error: float
+    """MCE: the largest |accuracy - mean confidence| of a bin that is not empty, 0-1."""
+    brier: float
+    """Brier's score: squared differences between the probabilities and (0, ..., 1, ..., 0), summed over the classes, mean
+    over the images; 0 at best, 2 at worst."""
+    negative_log_likelihood: float
+    """Mean of -ln(probability of the image's class), in nats: the same as `Evaluation.loss`."""
+    bins: tuple[ReliabilityBin, ...]
+    """The reliability table, `CALIBRATION_BINS` long."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "bins": [asdict(entry) for entry in self.bins]}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Accuracy, loss, confusions and calibration over `count` images."""
+
+    count: int
+    top1: float
+    """Share of images whose class has the highest output, 0-1."""
+    top5: float
+    """Share of images whose class is among the five highest outputs, 0-1; 1 when there are five classes or fewer."""
+    loss: float
+    """Mean cross-entropy, in nats."""
+    classes: tuple[ClassAccuracy, ...]
+    """The classes that occur, in the order of the network's outputs."""
+    ties: int
+    """Images with more than one highest output; the first is the answer."""
+    confusion: Confusion
+    calibration: Calibration
+    crops: int = 1
+    """Views of each image that were averaged: 1 or 10."""
+    coinciding: bool = False
+    """Whether the shorter side is resized to just the crop, so that some of ten crops are the same."""
+    skipped: tuple[str, ...] = ()
+    """What was wrong with each image left out."""
+
+    @property
+    def correct(self) -> int:
+        """Images answered right: `top1` of `count`."""
+        return sum(entry.correct for entry in self.classes)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the classes that occur: top-1 if every class had as many images."""
+        return sum(entry.recall for entry in self.classes) / len(self.classes)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that occur."""
+        return sum(entry.f1 for entry in self.classes) / len(self.classes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "classes": [entry.to_json() for entry in self.classes],
+            "correct": self.correct,
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro_f1,
+            "confusion": self.confusion.to_json(),
+            "calibration": self.calibration.to_json(),
+            "skipped": list(self.skipped),
+        }
+
+
+def outputs_NK(
+    session: Session,
+    images: ImageSet,
+    *,
+    batch: int = 32,
+    on_bad_image: OnBadImage = "fail",
+    bad: list[ImageError] | None = None,
+    workers: int = 0,
+) -> tuple[FloatArray, IntArray]:
+    """Run the open `session` over `images` through its own preprocessing.
+
+    Args:
+        session: an open session.
+        images: what to answer.
+        batch: images per inference; brought within what the session takes, a short last batch is filled up if it must be.
+        on_bad_image: `fail` raises at the first image that cannot be used, `skip` leaves it out.
+        bad: receives the error of each image left out.
+        workers: threads that decode ahead.
+
+    Returns:
+        The outputs `(N, K)` float32, and the positions in `images` they belong to.
+
+    Raises:
+        ImageError: when an image cannot be used and `on_bad_image` is `fail`.
+        DataError: when no image is left.
+        UserError: when the session names no preprocessing.
+    """
+    spec, batch = _preprocessing(session), _batch_within(session, batch)
+    outputs, indices = list[FloatArray](), list[IntArray]()
+    for part in batches(
+        images,
+        spec,
+        batch=batch,
+        on_bad_image=on_bad_image,
+        bad=bad,
+        workers=workers,
+    ):
+        outputs.append(_run(session, part.x_NCHW))
+        indices.append(part.indices_N)
+    return np.concatenate(outputs), np.concatenate(indices)
+
+
+def ten_crop_probabilities_NK(
+    session: Session,
+    images: ImageSet,
+    *,
+    batch: int = 32,
+    on_bad_image: OnBadImage = "fail",
+    bad: list[ImageError] | None = None,
+    workers: int = 0,
+) -> tuple[FloatArray, IntArray]:
+    """Probabilities of each image: the mean of the softmax outputs of its ten views, see `preprocess.ten_crops`.
+
+    Args and errors are those of `outputs_NK`; `batch` counts views, and one batch may hold views of several images.
+
+    Returns:
+        The probabilities `(N, K)` float32, whatever the session's head, and the positions in `images` they belong to.
+    """
+    spec, batch = _preprocessing(session), _batch_within(session, batch)
+    indices = list[int]()
+
+    def prepare(index: int) -> FloatArray | ImageError:
+        try:
+            return ten_crops(images.image(index), spec, path=Path(images.name(index)))
+        except ImageError as error:
+            return error
+
+    def views() -> Iterator[FloatArray]:
+        for index, prepared in read_ahead(prepare, range(len(images)), workers=workers, ahead=workers):
+            if isinstance(prepared, ImageError):
+                if on_bad_image == "fail":
+                    raise prepared
+                if bad is not None:
+                    bad.append(prepared)
+                continue
+            indices.append(index)
+            yield from prepared
+
+    def rows(source: Iterator[FloatArray]) -> Iterator[FloatArray]:
+        while waiting := list(islice(source, batch)):
+            yield from _run(session, np.stack(waiting))
+
+    answers, means = rows(views()), list[FloatArray]()
+    while ten := list(islice(answers, 10)):
+        means.append(probabilities(np.stack(ten), session.head).mean(axis=0).astype(np.float32))
+    if not means:
+        raise DataError(
+            f"none of the {len(images)} images can be used", value=images.source.get("path"), fix="replace them"
+        )
+    return np.stack(means), np.asarray(indices, np.int64)
+
+
+def _preprocessing(session: Session) -> Preprocessing:
+    if session.preprocessing is None:
+        raise UserError(
+            "this session does not say how images are preprocessed", value=session.runtime, fix="use another"
+        )
+    return session.preprocessing
+
+
+def _batch_within(session: Session, batch: int) -> int:
+    """`batch`, brought within what the session takes."""
+    if session.input.max_batch is not None:
+        batch = min(batch, session.input.max_batch)
+    return max(batch, session.input.min_batch)
+
+
+def _run(session: Session, x_NCHW: FloatArray) -> FloatArray:
+    """The outputs `(N, K)` of a batch that may be smaller than the session takes: it is filled up."""
+    count, least = len(x_NCHW), session.input.min_batch
+    if count < least:
+        x_NCHW = np.concatenate([x_NCHW, np.repeat(x_NCHW[-1:], least - count, axis=0)])
+    y_NK: FloatArray = session.run(x_NCHW)[:count].copy()
+    return y_NK
+
+
+def evaluate(
+    session: Session,
+    images: ImageSet,
+    *,
+    batch: int = 32,
+    ten_crop: bool = False,
+    on_bad_image: OnBadImage = "fail",
+    workers: int = 0,
+) -> Evaluation:
+    """Accuracy, loss, confusions and calibration of an open session over labelled images.
+
+    Args:
+        session: an open session.
+        images: labelled images.
+        batch: inputs per inference; brought within what the session takes.
+        ten_crop: judge the mean of the softmax outputs of ten views of each image instead of the central crop's output.
+        on_bad_image: `fail` raises at the first image that cannot be used, `skip` leaves it out.
+        workers: threads that decode ahead.
+
+    Raises:
+        DataError: when there is no image, one has no label, the images' classes are not the network's, or the outputs
+            are not what they should be.
+        ImageError: when an image cannot be used and `on_bad_image` is `fail`.
+        UserError: when the session names no preprocessing.
+    """
+    if len(images) == 0:
+        raise DataError(
+            "there is no image to evaluate on", value=images.source.get("path"), fix="name a folder with images"
+        )
+    labels_N = labels_for(session.classes, images)
+    spec = _preprocessing(session)
+    bad: list[ImageError] = []
+    answer = ten_crop_probabilities_NK if ten_crop else outputs_NK
+    y_NK, indices_N = answer(session, images, batch=batch, on_bad_image=on_bad_image, bad=bad, workers=workers)
+    return score(
+        y_NK,
+        labels_N[indices_N],
+        classes=session.classes,
+        head="probabilities" if ten_crop else session.head,
+        crops=10 if ten_crop else 1,
+        coinciding=ten_crop and spec.resize == spec.crop,
+        skipped=[str(error) for error in bad],
+    )
+
+
+def labels_for(classes: Sequence[str], images: ImageSet) -> IntArray:
+    """The images' labels as output indices of a network with these `classes`, matched by name.
+
+    A network whose classes have numbers only (`class 0`, ...: imported weights) takes the images' own indices.
+
+    Raises:
+        DataError: when an image has no label, or a class that occurs is not one of the network's.
+    """
+    if not images.labelled:
+        raise DataError(
+            "the images have no labels", value=images.source.get("path"), fix="put each class in a folder of its name"
+        )
+    if images.classes == tuple(classes):
+        return images.labels_N
+    if len(images.classes) == len(classes) and list(classes) == [f"class {index}" for index in range(len(classes))]:
+        return images.labels_N
+    index_of = {name: index for index, name in enumerate(classes)}
+    labels = images.labels_N.tolist()
+    unknown = sorted({images.classes[label] for label in labels} - set(index_of))
+    if unknown:
+        raise DataError(
+            f"the images show {unknown[0]!r}, which is not among the network's {len(classes)} classes",
+            value=images.source.get("path"),
+            fix="use images of its classes, or give the class list",
+        )
+    return np.asarray([index_of[images.classes[label]] for label in labels], np.int64)
+
+
+def probabilities(y_NK: FloatArray, head: Head) -> Probabilities:
+    """Outputs `(N, K)` as probabilities, float64: their softmax, or themselves where the network ends in one.
+
+    Raises:
+        DataError: when an output is not finite, or what should be a probability is far outside 0 to 1.
+    """
+    if not np.isfinite(y_NK).all():
+        raise DataError("the network's outputs are not finite", value="NaN or infinity", fix="use another checkpoint")
+    y = y_NK.astype(np.float64)
+    if head == "probabilities":
+        low, high = float(y.min()), float(y.max())
+        if low < -0.01 or high > 1.01:  # reduced precision rounds, to a little more than 1 at most
+            raise DataError(
+                "the network is said to answer with probabilities, but its outputs are not from 0 to 1",
+                value=f"{low:.4g} to {high:.4g}",
+                fix="use another checkpoint or export again",
+            )
+        return y.clip(0, 1)
+    exponents = np.exp(y - y.max(axis=1, keepdims=True))
+    result: Probabilities = exponents / exponents.sum(axis=1, keepdims=True)
+    return result
+
+
+def score(
+    y_NK: FloatArray,
+    labels_N: IntArray,
+    *,
+    classes: Sequence[str],
+    head: Head,
+    crops: int = 1,
+    coinciding: bool = False,
+    skipped: Sequence[str] = (),
+) -> Evaluation:
+    """Accuracy, loss, confusions and calibration of outputs `(N, K)` against labels `(N,)`, N at least 1.
+
+    `crops`, `coinciding` and `skipped` are passed on. A probability below 1.2e-38 costs as much as that, 87 nats.
+
+    Raises:
+        DataError: when an output is not finite, or what should be a probability is far outside 0 to 1.
+    """
+    num_images, num_classes = y_NK.shape
+    assert num_images == len(labels_N) > 0
+    assert num_classes == len(classes)
+    parts = [
+        _score_images(y_NK[start : start + _CHUNK], labels_N[start : start + _CHUNK], head)
+        for start in range(0, num_images, _CHUNK)
+    ]
+    answer_N, rank_N, tied_N, confidence_N, loss_N, brier_N = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    loss = float(loss_N.mean())
+    predicted_K = np.bincount(answer_N, minlength=num_classes)
+    count_K = np.bincount(labels_N, minlength=num_classes)
+    correct_K = np.bincount(labels_N[rank_N == 0], minlength=num_classes)
+    return Evaluation(
+        count=num_images,
+        top1=float((rank_N == 0).mean()),
+        top5=float((rank_N < 5).mean()),
+        loss=loss,
+        classes=tuple(
+            ClassAccuracy(
+                name=classes[label],
+                count=int(count_K[label]),
+                correct=int(correct_K[label]),
+                predicted=int(predicted_K[label]),
+            )
+            for label in np.flatnonzero(count_K).tolist()
+        ),
+        ties=int(tied_N.sum()),
+        confusion=confusion(labels_N, answer_N, classes),
+        calibration=calibration(confidence_N, rank_N == 0, brier=float(brier_N.mean()), negative_log_likelihood=loss),
+        crops=crops,
+        coinciding=coinciding,
+        skipped=tuple(skipped),
+    )
+
+
+def _score_images(y_NK: FloatArray, labels_N: IntArray, head: Head) -> tuple[npt.NDArray[Any], ...]:
+    """Of each image: answer, rank of its class (0 is the best), whether answers tie, confidence, loss, Brier's score."""
+    p_NK = probabilities(y_NK, head)
+    images_N = np.arange(len(y_NK))
+    answer_N = y_NK.argmax(axis=1)  # of the outputs: their probabilities may round to equal ones
+    own_N = y_NK[images_N, labels_N][:, None]
+    first_N = np.arange(y_NK.shape[1]) < labels_N[:, None]
+    rank_N = ((y_NK > own_N) | ((y_NK == own_N) & first_N)).sum(axis=1)
+    tied_N = (y_NK == y_NK[images_N, answer_N][:, None]).sum(axis=1) > 1
+    if head == "probabilities":
+        loss_N = -np.log(np.maximum(p_NK[images_N, labels_N], _SMALLEST))
+    else:
+        shifted_NK = y_NK.astype(np.float64) - y_NK.max(axis=1, keepdims=True)
+        loss_N = np.log(np.exp(shifted_NK).sum(axis=1)) - shifted_NK[images_N, labels_N]
+    confidence_N = p_NK[images_N, answer_N]
+    p_NK[images_N, labels_N] -= 1
+    return answer_N, rank_N, tied_N, confidence_N, loss_N, (p_NK**2).sum(axis=1)
+
+
+def confusion(labels_N: IntArray, answer_N: IntArray, classes: Sequence[str]) -> Confusion:
+    """Which of the `classes` were taken for which: `labels_N` and `answer_N` are output indices `(N,)`.
+
+    Equally frequent confusions are in the order of the network's outputs.
+    """
+    num_classes = len(classes)
+    pairs, counts = np.unique(labels_N * num_classes + answer_N, return_counts=True)
+    actual, predicted = pairs // num_classes, pairs % num_classes
+    wrong = np.flatnonzero(actual != predicted)
+    wrong = wrong[np.argsort(-counts[wrong], kind="stable")][:MOST_CONFUSIONS]
+    matrix = None
+    if num_classes <= MOST_CLASSES_IN_MATRIX:
+        matrix_KK = np.zeros((num_classes, num_classes), np.int64)
+        matrix_KK[actual, predicted] = counts
+        matrix = tuple(tuple(row) for row in matrix_KK.tolist())
+    return Confusion(
+        classes=tuple(classes),
+        matrix_KK=matrix,
+        most=tuple(
+            Confused(actual=classes[actual[at]], predicted=classes[predicted[at]], count=int(counts[at]))
+            for at in wrong.tolist()
+        ),
+    )
+
+
+def calibration(
+    confidence_N: npt.NDArray[np.float64],
+    right_N: npt.NDArray[np.bool_],
+    *,
+    brier: float,
+    negative_log_likelihood: float,
+) -> Calibration:
+    """The reliability table, and the errors that follow from it.
+
+    Args:
+        confidence_N: the probability given to each answer, 0 to 1.
+        right_N: whether the answer was right.
+        brier: passed on.
+        negative_log_likelihood: passed on.
+    """
+    edges = np.arange(CALIBRATION_BINS + 1) / CALIBRATION_BINS
+    bin_N = np.searchsorted(edges[1:-1], confidence_N, side="left")  # a bin ends with its upper edge, the first has 0
+    bins = list[ReliabilityBin]()
+    gaps = np.zeros(CALIBRATION_BINS)
+    for index in range(CALIBRATION_BINS):
+        inside = bin_N == index
+        count = int(inside.sum())
+        confidence = float(confidence_N[inside].mean()) if count else None
+        accuracy = float(right_N[inside].mean()) if count else None
+        if confidence is not None and accuracy is not None:
+            gaps[index] = abs(accuracy - confidence)
+        bins.append(
+            ReliabilityBin(
+                low=float(edges[index]),
+                high=float(edges[index + 1]),
+                count=count,
+                confidence=confidence,
+                accuracy=accuracy,
+            )
+        )
+    shares = np.asarray([entry.count for entry in bins]) / len(confidence_N)
+    return Calibration(
+        expected_error=float((gaps * shares).sum()),
+        maximum_error=float(gaps.max()),
+        brier=brier,
+        negative_log_likelihood=negative_log_likelihood,
+        bins=tuple(bins),
+    )

@@ -1,0 +1,113 @@
+"""The images that a checkpoint records: for training, calibration and validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alexnet_edge.artifact import (
+    SUFFIXES,
+)
+from alexnet_edge.errors import (
+    UserError,
+)
+from alexnet_edge.images.datasets import ImageSet, open_images, reopen
+from alexnet_edge.network.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    pass
+
+CALIBRATION_IMAGES = 512
+"""Images taken by default from the checkpoint's training data, evenly spread over the classes."""
+
+
+def calibration_images(
+    checkpoint: Checkpoint, named: str | None, count: int | None, class_list: Path | None = None
+) -> ImageSet:
+    """The images to calibrate on.
+
+    Args:
+        checkpoint: by default its training data is taken.
+        named: a folder of images, `synthetic`, or `random` for random pixels: real activations look different, so
+            these are only used when asked for by name.
+        count: how many, evenly spread; by default `CALIBRATION_IMAGES`.
+        class_list: CSV file that gives the folders' classes.
+
+    Raises:
+        UserError: when the checkpoint records no data and none is named, or `count` is not positive.
+        DataError: when there are no such images.
+    """
+    count = CALIBRATION_IMAGES if count is None else count
+    if named == "random":
+        if count < 1:
+            raise UserError("the number of images must be 1 or more", value=count, fix="give a positive number")
+        return random_images(count)
+    if named is not None:
+        return open_images(named, limit=count, class_list=class_list)
+    return training_images(checkpoint).spread(count)
+
+
+def training_images(checkpoint: Checkpoint) -> ImageSet:
+    """The training images that the checkpoint records.
+
+    Raises:
+        UserError: when it records none.
+        DataError: when they are gone.
+    """
+    return _recorded(checkpoint, "train", "calibration images", "--calibration")
+
+
+def validation_images(checkpoint: Checkpoint) -> ImageSet:
+    """The validation images that the checkpoint records.
+
+    Raises:
+        UserError: when it records none.
+        DataError: when they are gone.
+    """
+    return _recorded(checkpoint, "val", "images to prove the answers on", "--images")
+
+
+def _recorded(checkpoint: Checkpoint, split: str, purpose: str, option: str) -> ImageSet:
+    data = checkpoint.info.data
+    source = (data if split == "train" else data.get(split, {})).get("source")
+    if not source and checkpoint.path.suffix == SUFFIXES["onnx"]:
+        raise UserError(
+            f"an ONNX file records no {purpose}",
+            value=checkpoint.path,
+            fix=f"name a folder of real images with {option}",
+        )
+    if not source:
+        raise UserError(
+            f"the checkpoint records no {split} data to take {purpose} from",
+            value=checkpoint.path,
+            fix=f"name a folder of real images with {option}",
+        )
+    return reopen(source)
+
+
+class _RandomItem:
+    """An image of random pixels."""
+
+    def __init__(self, index: int) -> None:
+        self.name = f"random/{index:06d}"
+        self._index = index
+
+    def _pixels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return np.random.default_rng(self._index).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+
+    def image(self) -> Any:
+        from PIL import Image
+
+        return Image.fromarray(self._pixels())
+
+    def content(self) -> bytes:
+        return self._pixels().tobytes()
+
+
+def random_images(count: int) -> ImageSet:
+    """Images of random pixels, for those who ask for them by name; the manifest records that calibration used them."""
+    return ImageSet(
+        [_RandomItem(index) for index in range(count)], [-1] * count, (), {"kind": "random", "count": count}
+    )

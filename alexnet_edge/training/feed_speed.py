@@ -1,0 +1,273 @@
+"""How fast training gets its images, and whether it has to wait for them.
+
+For each way to read them: images per second of the feed alone, with nobody using them, and inside training steps, with the
+share of time that the steps waited. The steps alone, on one batch over and over, are the bound. Rounds are interleaved. The
+images come from the operating system's cache after the first round: this does not measure a disk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from alexnet_edge.environment import describe, usable_cpus
+from alexnet_edge.errors import MissingComponentError, UserError, needs
+from alexnet_edge.images.augment import epoch_draws, measure_lighting
+from alexnet_edge.images.datasets import ImageSet
+from alexnet_edge.images.feeds import CACHE_BYTES, ImageFeed
+from alexnet_edge.images.preprocess import preset
+from alexnet_edge.images.reader import AugmentOn, Pool
+from alexnet_edge.network.layers import Architecture
+from alexnet_edge.progress import Reporter
+from alexnet_edge.training.recipe import RECIPES
+
+with needs("train"):
+    import torch
+    from torch import Tensor
+
+    from alexnet_edge.network.model import AlexNet, initialise
+    from alexnet_edge.training.distributed import World
+    from alexnet_edge.training.learner import Learner, prepare_network
+
+SCHEMA = 1
+MOST_IMAGES = 2000
+"""A larger set is measured on so many of its images, evenly spread."""
+
+LIGHTING_SIGMA = 0.1
+"""Views are those of the paper's recipe, the most work that a recipe asks for."""
+
+BOTTLENECK = 0.05
+"""Steps that wait for a larger share of their time are held up by the feed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderSettings:
+    """What is measured."""
+
+    batch: int = 64
+    """Images per step."""
+    workers: tuple[int, ...] = ()
+    """Numbers of workers to try; none for as many as there are processors. 0 reads in the training thread."""
+    seconds: float = 5.0
+    """Least time of each measurement of each round."""
+    rounds: int = 3
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is the GPU where there is one."""
+    threads: int | None = None
+    """Processor threads of the training step; None for all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """One way to read images."""
+
+    pool: Pool
+    workers: int
+    augment_on: AugmentOn
+    kept: bool
+    """Whether resized images are kept in memory, as in the second epoch of a set that fits; otherwise each is decoded."""
+
+    @property
+    def label(self) -> str:
+        if not self.workers:
+            readers = "training thread"
+        else:
+            one = {"threads": "thread", "processes": "process"}[self.pool]
+            readers = f"{self.workers} {one if self.workers == 1 else self.pool}"
+        return f"{readers}{', light on the device' if self.augment_on == 'device' else ''}"
+
+
+def ways(settings: LoaderSettings) -> list[Way]:
+    """The ways that are compared: only threads share the images that they keep, and a GPU is there to be used."""
+    found = []
+    for workers in settings.workers or (usable_cpus(),):
+        pools: Sequence[Pool] = ("threads", "processes") if workers else ("threads",)
+        for pool in pools:
+            places: Sequence[AugmentOn] = ("workers", "device") if settings.device == "cuda" else ("workers",)
+            for place in places:
+                found += [
+                    Way(pool=pool, workers=workers, augment_on=place, kept=kept)
+                    for kept in ((False, True) if pool == "threads" else (False,))
+                ]
+    return found
+
+
+def measure_loader(
+    images: ImageSet, arch: Architecture, settings: LoaderSettings, *, command: Sequence[str], reporter: Reporter
+) -> dict[str, Any]:
+    """Everything found, as JSON: `rows` has an entry per way, with a figure per round.
+
+    Args:
+        images: what to read.
+        arch: the network that is trained.
+        settings: what to measure.
+        command: how it was asked for.
+        reporter: where progress goes.
+
+    Raises:
+        UserError: when a setting is out of range.
+        MissingComponentError: when the device is not there.
+        ImageError: when an image cannot be used.
+    """
+    for name, value, least in (
+        ("batch", settings.batch, 1),
+        ("rounds", settings.rounds, 1),
+        ("workers", min(settings.workers, default=0), 0),
+    ):
+        if value < least:
+            raise UserError(f"{name} must be {least} or more", value=value, fix="raise it")
+    if not 0 < settings.seconds < 3600:
+        raise UserError("seconds must be above 0 and below 3600", value=settings.seconds, fix="change it")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise MissingComponentError("torch sees no CUDA GPU here", fix="use --device cpu")
+    settings = replace(settings, device="cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(settings.threads or usable_cpus())
+    images = images.spread(MOST_IMAGES)
+    device = torch.device(settings.device)
+    spec = preset(arch.preprocessing)
+    lighting = measure_lighting(images, spec, sigma=LIGHTING_SIGMA, on_bad_image="fail")
+    batch = min(settings.batch, len(images))
+    step = _training_step(arch, device)
+    compared = ways(settings)
+    feeds = [
+        ImageFeed(
+            images,
+            spec,
+            workers=way.workers,
+            on_bad_image="fail",
+            budget=CACHE_BYTES if way.kept else 0,
+            lighting=lighting,
+            device=device,
+            augment_on=way.augment_on,
+            pool=way.pool,
+        )
+        for way in compared
+    ]
+    rows: list[dict[str, Any]] = [
+        {**asdict(way), "label": way.label, "feed_images_per_s": [], "training_images_per_s": [], "wait_share": []}
+        for way in compared
+    ]
+    alone: list[float] = []
+    reporter.start("Loader", settings.rounds * (1 + 2 * len(compared)) + 1)
+    done = 0
+
+    def advance(what: str) -> None:
+        nonlocal done
+        done += 1
+        reporter.update(done, what)
+
+    try:
+        for way, feed in zip(compared, feeds, strict=True):
+            held = _warm_up(feed, batch, whole=way.kept)
+        _timed(_repeated(held), step, seconds=0.0)
+        advance("warm-up")
+        for _ in range(settings.rounds):
+            alone.append(_timed(_repeated(held), step, seconds=settings.seconds).images_per_s)
+            advance("training step alone")
+            for way, feed, row in zip(compared, feeds, rows, strict=True):
+                found = _timed(_endless(feed, batch), _drop, seconds=settings.seconds)
+                row["feed_images_per_s"].append(found.images_per_s)
+                advance(way.label)
+                found = _timed(_endless(feed, batch), step, seconds=settings.seconds)
+                row["training_images_per_s"].append(found.images_per_s)
+                row["wait_share"].append(found.wait_share)
+                advance(f"{way.label}, in training")
+    finally:
+        for feed in feeds:
+            feed.close()
+    reporter.finish(f"{len(compared)} ways to read, {settings.rounds} rounds")
+    return {
+        "schema": SCHEMA,
+        "command": list(command),
+        "settings": asdict(settings),
+        "architecture": arch.name,
+        "data": {"source": images.source.get("path", images.source["kind"]), "images": len(images)},
+        "step_images_per_s": alone,
+        "rows": rows,
+        "environment": describe(),
+    }
+
+
+def loader_verdict(found: dict[str, Any]) -> str:
+    """Which way is fastest in training, and whether training waits for it."""
+    best = max(found["rows"], key=lambda row: statistics.median(row["training_images_per_s"]))
+    share = statistics.median(best["wait_share"])
+    held_up = "holds training up" if share > BOTTLENECK else "is not the bottleneck"
+    return (
+        f"the feed {held_up}: with {best['label']}{', images kept' if best['kept'] else ''}, "
+        f"steps wait {share:.1%} of their time"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    images_per_s: float
+    wait_share: float
+
+
+def _timed(
+    batches: Generator[tuple[Tensor, Tensor], None, None], use: Callable[[Tensor, Tensor], None], *, seconds: float
+) -> _Rate:
+    """Use batches for so long, one at least; the time that each took to come is waiting, from the first one on."""
+    begin = now = time.perf_counter()
+    waited, count = 0.0, 0
+    with closing(batches):
+        while count == 0 or now - begin < seconds:
+            asked = time.perf_counter()
+            x, labels_N = next(batches)
+            waited += time.perf_counter() - asked
+            use(x, labels_N)
+            count += len(labels_N)
+            now = time.perf_counter()
+    return _Rate(count / (now - begin), waited / (now - begin))
+
+
+def _endless(feed: ImageFeed, batch: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Epoch after epoch of full batches."""
+    count = len(feed) // batch * batch
+    for epoch in itertools.count():
+        order = np.random.default_rng((0, epoch)).permutation(len(feed))[:count].tolist()
+        yield from feed.batches(order, epoch_draws(count, seed=0, epoch=epoch), batch)
+
+
+def _warm_up(feed: ImageFeed, batch: int, *, whole: bool) -> tuple[Tensor, Tensor]:
+    """Start the workers; with `whole`, let them keep all images. Returns the first batch."""
+    count = len(feed) if whole else batch
+    found = list(feed.batches(range(batch), epoch_draws(batch, seed=0, epoch=0), batch))
+    for _ in feed.batches(range(batch, count), epoch_draws(count - batch, seed=0, epoch=0), batch):
+        pass
+    return found[0]
+
+
+def _repeated(held: tuple[Tensor, Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
+    while True:
+        yield held
+
+
+def _drop(x: Tensor, labels_N: Tensor) -> None:
+    """Do nothing with a batch but have it."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+def _training_step(arch: Architecture, device: torch.device) -> Callable[[Tensor, Tensor], None]:
+    model = AlexNet(arch)
+    initialise(model, "kaiming", seed=0)
+    recipe = RECIPES["modern"]
+    prepare_network(model, recipe, device)
+    learner = Learner(model, recipe, World(device=device), seed=0, steps=1000)
+    taken = 0
+
+    def step(x: Tensor, labels_N: Tensor) -> None:
+        nonlocal taken
+        learner.step(x, labels_N, count=len(labels_N), rate=1e-4, place=(0, taken))
+        taken += 1
+
+    return step

@@ -1,0 +1,1 @@
+"""MLPerf LoadGen's scenarios over a session."""

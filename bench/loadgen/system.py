@@ -1,0 +1,436 @@
+"""MLPerf Inference's four scenarios, driven and judged by MLCommons' own load generator (LoadGen).
+
+- `single-stream`: one sample per query, the next when the last was answered; the figure is a percentile of the latency.
+- `multi-stream`: `samples_per_query` samples per query, the next when the last was answered; a percentile of the latency.
+- `server`: single samples that arrive at random (Poisson); the figure is the highest rate at which a percentile of the
+  latency stays within a bound.
+- `offline`: every sample in one query; the figure is samples per second.
+
+LoadGen makes the traffic, takes the times and gives the verdict; this module is the system under test (SUT) and the query
+sample library (QSL) that it talks to. A latency is from LoadGen's issue of the query to the completion of its last sample;
+the samples are preprocessed and in the host's memory, as in MLPerf's rules. Runs are shorter than MLPerf's: results are no
+MLPerf submission, and say so.
+
+Sources: https://github.com/mlcommons/inference/tree/master/loadgen (API, logs, early stopping),
+https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc (scenarios, percentiles, durations).
+
+Letters: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet_edge.bench.loadgen.logs import read_logs
+from alexnet_edge.bench.loadgen.settings import (
+    ScenarioSettings,
+    affordable_percentile,
+)
+from alexnet_edge.bench.timing.clock import time_once
+from alexnet_edge.errors import AlexNetEdgeError, OutputError, UserError, needs
+from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.proof.stats import required_samples
+from alexnet_edge.sessions import Session
+
+_LARGEST_BATCH = 64
+_MIN_GAIN = 1.05  # a larger batch must bring so much more images per second
+_BATCH_SHARE = 1 / 10  # of the least duration: one inference takes no longer, so that a run has enough of them
+_WARMUP_S = 0.3
+WARMUP_COUNT = 5
+_SWITCH_S = (
+    1e-4  # Python's own 5 ms would be added to the latency of a query that arrives while the other thread computes
+)
+
+
+# --- in the worker ----------------------------------------------------------------------------------------------------
+
+
+def run_here(session: Session, x_NCHW: FloatArray, settings: ScenarioSettings, *, logs: Path) -> dict[str, Any]:
+    """Run one scenario on an open session and return LoadGen's verdict and figures.
+
+    LoadGen has state of its own per process: run one scenario per process.
+
+    Args:
+        session: an open session.
+        x_NCHW: real preprocessed images `(N, 3, S, S)` float32, at least one.
+        settings: `server` needs its bound and its rate here, see `run_scenario`.
+        logs: folder for LoadGen's logs, made if need be; files of an earlier run in it are replaced.
+
+    Returns:
+        `scenario`, `verdict`, `reasons`, `metric`, `percentiles_ns` (per query; None where the queries are too few; empty for
+        offline), `percentile` judged, `queries`, `samples`, `started_ns` (`perf_counter_ns`) and `duration_ns` (first issue to
+        last completion), `target_qps`, `latency_bound_ns`, `batching` (most images per inference and what it was chosen
+        by), `early_stopping`, `loadgen_version`, `settings` as resolved, `note`, `logs` and `summary` (text of
+        `mlperf_log_summary.txt`).
+
+    Raises:
+        MissingComponentError: when LoadGen is not installed.
+        UserError: when the session's batches do not allow the scenario.
+        OutputError: when the logs cannot be written.
+        AlexNetEdgeError: when the session fails during a query.
+    """
+    lg = loadgen()
+    low, high = session.input.min_batch, session.input.max_batch
+    check_batches(low, high, settings)
+    if settings.scenario == "server" and None in (settings.target_qps, settings.latency_bound_ms):
+        raise UserError("a server run needs a rate and a latency bound", value="none", fix="use run_scenario")
+
+    def one_inference(batch: int) -> int:
+        x = np.resize(x_NCHW, (batch, *x_NCHW.shape[1:]))
+        return time_once(lambda: session.run(x))
+
+    scenario = settings.scenario
+    if scenario == "offline" and (settings.max_batch is None or settings.target_qps is None):
+        batching = measure_batches(one_inference, low=low, high=settings.max_batch or high, seconds=settings.seconds)
+    else:
+        smallest = _query_batch(settings, low, high)
+        batching = Batching(
+            batch=settings.max_batch or smallest,
+            how="as given" if settings.max_batch else "one query",
+            times_ns={smallest: _settled_ns(one_inference, smallest)},
+        )
+    settings = _resolve(settings, batching)
+    sut = _SystemUnderTest(session, x_NCHW, settings, batching, lg)
+    _make_folder(logs)
+    test, log = _loadgen_settings(lg, settings, batching, logs)
+    with _no_collection():
+        if scenario == "server":
+            sut.serve(
+                lambda handle, qsl: lg.StartTestWithLogSettings(handle, qsl, test, log, str(logs / "audit.config"))
+            )
+        else:
+            sut.stream(
+                lambda handle, qsl: lg.StartTestWithLogSettings(handle, qsl, test, log, str(logs / "audit.config"))
+            )
+    return {
+        **read_logs(logs, settings),
+        "started_ns": sut.started_ns,
+        "duration_ns": sut.ended_ns - sut.started_ns,
+        "batching": batching.to_json(),
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batching:
+    """How many images go through one inference, and the measurement that decided it."""
+
+    batch: int
+    how: str
+    times_ns: Mapping[int, float]
+    """Of one inference, by batch; medians of a few."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"batch": self.batch, "how": self.how, "times_ns": {str(key): ns for key, ns in self.times_ns.items()}}
+
+
+def measure_batches(
+    one_inference: Callable[[int], int], *, low: int, high: int | None, seconds: float, limit_ns: float = math.inf
+) -> Batching:
+    """Time ever larger batches, each twice the last, while each brings at least 5 % more images per second.
+
+    Args:
+        one_inference: runs a batch, returns its nanoseconds.
+        low: smallest batch.
+        high: largest batch; None for 64.
+        seconds: least duration of the run; no inference shall take longer than a tenth of it.
+        limit_ns: nor longer than this.
+    """
+    high = high or max(_LARGEST_BATCH, low)
+    limit_ns = min(limit_ns, seconds * 1e9 * _BATCH_SHARE)
+    times_ns = {low: _settled_ns(one_inference, low)}
+    best = batch = low
+    while (batch := batch * 2) <= high:
+        if 1.2 * times_ns[batch // 2] > limit_ns:  # the larger one takes longer still
+            break
+        times_ns[batch] = _settled_ns(one_inference, batch, warmup_s=0, warmup_count=1)
+        if times_ns[batch] > limit_ns or batch / times_ns[batch] < _MIN_GAIN * best / times_ns[best]:
+            break
+        best = batch
+    return Batching(batch=best, how="measured: a larger batch is no faster or takes too long", times_ns=times_ns)
+
+
+def _settled_ns(
+    one_inference: Callable[[int], int],
+    batch: int,
+    *,
+    warmup_s: float = _WARMUP_S,
+    warmup_count: int = WARMUP_COUNT,
+) -> float:
+    start = time.monotonic()
+    count = 0
+    while count < warmup_count or time.monotonic() - start < warmup_s:
+        one_inference(batch)
+        count += 1
+    return float(np.median([one_inference(batch) for _ in range(3)]))
+
+
+def check_batches(low: int, high: int | None, settings: ScenarioSettings) -> None:
+    if settings.scenario in ("single-stream", "server") and low > 1:
+        raise UserError(
+            f"{settings.scenario} asks for single images", value=f"smallest batch {low}", fix="export with batch 1"
+        )
+    if settings.scenario == "multi-stream" and settings.samples_per_query < low:
+        raise UserError(
+            f"the smallest batch is {low}, a query has fewer samples",
+            value=settings.samples_per_query,
+            fix="give more samples per query, or export with a smaller batch",
+        )
+    if settings.max_batch is not None and (
+        settings.max_batch < low or (high is not None and settings.max_batch > high)
+    ):
+        raise UserError(
+            "the session does not take so large or small a batch", value=settings.max_batch, fix=f"from {low} to {high}"
+        )
+
+
+def _query_batch(settings: ScenarioSettings, low: int, high: int | None) -> int:
+    """Images of one inference that answers one query."""
+    wanted = settings.samples_per_query if settings.scenario == "multi-stream" else low
+    return min(wanted, high or wanted)
+
+
+def _resolve(settings: ScenarioSettings, batching: Batching) -> ScenarioSettings:
+    """`settings` with nothing left open."""
+    if settings.scenario == "offline":
+        rate = batching.batch / batching.times_ns.get(batching.batch, math.inf) * 1e9
+        return replace(
+            settings,
+            max_batch=batching.batch,
+            # LoadGen adds 10 %; a machine that is faster than it was a moment ago must not run out of samples
+            target_qps=settings.target_qps or 1.2 * rate,
+            min_queries=settings.min_queries or 1,
+        )
+    (batch,) = batching.times_ns
+    query_ns = batching.times_ns[batch]
+    if settings.scenario == "multi-stream":
+        query_ns *= settings.samples_per_query / batch
+    percentile = settings.percentile or affordable_percentile(settings, 1e9 / query_ns)
+    return replace(settings, percentile=percentile, min_queries=settings.min_queries or required_samples(percentile))
+
+
+def loadgen() -> Any:
+    with needs("bench"):
+        import mlperf_loadgen
+    return mlperf_loadgen
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("summary.txt", "detail.txt"):  # so that figures of an earlier run are never read
+            (folder / f"mlperf_log_{name}").write_text("", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write LoadGen's logs ({error.strerror})", value=folder, fix="name another folder"
+        ) from error
+
+
+def _loadgen_settings(lg: Any, settings: ScenarioSettings, batching: Batching, logs: Path) -> tuple[Any, Any]:
+    test = lg.TestSettings()
+    test.mode = lg.TestMode.PerformanceOnly
+    test.min_duration_ms = math.ceil(settings.seconds * 1e3)
+    test.min_query_count = settings.min_queries
+    share = (settings.percentile or 0) / 100
+    # LoadGen makes its queries beforehand, from a latency that must not be too long: half leaves room
+    if settings.scenario == "single-stream":
+        test.scenario = lg.TestScenario.SingleStream
+        test.single_stream_target_latency_percentile = share
+        test.single_stream_expected_latency_ns = max(1.0, min(batching.times_ns.values()) / 2)
+    elif settings.scenario == "multi-stream":
+        test.scenario = lg.TestScenario.MultiStream
+        test.multi_stream_target_latency_percentile = share
+        test.multi_stream_samples_per_query = settings.samples_per_query
+        test.multi_stream_expected_latency_ns = max(1.0, min(batching.times_ns.values()) / 2)
+    elif settings.scenario == "server":
+        assert settings.latency_bound_ms is not None
+        test.scenario = lg.TestScenario.Server
+        test.server_target_latency_percentile = share
+        test.server_target_latency_ns = round(settings.latency_bound_ms * 1e6)
+        test.server_target_qps = settings.target_qps
+    else:
+        test.scenario = lg.TestScenario.Offline
+        test.offline_expected_qps = settings.target_qps
+    log = lg.LogSettings()
+    log.enable_trace = False
+    log.log_output.outdir = str(logs)
+    return test, log
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's garbage collection inside a query would be the harness's time, not the runtime's."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+class _SystemUnderTest:
+    """LoadGen's SUT and QSL over a session.
+
+    LoadGen names samples by index and hands them over once, in the order in which multi-stream and offline ask for them. The
+    images are kept in that order with their start repeated at the end, so that the images of such a query are one
+    contiguous piece of memory and nothing is copied.
+
+    An exception must not pass through LoadGen, which would leave its threads behind: the first one is kept, what LoadGen
+    still asks for is completed unanswered, and the exception is raised when the run has ended.
+    """
+
+    def __init__(
+        self, session: Session, x_NCHW: FloatArray, settings: ScenarioSettings, batching: Batching, lg: Any
+    ) -> None:
+        self.started_ns = self.ended_ns = 0
+        self._session = session
+        self._images_NCHW = x_NCHW
+        self._scenario = settings.scenario
+        self._lg = lg
+        self._complete = lg.QuerySamplesComplete
+        self._smallest = session.input.min_batch
+        self._batch = batching.batch
+        self._responses = [lg.QuerySampleResponse(0, 0, 0) for _ in range(self._batch)]  # LoadGen reads the ids only
+        self._error: Exception | None = None
+        self._waiting: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+
+    # --- the two ways to run ---
+
+    def stream(self, start_test: Callable[[int, int], None]) -> None:
+        """LoadGen issues on this thread, and a query is answered inside its issue."""
+        self._run(start_test, self._issue_one if self._one_by_one() else self._issue_many)
+
+    def serve(self, start_test: Callable[[int, int], None]) -> None:
+        """LoadGen issues on a thread of its own; this one answers what waits, in batches."""
+        failed: list[BaseException] = []
+
+        def issue_all() -> None:
+            try:
+                self._run(start_test, self._issue_later)
+            except BaseException as error:  # noqa: BLE001  raised on the other thread
+                failed.append(error)
+            finally:
+                self._waiting.put(None)
+
+        issuer = threading.Thread(target=issue_all, name="loadgen", daemon=True)
+        patience_s = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_S)
+        try:
+            issuer.start()
+            more = True
+            while more:
+                taken, more = self._take()
+                if taken:
+                    self._answer_any([one[0] for one in taken], [one[1] for one in taken])
+            issuer.join()
+        finally:
+            sys.setswitchinterval(patience_s)
+        if failed:
+            raise failed[0]
+
+    def _run(self, start_test: Callable[[int, int], None], issue: Callable[[list[int], list[int]], None]) -> None:
+        count = len(self._images_NCHW)
+        handle = self._lg.ConstructFastSUT(issue, _nothing)
+        qsl = self._lg.ConstructQSL(count, count, self._load, _nothing)
+        try:
+            start_test(handle, qsl)
+        finally:
+            self._lg.DestroyQSL(qsl)
+            self._lg.DestroyFastSUT(handle)
+        if self._error is not None:
+            if isinstance(self._error, AlexNetEdgeError):
+                raise self._error
+            first = (str(self._error).splitlines() or [""])[0]
+            raise AlexNetEdgeError(
+                f"{self._scenario}: the session failed during a query ({type(self._error).__name__}: {first})"
+            ) from self._error
+
+    def _one_by_one(self) -> bool:
+        return self._scenario == "single-stream"
+
+    # --- QSL ---
+
+    def _load(self, indices: Sequence[int]) -> None:
+        order = list(dict.fromkeys(indices))
+        wrapped = [order[at % len(order)] for at in range(len(order) + max(self._batch, self._smallest) - 1)]
+        self._order = wrapped
+        self._x_NCHW = np.ascontiguousarray(self._images_NCHW[wrapped])
+        self._position = {index: at for at, index in enumerate(order)}
+        self._single = {index: self._x_NCHW[at : at + 1] for index, at in self._position.items()}
+        self._gathered = np.empty((self._batch, *self._x_NCHW.shape[1:]), np.float32)
+
+    # --- SUT ---
+
+    def _issue_one(self, ids: list[int], indices: list[int]) -> None:
+        if not self.started_ns:
+            self.started_ns = time.perf_counter_ns()
+        if self._error is None:
+            try:
+                self._session.run(self._single[indices[0]])
+            except Exception as error:  # noqa: BLE001  raised when the run has ended
+                self._error = error
+        self._responses[0].id = ids[0]
+        self._complete(self._responses)
+        self.ended_ns = time.perf_counter_ns()
+
+    def _issue_many(self, ids: list[int], indices: list[int]) -> None:
+        if not self.started_ns:
+            self.started_ns = time.perf_counter_ns()
+        for at in range(0, len(ids), self._batch):
+            self._answer_any(ids[at : at + self._batch], indices[at : at + self._batch])
+
+    def _issue_later(self, ids: list[int], indices: list[int]) -> None:
+        if not self.started_ns:
+            self.started_ns = time.perf_counter_ns()
+        for one in zip(ids, indices, strict=True):
+            self._waiting.put(one)
+
+    def _take(self) -> tuple[list[tuple[int, int]], bool]:
+        """What waits, at most one batch, at least one sample; and whether more may come."""
+        taken: list[tuple[int, int]] = []
+        one = self._waiting.get()
+        while one is not None:
+            taken.append(one)
+            if len(taken) == self._batch:
+                return taken, True
+            try:
+                one = self._waiting.get_nowait()
+            except queue.Empty:
+                return taken, True
+        return taken, False
+
+    def _answer_any(self, ids: list[int], indices: list[int]) -> None:
+        """Answer at most one batch of samples."""
+        if self._error is None:
+            try:
+                self._session.run(self._batch_of(indices))
+            except Exception as error:  # noqa: BLE001  raised when the run has ended
+                self._error = error
+        for response, one in zip(self._responses, ids, strict=False):
+            response.id = one
+        self._complete(self._responses if len(ids) == self._batch else self._responses[: len(ids)])
+        self.ended_ns = time.perf_counter_ns()
+
+    def _batch_of(self, indices: list[int]) -> FloatArray:
+        at, count = self._position[indices[0]], len(indices)
+        if self._order[at : at + count] == indices:  # a batch below the smallest is filled up with its neighbours
+            return self._x_NCHW[at : at + max(count, self._smallest)]
+        rows = [self._position[index] for index in indices]
+        return np.take(self._x_NCHW, rows, axis=0, out=self._gathered[:count], mode="clip")  # "raise" would copy twice
+
+
+def _nothing(*_args: object) -> None:
+    """LoadGen wants to be called back; there is nothing to do."""

@@ -1,0 +1,1 @@
+"""What the machine can do, and what it does: peaks, roofline, power, clocks, load."""

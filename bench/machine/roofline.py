@@ -1,0 +1,416 @@
+"""How far each layer is from what the machine can do: the roofline, layer by layer.
+
+A layer's floor is the time that it cannot go below on this machine: the bytes that must cross memory at least once at the
+peak read bandwidth, or its multiply-adds at the peak of the type it is computed in, whichever takes longer. Its share is
+floor / measured: 1 is as fast as the machine allows. A layer is its weights' product with everything around it that bears
+its name, and with what follows up to the next layer: activation, local response normalisation, pooling, quantisation,
+changes of memory layout.
+
+Peaks and latencies are measured in the same rounds, for machines whose speed changes: the share round by round compares each
+round's median latency with the median rates of that round.
+
+Nothing is measured here: peaks come from `bench.peaks`, times of nodes from `Session.node_times`.
+
+Source: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model for multicore architectures",
+CACM 52(4), 2009.
+
+Letters: C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from alexnet_edge.artifact import LayerPrecision
+from alexnet_edge.bench.machine.peaks import Peaks
+from alexnet_edge.network.layers import Architecture, LayerCost, LayerSpec, layer_costs
+from alexnet_edge.network.quantize import INT4_BLOCK
+from alexnet_edge.proof.stats import bootstrap_ratios
+from alexnet_edge.sessions.base import NodeTime
+
+_STORED_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5}
+"""Of one weight."""
+_PASSED_BYTES = {**_STORED_BYTES, "int4": 2.0}
+"""Of one element at a layer's input; INT4 is for weights only, the input stays FP16."""
+_BIAS_BYTES = {"fp32": 4, "int8": 4, "fp16": 2, "bf16": 2, "fp8": 2, "int4": 2}
+"""Of one bias: what is not quantised is FP32 beside INT8, and FP16 beside FP8 and INT4."""
+_FLOAT32_BYTES = 4
+"""Of one element of the network's own input and output, in every precision."""
+
+_ELEMENTS = {
+    "float": "fp32",
+    "float32": "fp32",
+    "f32": "fp32",
+    "tf32": "tf32",
+    "float16": "fp16",
+    "half": "fp16",
+    "c10::half": "fp16",
+    "f16": "fp16",
+    "bfloat16": "bf16",
+    "c10::bfloat16": "bf16",
+    "int8": "int8",
+    "uint8": "int8",
+    "i8": "int8",
+    "u8": "int8",
+}
+"""How runtimes write the element types that a product is computed in."""
+_INSPECTED = ("tensorrt", "openvino")
+"""Beginnings of the runtimes whose layers' built precision is read from what they compiled, so is what they compute in."""
+_STORES_AS_ASKED = "openvino"
+"""Its export refuses weights stored in another type than asked for; what is built is the type its kernels compute in."""
+_MULTIPLIES = re.compile(r"conv(?!er)|gemm|matmul|(?<!quantize)linear|fullyconnected|innerproduct|addmm", re.IGNORECASE)
+"""Kinds of nodes that multiply by weights."""
+_CONSTANT = re.compile(r"\.weight|\.bias|_bias|/bias")
+"""After a layer's name: what prepares its weights, at any time before they are used."""
+_MAX_OTHER_CPUS = 0.25
+"""Processors kept busy by others while the peaks were measured that are not worth a note."""
+_MAX_DIFFERENCE = 0.2
+"""Largest relative difference of the nodes' sum from the median latency that is not worth a note."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerRoofline:
+    """One layer: what it must move and multiply, how long that takes at least, and how long it took."""
+
+    name: str
+    bytes: int
+    """Weights as they are stored, with scales and bias; input; output: each once."""
+    multiply_adds: int
+    precision: str
+    """Type the weights are stored in; where that is not known, the one asked for."""
+    computed_in: str
+    """Element type of its products; `unknown` where the runtime does not tell."""
+    memory_floor_ns: float
+    compute_floor_ns: float | None
+    """None where no peak of that type was measured; of an unknown type, by the highest peak there is."""
+    floor_ns: float
+    bound: str
+    """`memory` or `compute`: the longer of the two."""
+    measured_ns: float | None = None
+    share: float | None = None
+    above_ns: float | None = None
+
+
+def roofline(
+    *,
+    architecture: Architecture,
+    layers: Sequence[LayerPrecision],
+    batch: int,
+    peaks: Peaks,
+    nodes: Sequence[NodeTime] | None,
+    p50_ns: float,
+    runtime: str = "",
+    rounds: Sequence[tuple[Peaks, Sequence[int]]] = (),
+) -> dict[str, Any]:
+    """The roofline of one subject at one batch, as it stands in the results.
+
+    Args:
+        architecture: the network, with its number of classes.
+        layers: precision of each of the eight layers; empty for a checkpoint, which is FP32.
+        batch: images per inference.
+        peaks: of the device and number of threads it ran with.
+        nodes: the runtime's own profile, in the order the nodes run; None where it has none.
+        p50_ns: median latency of an inference, measured without the profiler.
+        runtime: as in the manifest; decides whether `layers` tells what is computed.
+        rounds: rates, median ones, and latencies in nanoseconds of each round in which both were measured.
+
+    Raises:
+        UserError: when `batch` is not positive.
+    """
+    notes = _Notes()
+    names = [spec.name for spec in architecture.layers]
+    stored = _stored(layers, names, runtime, notes)
+    mapped = _Mapping.of(nodes or (), names, notes)
+    found, work = [], []
+    for spec, cost, total_bytes in _costs(architecture, stored, batch):
+        computed_in = mapped.computed_in.get(spec.name) or _by_build(layers, spec.name, runtime)
+        measured = mapped.measured.get(spec.name)
+        found.append(_layer(spec.name, cost, total_bytes, stored[spec.name], computed_in, peaks, measured, notes))
+        work.append((cost, total_bytes, computed_in))
+    floor_ns = sum(layer.floor_ns for layer in found)
+    by_round = None
+    if rounds:
+        floors_ns = [sum(max(_bounds_ns(*one, of_round)) for one in work) for of_round, _ in rounds]
+        pairs = [([floor], samples_ns) for floor, (_, samples_ns) in zip(floors_ns, rounds, strict=True)]
+        share, interval = bootstrap_ratios(pairs)
+        by_round = {"share": share, "interval": list(interval), "floors_ns": floors_ns}
+    timed = [layer for layer in found if layer.above_ns is not None]
+    nodes_ns = None if nodes is None else sum(node.ns for node in nodes)
+    fits = None if nodes_ns is None else abs(nodes_ns / p50_ns - 1) <= _MAX_DIFFERENCE
+    if nodes_ns is not None and not fits:
+        notes.add(f"the profiled nodes add up to {_ms(nodes_ns)}, the median latency is {_ms(p50_ns)}")
+    if peaks.other_cpus is not None and peaks.other_cpus > _MAX_OTHER_CPUS:
+        notes.add(
+            f"other processes kept {peaks.other_cpus:.1f} processors busy while the peaks were measured: they may be higher, "
+            "and the floors lower"
+        )
+    return {
+        "batch": batch,
+        "floor_ns": floor_ns,
+        "p50_ns": p50_ns,
+        "share": floor_ns / p50_ns,
+        "by_round": by_round,
+        "layers": [asdict(layer) for layer in found],
+        "nodes_ns": nodes_ns,
+        "profile_fits": fits,
+        "other_ns": None if nodes is None else mapped.other_ns,
+        "worst": max(timed, key=lambda layer: layer.above_ns or 0.0).name if timed else None,
+        "unavailable": _why_untimed(nodes, timed),
+        "notes": notes.lines(),
+        "nodes": [
+            {"name": node.name, "kind": node.kind, "ns": node.ns, "layer": layer}
+            for node, layer in zip(nodes or (), mapped.layers, strict=True)
+        ],
+    }
+
+
+def sentence(layer: Mapping[str, Any]) -> str:
+    """One entry of a roofline's `layers` in words: `fc6: 1.9 ms, 71 % of the bandwidth floor`."""
+    if layer["measured_ns"] is None:
+        return f"{layer['name']}: not timed"
+    floor = "bandwidth" if layer["bound"] == "memory" else "compute"
+    return f"{layer['name']}: {_ms(layer['measured_ns'])}, {_percent(layer['share'])} of the {floor} floor"
+
+
+def _why_untimed(nodes: Sequence[NodeTime] | None, timed: Sequence[LayerRoofline]) -> str:
+    if nodes is None:
+        return "the runtime has no profile that tells layers apart"
+    return "" if timed else "no node of the runtime's profile can be told to be one layer's"
+
+
+def _layer(
+    name: str,
+    cost: LayerCost,
+    total_bytes: int,
+    precision: str,
+    computed_in: str,
+    peaks: Peaks,
+    measured_ns: float | None,
+    notes: _Notes,
+) -> LayerRoofline:
+    memory_ns, known_ns = _bounds_ns(cost, total_bytes, computed_in, peaks)
+    compute_ns = None if _peak(peaks, computed_in) is None else known_ns
+    if compute_ns is None:
+        notes.add(f"no peak of {computed_in} was measured: the floor is the memory's alone", name)
+    floor_ns = max(memory_ns, known_ns)
+    share = None if not measured_ns else floor_ns / measured_ns
+    if share is not None and share > 1:
+        notes.add(
+            "faster than the floor: the peak was underestimated, or data came from a cache",
+            f"{name} ({_percent(share)})",
+        )
+    if computed_in not in ("unknown", "tf32", precision) and (precision, computed_in) != ("int4", "fp16"):
+        notes.add(f"stored in {precision}, computed in {computed_in}", name)
+    return LayerRoofline(
+        name=name,
+        bytes=total_bytes,
+        multiply_adds=cost.multiply_adds,
+        precision=precision,
+        computed_in=computed_in,
+        memory_floor_ns=memory_ns,
+        compute_floor_ns=compute_ns,
+        floor_ns=floor_ns,
+        bound="compute" if compute_ns is not None and compute_ns > memory_ns else "memory",
+        measured_ns=measured_ns,
+        share=share,
+        above_ns=None if share is None or measured_ns is None else measured_ns - floor_ns,
+    )
+
+
+def _bounds_ns(cost: LayerCost, total_bytes: int, computed_in: str, peaks: Peaks) -> tuple[float, float]:
+    """The least time for a layer's bytes and for its multiply-adds; 0 for these where no peak of their type was measured."""
+    peak = _peak(peaks, computed_in)
+    compute_ns = 0.0 if peak is None else cost.multiply_adds / peak * 1e9
+    return total_bytes / peaks.read_bytes_per_s * 1e9, compute_ns
+
+
+def _peak(peaks: Peaks, computed_in: str) -> float | None:
+    """Multiply-adds per second of a type; of an unknown one the highest there is, which still bounds from below."""
+    if computed_in != "unknown":
+        return peaks.multiply_adds_per_s.get(computed_in)
+    return max((peak for peak in peaks.multiply_adds_per_s.values() if peak is not None), default=None)
+
+
+# --- what must be moved -----------------------------------------------------------------------------------------------
+
+
+def _stored(layers: Sequence[LayerPrecision], names: Iterable[str], runtime: str, notes: _Notes) -> dict[str, str]:
+    """Type that each layer's weights are stored in; as it was asked for where it is not known what was built."""
+    if not layers:
+        return dict.fromkeys(names, "fp32")
+    found = {}
+    for layer in layers:
+        if runtime == _STORES_AS_ASKED:
+            found[layer.name] = layer.requested
+            continue
+        found[layer.name] = layer.built if layer.built in _STORED_BYTES else layer.requested
+        if found[layer.name] != layer.built:
+            notes.add(f"built precision is {layer.built}: counted as {layer.requested}, as asked for", layer.name)
+    return found
+
+
+def _costs(
+    architecture: Architecture, stored: Mapping[str, str], batch: int
+) -> Iterable[tuple[LayerSpec, LayerCost, int]]:
+    """Each layer, its cost, and the bytes that must cross memory at least once."""
+    costs = layer_costs(architecture, batch=batch)
+    shape: tuple[int, ...] = (3, architecture.input_size, architecture.input_size)
+    for index, (spec, cost) in enumerate(zip(architecture.layers, costs, strict=True)):
+        last = index == len(costs) - 1
+        in_bytes = _PASSED_BYTES[stored[spec.name]] if index else _FLOAT32_BYTES
+        out_bytes = _FLOAT32_BYTES if last else _PASSED_BYTES[stored[architecture.layers[index + 1].name]]
+        activations = batch * (math.prod(shape) * in_bytes + math.prod(cost.passed_on_shape) * out_bytes)
+        yield spec, cost, int(_weight_bytes(spec, stored[spec.name]) + activations)
+        shape = cost.passed_on_shape
+
+
+def _weight_bytes(spec: LayerSpec, stored: str) -> float:
+    """Weights, their scales and the bias, as `export.quantize` writes them."""
+    scales = {"int8": 4 * spec.out_channels, "fp8": 2, "int4": 2 * (spec.weights // INT4_BLOCK)}.get(stored, 0)
+    bias = _BIAS_BYTES[stored] * spec.out_channels if spec.bias else 0
+    return spec.weights * _STORED_BYTES[stored] + scales + bias
+
+
+def _by_build(layers: Sequence[LayerPrecision], name: str, runtime: str) -> str:
+    """What a layer is computed in by its built precision, for a runtime whose own answer that precision is."""
+    if not runtime.startswith(_INSPECTED):
+        return "unknown"
+    layer = next((layer for layer in layers if layer.name == name), None)
+    if layer is None or layer.built not in _STORED_BYTES:
+        return "unknown"
+    if layer.built == "fp32" and "TF32" in layer.evidence:
+        return "tf32"
+    return "fp16" if layer.built == "int4" else layer.built
+
+
+# --- whose a node is --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Mapping:
+    """Which layer each node is part of, and what follows from it."""
+
+    layers: tuple[str | None, ...]
+    """By node."""
+    measured: Mapping[str, float]
+    """Time of each layer that has a node of its own with its product, in nanoseconds."""
+    computed_in: Mapping[str, str]
+    """Type of each layer's product, where the runtime tells it."""
+    other_ns: float
+
+    @classmethod
+    def of(cls, nodes: Sequence[NodeTime], names: Sequence[str], notes: _Notes) -> _Mapping:
+        layers: list[str | None] = []
+        shared: set[str] = set()
+        computed_in: dict[str, str] = {}
+        multiplied: set[str] = set()
+        last: str | None = None
+        for node in nodes:
+            kind, element = _kind_of(node.kind)
+            layer, several, own = _named(node.name, names)
+            multiplies = _MULTIPLIES.search(kind) is not None
+            if several:
+                shared.update(several)
+                notes.add("in one node, so their times cannot be told apart", ", ".join(several))
+                last = None
+            elif layer is None:
+                layer = last if kind and not multiplies else None
+            elif not _CONSTANT.match(node.name.partition(layer)[2]):
+                last = layer
+            if layer is not None and (multiplies or (not kind and own)):
+                multiplied.add(layer)
+                if element:
+                    computed_in.setdefault(layer, element)
+            layers.append(layer)
+        for name in names:
+            if name in layers and name not in multiplied | shared:
+                notes.add("no node multiplies the weights under this name, so it is not timed", name)
+        timed = multiplied - shared
+        for name in names:
+            if name in timed:
+                _note_side_work(name, [node for node, layer in zip(nodes, layers, strict=True) if layer == name], notes)
+        return cls(
+            layers=tuple(layers),
+            measured={
+                name: sum(node.ns for node, layer in zip(nodes, layers, strict=True) if layer == name)
+                for name in names
+                if name in timed
+            },
+            computed_in=computed_in,
+            other_ns=sum(node.ns for node, layer in zip(nodes, layers, strict=True) if layer not in timed),
+        )
+
+
+def _note_side_work(name: str, nodes: Sequence[NodeTime], notes: _Notes) -> None:
+    """Say so where most of a layer's time is not its product's: its floor knows of no other work."""
+    beside = [node for node in nodes if _kind_of(node.kind)[0] and not _MULTIPLIES.search(_kind_of(node.kind)[0])]
+    total_ns, beside_ns = (sum(node.ns for node in some) for some in (nodes, beside))
+    if beside_ns > total_ns / 2:
+        longest = max(beside, key=lambda node: node.ns)
+        notes.add(
+            f"{_percent(beside_ns / total_ns)} of the time is beside the product, most of it in {longest.name} "
+            f"({_ms(longest.ns)})",
+            name,
+        )
+
+
+def _kind_of(kind: str) -> tuple[str, str]:
+    """A node's kind and the type it computes in: `FusedConv(float)` is `FusedConv` in `fp32`."""
+    match = re.fullmatch(r"(?P<kind>.*?)\((?P<element>[^)]*)\)", kind)
+    return (match["kind"], _ELEMENTS.get(match["element"].lower(), "")) if match else (kind, "")
+
+
+def _named(node: str, names: Sequence[str]) -> tuple[str | None, tuple[str, ...], bool]:
+    """The layer that a node's name tells; or the several layers whose products are in it; and whether one product is.
+
+    A fused node bears the names of all that is in it, as `conv1 + conv1/relu`. A layer's bare name stands for its product;
+    where there is none, the node belongs to the first layer named, because the rest prepares what comes after.
+    """
+    mentions = [
+        (match[0], node[match.end() :])
+        for match in re.finditer(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, names))})(?![A-Za-z0-9])", node)
+    ]
+    places = sorted({names.index(name) for name, _ in mentions})
+    if not places:
+        return None, (), False
+    if "..." in node and len(places) > 1:  # a region, told by its first and last node
+        return None, tuple(names[places[0] : places[-1] + 1]), False
+    own = [name for name in names if any(name == found and _bare(after, names) for found, after in mentions)]
+    if len(own) > 1:
+        return None, tuple(own), False
+    return own[0] if own else names[places[0]], (), bool(own) and not node.startswith("Reformatting")
+
+
+def _bare(after: str, names: Sequence[str]) -> bool:
+    """Whether a layer's name ends where it was found, but for a compiler's mark or the next name."""
+    return not after or after[0] not in "./_" or after.startswith(("_myl", *(f"_{name}" for name in names)))
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+class _Notes:
+    """What a reader of the figures must know; what holds for several layers is said once."""
+
+    def __init__(self) -> None:
+        self._layers: dict[str, list[str]] = {}
+
+    def add(self, text: str, layer: str = "") -> None:
+        self._layers.setdefault(text, []).extend([layer] if layer else [])
+
+    def lines(self) -> list[str]:
+        return [f"{', '.join(layers)}: {text}" if layers else text for text, layers in self._layers.items()]
+
+
+def _ms(nanoseconds: float) -> str:
+    milliseconds = nanoseconds / 1e6
+    decimals = max(0, 1 - math.floor(math.log10(milliseconds))) if milliseconds > 0 else 0
+    return f"{milliseconds:.{decimals}f} ms"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")

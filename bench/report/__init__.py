@@ -1,0 +1,1 @@
+"""Results as rows, tables, text and one page; comparison of two results."""

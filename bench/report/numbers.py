@@ -1,0 +1,55 @@
+"""How a number is shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+NOT_AVAILABLE = "–"
+"""Shown where a figure does not exist; never 0."""
+
+NOT_MEASURED = "not measured"
+"""The reason given where a results file gives none."""
+
+
+def show_in_ms(nanoseconds: float | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e6
+
+
+# --- numbers as text ----------------------------------------------------------------------------------------------------
+
+
+def show(value: float | None, form: str = ".3g", scale: float = 1.0) -> str:
+    """`value * scale` in `form`, or the sign for not available."""
+    return NOT_AVAILABLE if value is None else format(value * scale, form)
+
+
+def show_ms(value: float | None) -> str:
+    """Milliseconds (or any other unit) with three significant digits, at most four decimals and no exponent; never 0 for what is not."""
+    if value is None:
+        return NOT_AVAILABLE
+    if value == 0:
+        return "0"
+    if abs(value) < 0.00005:
+        return "<0.0001" if value > 0 else ">-0.0001"
+    rounded = float(f"{value:.3g}")  # 9.996 is 10.0, not 10.00
+    decimals = 2 - math.floor(math.log10(abs(rounded)))
+    return f"{value:.{min(max(decimals, 0), 4)}f}"
+
+
+def show_percent(value: float | None) -> str:
+    """A share, in percent without the sign."""
+    return NOT_AVAILABLE if value is None else f"{100 * value:.1f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 thread`, `4 threads`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def show_interval(values: Sequence[float] | None, form: Callable[[float], str]) -> str:
+    return "" if values is None else f"{form(values[0])}–{form(values[1])}"
+
+
+def scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else value * scale

@@ -1,0 +1,255 @@
+"""One row per subject, read from the results' JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from alexnet_edge.bench.report.numbers import (
+    plural,
+    show_in_ms,
+)
+from alexnet_edge.bench.timing.subjects import PEER
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One subject in the scorecard; None is not available."""
+
+    label: str
+    """Names one subject: its file is added where subjects of different files are labelled alike."""
+    group: str
+    """The same without the number of threads: subjects of one file on one device share it."""
+    file: str
+    format: str
+    precision: str
+    runtime: str
+    device: str | None
+    threads: int | None
+    proof: str
+    """`passed`, `failed`, `not run`; `reference` for a checkpoint, `peer` for another tool, whose answers are only shown."""
+    proof_notes: tuple[str, ...]
+    """Why it failed or was not run, and what weakens it."""
+    accuracy: float | None
+    """Top-1 on the proof's labelled images, 0 to 1."""
+    accuracy_images: int | None
+    accuracy_change: float | None
+    accuracy_p: float | None
+    """McNemar's p-value that it is as often right as the checkpoint."""
+    agreement: float | None
+    """Top-1 agreement with the checkpoint, 0 to 1."""
+    agreement_interval: tuple[float, float] | None
+    agreement_images: int | None
+    max_abs_error: float | None
+    measured: str
+    """`VALID`, `INVALID`, `not run`, `error`, or empty when nobody measured it."""
+    measured_notes: tuple[str, ...]
+    p50_ms: float | None
+    """Of the first batch, as are the next four."""
+    p50_interval_ms: tuple[float, float] | None
+    tail_ms: float | None
+    """The percentile that `tail_of` names."""
+    cold_p50_ms: float | None
+    """With weights out of the processor's caches before every inference."""
+    valid: bool
+    """Whether the first batch is."""
+    images_per_s: float | None
+    """The highest of all batches."""
+    images_per_s_batch: int | None
+    mj_per_image: float | None
+    """Energy of one image, of the first batch; the machine's idling included."""
+    net_mj_per_image: float | None
+    """The same above idling."""
+    roofline: float | None
+    """The machine's floor over the median: 1 is as fast as the machine can."""
+    worst_layer: str | None
+    """The layer with the most time above its floor."""
+    megabytes: float
+    load_ms: float | None
+    """Median over rounds, as are the next two."""
+    first_ms: float | None
+    memory_mb: float | None
+    speed_up: float | None
+    """Median latency of the checkpoint in PyTorch over this one's, at the first batch."""
+    speed_up_interval: tuple[float, float] | None
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return PurePath(self.file).name
+
+    @property
+    def setup(self) -> str:
+        """What it ran on: `onnxruntime, cpu, 4 threads`; as much as is known."""
+        parts = [self.runtime, self.device if self.measured in ("VALID", "INVALID") else None]
+        if self.device == "cpu" and self.threads and parts[1]:
+            parts.append(plural(self.threads, "thread"))
+        return ", ".join(filter(None, parts))
+
+
+def rows_of(subjects: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None) -> list[Row]:
+    """The scorecard: `subjects` as in the results' JSON, `settings` as measured, None when nothing was."""
+    labels = _labels(subjects)
+    groups = _groups(subjects, labels)
+    return [
+        _row(subject, subjects, settings, label, group)
+        for subject, label, group in zip(subjects, labels, groups, strict=True)
+    ]
+
+
+def tail_of(settings: Mapping[str, Any] | None) -> str:
+    """The percentile shown beside the median: the highest asked for, `p99` say, and at least `p90`."""
+    return f"p{max(90.0, settings['percentile']):g}" if settings else "p99"
+
+
+def first_entry(subject: Mapping[str, Any], settings: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The summary of the first batch, whose latency is the one reported."""
+    batch = settings["batches"][0] if settings else None
+    return next((entry for entry in subject["batches"] if entry["batch"] == batch), None)
+
+
+def _labels(subjects: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Labels, each of one subject only: two files of one format and precision are told apart by their names."""
+    labels = [str(subject["label"]) for subject in subjects]
+    for whole_path in (False, True):
+        files = [subject["file"] if whole_path else PurePath(subject["file"]).name for subject in subjects]
+        labels = [
+            f"{subject['label']} ({file})" if labels.count(label) > 1 else label
+            for subject, file, label in zip(subjects, files, labels, strict=True)
+        ]
+    return labels
+
+
+def _groups(subjects: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[str]:
+    """For each subject what its label shares with those of the same file on the same device."""
+    shared: dict[tuple[str, str, str], list[str]] = {}
+    keys = [(subject["sha256"], subject["file"], str(subject.get("device"))) for subject in subjects]
+    for key, label in zip(keys, labels, strict=True):
+        parts = label.split(", ")
+        known = shared.setdefault(key, parts)
+        alike = [one for one, other in zip(known, parts, strict=False) if one == other]
+        shared[key] = alike or known
+    names = [", ".join(shared[key]) for key in keys]
+    for name in set(names):
+        if len({key for key, own in zip(keys, names, strict=True) if own == name}) > 1:  # the device tells them apart
+            names = [f"{own} on {key[2]}" if own == name else own for key, own in zip(keys, names, strict=True)]
+    return names
+
+
+def _row(
+    subject: Mapping[str, Any],
+    subjects: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any] | None,
+    label: str,
+    group: str,
+) -> Row:
+    batches = subject["batches"]
+    first = first_entry(subject, settings)
+    fastest = max(batches, key=lambda entry: float(entry["images_per_s"]), default=None)
+    parity = subject["parity"]
+    is_reference, is_peer = subject["format"] == "checkpoint", subject["format"] == PEER
+    figures = parity.get("figures", {})
+    accuracy, images = figures.get("candidate_accuracy"), figures.get("num_labelled")
+    if is_reference:
+        accuracy, images = _reference_accuracy(subject, subjects)
+    notes = [] if is_peer else [*parity.get("reasons", ()), *parity.get("warnings", ())]
+    if proved := parity.get("stand_in"):
+        notes.append(f"proved instead: {proved['what']}: {proved['verdict']}")
+    measured, measured_notes = _measured(subject)
+    energy = (first or {}).get("energy") or {}
+    cold = (first or {}).get("cold")
+    roofline = subject.get("roofline") or {}
+    return Row(
+        label=label,
+        group=group,
+        file=subject["file"],
+        format=subject["format"],
+        precision=subject["precision"],
+        runtime=subject["runtime"],
+        device=subject.get("device"),
+        threads=subject.get("threads"),
+        proof="reference" if is_reference else PEER if is_peer else parity.get("verdict", "not run"),
+        proof_notes=tuple(notes) if parity or is_reference else ("its manifest has no parity verdict",),
+        accuracy=accuracy,
+        accuracy_images=images or None,
+        accuracy_change=figures.get("accuracy_change"),
+        accuracy_p=figures.get("mcnemar_p"),
+        agreement=figures.get("top1_agreement"),
+        agreement_interval=_pair(figures.get("top1_agreement_interval")),
+        agreement_images=figures.get("num_images"),
+        max_abs_error=figures.get("max_abs_error"),
+        measured=measured,
+        measured_notes=measured_notes,
+        p50_ms=None if first is None else show_in_ms(first["percentiles_ns"]["p50"]),
+        p50_interval_ms=None if first is None else _pair([value / 1e6 for value in first["median_interval_ns"]]),
+        tail_ms=None if first is None else show_in_ms(first["percentiles_ns"].get(tail_of(settings))),
+        cold_p50_ms=None if not cold else show_in_ms(cold["percentiles_ns"]["p50"]),
+        valid=first is not None and bool(first["valid"]) and measured != "error",
+        images_per_s=fastest and fastest["images_per_s"],
+        images_per_s_batch=fastest and fastest["batch"],
+        mj_per_image=energy.get("mj_per_image"),
+        net_mj_per_image=energy.get("net_mj_per_image"),
+        roofline=roofline.get("share"),
+        worst_layer=roofline.get("worst"),
+        megabytes=subject["bytes"] / 1e6,
+        load_ms=show_in_ms(_median_over_rounds(subject, "load_ns")),
+        first_ms=show_in_ms(_median_over_rounds(subject, "first_ns")),
+        memory_mb=show_in_ms(_median_over_rounds(subject, "peak_memory_bytes")),  # bytes to MB is the same factor
+        speed_up=first["speed_up"]["ratio"] if first and first["speed_up"] else None,
+        speed_up_interval=_pair(first["speed_up"]["interval"]) if first and first["speed_up"] else None,
+    )
+
+
+def _reference_accuracy(
+    checkpoint: Mapping[str, Any], subjects: Sequence[Mapping[str, Any]]
+) -> tuple[float | None, int | None]:
+    """The checkpoint's accuracy as found while proving its artifacts: on the same images as theirs."""
+    for other in subjects:
+        figures = other["parity"].get("figures", {})
+        if other["checkpoint_sha256"] == checkpoint["sha256"] and figures.get("reference_accuracy") is not None:
+            return figures["reference_accuracy"], figures["num_labelled"]
+    return None, None
+
+
+def _measured(subject: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    if subject["error"]:
+        return "error", (subject["error"],)
+    if subject["skipped"]:
+        return "not run", (subject["skipped"],)
+    if not subject["batches"]:
+        return "", ()
+    batches_of: dict[str, list[str]] = {}
+    for entry in subject["batches"]:
+        if entry["reasons"]:
+            more = len(entry["reasons"]) - 1  # the first is the likeliest cause; "every batch" has them all
+            text = entry["reasons"][0] + (f" (and {more} more)" if more else "")
+            batches_of.setdefault(text, []).append(str(entry["batch"]))
+    notes = tuple(f"batch {', '.join(names)}: {text}" for text, names in batches_of.items())
+    return ("INVALID" if notes else "VALID"), notes
+
+
+def _median_over_rounds(subject: Mapping[str, Any], key: str) -> float | None:
+    values = [taken[key] for taken in subject["rounds"] if taken.get(key) is not None]
+    return float(np.median(values)) if values else None
+
+
+def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if values is None else (float(values[0]), float(values[1]))
+
+
+def fastest_of_each(rows: Sequence[Row]) -> list[Row]:
+    """One row per group, in order: the one with the lowest median, a valid one where there is one."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return [min(own, key=lambda row: (row.p50_ms is None, not row.valid, row.p50_ms or 0.0)) for own in groups.values()]
+
+
+def worst_layer(roofline: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The entry of the layer with the most time above its floor; None where no layer was timed."""
+    timed = (layer for layer in roofline["layers"] if layer["above_ns"] is not None)
+    return next((layer for layer in timed if layer["name"] == roofline["worst"]), None)

@@ -1,0 +1,1 @@
+"""A whole bench: subjects in fresh processes, in interleaved rounds."""

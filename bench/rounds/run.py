@@ -1,0 +1,461 @@
+"""Measure artifacts and checkpoints side by side: each in processes of its own, in interleaved rounds.
+
+Round 1 measures A B C, round 2 again A B C, so that a machine that slows down meanwhile slows all of them. After the rounds,
+also in processes of their own: what the machine can do at best, where each subject's time goes, and LoadGen's scenarios.
+The results are written again, whole, after every step, so that whoever is killed leaves what was finished.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from alexnet_edge.bench.loadgen.scenarios import run_scenario
+from alexnet_edge.bench.loadgen.settings import ScenarioSettings
+from alexnet_edge.bench.machine import peaks, roofline
+from alexnet_edge.bench.machine.meters import find_meters
+from alexnet_edge.bench.machine.power import Recorder, describe_power, tegrastats_window
+from alexnet_edge.bench.machine.power_mode import power_mode, restore_left_over
+from alexnet_edge.bench.machine.state import machine_state
+from alexnet_edge.bench.rounds import harness
+from alexnet_edge.bench.rounds.peaks import measure_peaks
+from alexnet_edge.bench.rounds.results import BenchResult, Measured, PowerFindings, Round
+from alexnet_edge.bench.timing.process import Opened, Worker
+from alexnet_edge.bench.timing.settings import MeasureSettings
+from alexnet_edge.bench.timing.subjects import (
+    PEER,
+    Subject,
+    default_images,
+    open_subject,
+    swept,
+    told_apart,
+    write_inputs,
+)
+from alexnet_edge.environment import emulation
+from alexnet_edge.errors import AlexNetEdgeError, UserError
+from alexnet_edge.files import write_json
+from alexnet_edge.images.datasets import ImageSet
+from alexnet_edge.images.preprocess import Preprocessing
+from alexnet_edge.network.layers import architecture
+from alexnet_edge.progress import QuietReporter, Reporter
+from alexnet_edge.sessions.base import Device, NodeTime
+
+PROFILE_RUNS = 20
+"""Inferences that a runtime's profile of its layers is the mean of."""
+
+IDLE_SECONDS = 3.0
+"""How long the idle machine's power is read before the first round, where a meter is."""
+
+MOST_PARTS = 3
+"""Into how many rounds the time of measuring peaks is divided at most: shorter ones would not reach them."""
+
+_Key = tuple[Device, int | None]
+"""Device and number of threads."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What is measured besides latencies, and in which processes."""
+
+    threads: tuple[int, ...] = ()
+    """Numbers of processor threads to measure each subject with; none for every usable processor."""
+    isolate: bool = True
+    """A fresh process for each subject and round; without, one process for all, in which runtimes may disturb each other."""
+    pinned_cpus: tuple[int, ...] | None = None
+    """The processors that subjects may run on."""
+    roofline: bool = True
+    """Measure what the machine can do at best in every round, and each layer's time after the rounds."""
+    harness: bool = True
+    """Measure first what the harness itself costs."""
+    plain_loop: bool = False
+    """Compare the harness with a loop in plain Python around the first ONNX subject's session, too."""
+    scenarios: tuple[ScenarioSettings, ...] = ()
+    """LoadGen's scenarios, for each subject after the rounds."""
+    power_mode: str | None = None
+    """nvpmodel mode (a Jetson's) or frequency governor to set meanwhile."""
+    lock_clocks: bool = False
+    """Run jetson_clocks meanwhile."""
+    tegrastats: Path | None = None
+    """A log recorded beside this bench, judged as a whole."""
+    peers_left_out: Mapping[str, str] = field(default_factory=dict)
+    """Why a peer that was asked for is not among the subjects, by its name: recorded."""
+
+    def __post_init__(self) -> None:
+        for index, count in enumerate(self.threads):
+            if count < 1:
+                raise UserError("threads must be 1 or more", value=count, fix="leave it out to use every processor")
+            if count in self.threads[:index]:
+                raise UserError("a number of threads is named twice", value=count, fix="name each once")
+        if self.pinned_cpus is not None:
+            usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+            missing = sorted(set(self.pinned_cpus) - usable)
+            if missing or not self.pinned_cpus:
+                raise UserError(
+                    "this process may not run on these processors",
+                    value=", ".join(map(str, missing)) or "none",
+                    fix=f"choose from {', '.join(map(str, sorted(usable))) or 'none: this system cannot pin'}",
+                )
+
+
+def run_bench(
+    subjects: Sequence[Path],
+    settings: MeasureSettings | None = None,
+    plan: Plan | None = None,
+    *,
+    images: ImageSet | None = None,
+    out: Path | None = None,
+    command: Sequence[str] | None = None,
+    trust: bool = False,
+    reporter: Reporter | None = None,
+) -> BenchResult:
+    """Measure every subject at every batch, in interleaved rounds of fresh processes.
+
+    A subject that cannot be run on this machine is listed with the reason. One whose process fails is listed with its
+    error and left out of later rounds. Ctrl-C ends the bench and keeps what was finished.
+
+    Args:
+        subjects: artifacts and checkpoints (`.safetensors`, `.pt`, `.pth`).
+        settings: how to measure; the defaults of `MeasureSettings`.
+        plan: what else to do; the defaults of `Plan`.
+        images: what to answer; by default the data that the first checkpoint was trained on, or else the synthetic set.
+        out: results file (JSON), rewritten whole after every step; LoadGen's logs go into a folder beside it.
+        command: recorded as the way to repeat this; by default this process's own.
+        trust: take engines without manifest, see `load_artifact`.
+        reporter: told of the progress.
+
+    Raises:
+        UserError: when there is no subject, one is named twice, none can be run here, the power mode cannot be set, or
+            scenarios are asked for on an emulated machine.
+        ArtifactError, CheckpointError: when one is missing or damaged.
+        OutputError: when `out` cannot be written.
+    """
+    settings, plan = settings or MeasureSettings(), plan or Plan()
+    emulated = emulation()
+    if plan.scenarios and emulated:
+        raise UserError(
+            f"LoadGen gives a verdict on times, and this machine is emulated ({emulated})",
+            value="--scenario",
+            fix="leave it out, or run it on the machine itself",
+        )
+    if not subjects:
+        raise UserError("nothing to measure", value="no artifact", fix="write one with `alexnet-edge export`")
+    opened = [open_subject(path, device=settings.device, trust=trust) for path in subjects]
+    if settings.like is not None:
+        only_gpu = f"{settings.like} measures a GPU, and this runs on the processor"
+        opened = [
+            subject if subject.device == "cuda" else replace(subject, skipped=subject.skipped or only_gpu)
+            for subject in opened
+        ]
+    hashes = [subject.sha256 for subject in opened]
+    for index, digest in enumerate(hashes):
+        if digest in hashes[:index]:
+            raise UserError("the same file is named twice", value=subjects[index], fix="name each once")
+    if all(subject.skipped for subject in opened):
+        raise UserError(
+            f"nothing can be measured here: {opened[0].skipped}",
+            value=opened[0].path,
+            fix="measure it on a machine that can run it",
+        )
+    if not plan.isolate and any(subject.format == PEER for subject in opened):
+        raise UserError("peers run in processes of their own", value="--no-isolate", fix="leave it out")
+    measured = [Measured(subject=subject) for subject in swept(told_apart(opened), plan.threads)]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alexnet-edge-bench-")))
+        inputs, about_inputs = write_inputs(
+            folder,
+            opened,
+            images if images is not None else default_images(opened),
+            largest_batch=max(settings.batches),
+        )
+        result = BenchResult(
+            settings=settings,
+            command=list(sys.argv if command is None else command),
+            inputs=about_inputs,
+            measured=measured,
+            isolate=plan.isolate,
+            pinned_cpus=plan.pinned_cpus,
+            peers_left_out=plan.peers_left_out,
+        )
+        bench = _Bench(
+            result=result,
+            plan=plan,
+            inputs=inputs,
+            trust=trust,
+            out=out,
+            logs=folder / "loadgen" if out is None else out.with_name(f"{out.stem}-loadgen"),
+            reporter=reporter or QuietReporter(),
+        )
+        bench.run()
+    return result
+
+
+@dataclass(kw_only=True, slots=True)
+class _Bench:
+    """One run of `run_bench`, step by step."""
+
+    result: BenchResult
+    plan: Plan
+    inputs: Mapping[Preprocessing, Path]
+    trust: bool
+    out: Path | None
+    logs: Path
+    reporter: Reporter
+    _shared: Worker | None = None
+    _peaks: dict[_Key, list[peaks.Peaks | AlexNetEdgeError]] = field(default_factory=dict)
+    """What the machine could do in each round, or why that is not known."""
+
+    def run(self) -> None:
+        result, plan = self.result, self.plan
+        for one in result.measured:
+            if one.subject.skipped:
+                self.reporter.note(f"{one.subject.label}: not run here, {one.subject.skipped}")
+        try:
+            with ExitStack() as stack:
+                if left := restore_left_over():
+                    self.reporter.note(left)
+                if plan.power_mode is not None or plan.lock_clocks:
+                    setting = stack.enter_context(power_mode(plan.power_mode, clocks=plan.lock_clocks))
+                    result.power.set = str(setting)
+                recorder = self._watch_power(stack)
+                self._keep()  # not before: a mistake in what was asked for leaves the former results
+                stack.callback(self._end_shared_worker)
+                if plan.harness:
+                    self._harness()
+                if plan.plain_loop:
+                    self._plain_loop()
+                self._rounds(recorder)
+                if plan.roofline:
+                    self._rooflines()
+                else:
+                    for one in result.measured:
+                        one.no_roofline = "not asked for"
+                if plan.scenarios:
+                    self._scenarios()
+            result.finished = True
+        except KeyboardInterrupt:
+            result.interrupted = True
+            self.reporter.note("interrupted: keeping what was measured")
+        self._keep()
+
+    def _keep(self) -> None:
+        if self.out is not None:
+            write_json(self.out, self.result.to_json())
+
+    def _running(self) -> list[Measured]:
+        return [one for one in self.result.measured if not one.subject.skipped and not one.error]
+
+    # --- processes ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _worker(self, subject: Subject) -> Iterator[Worker]:
+        if self.plan.isolate:
+            with Worker(cpus=self.plan.pinned_cpus, python=subject.python) as worker:
+                yield worker
+            return
+        if self._shared is None:
+            self._shared = Worker(cpus=self.plan.pinned_cpus)
+        try:
+            yield self._shared
+            self._shared.close_subject()
+        except BaseException:
+            self._end_shared_worker()
+            raise
+
+    def _open(self, worker: Worker, subject: Subject) -> Opened:
+        return worker.open(
+            subject.path,
+            inputs=self.inputs[subject.preprocessing],
+            device=subject.device,
+            threads=subject.threads,
+            trust=self.trust,
+        )
+
+    def _end_shared_worker(self) -> None:
+        if self._shared is not None:
+            shared, self._shared = self._shared, None
+            shared.__exit__(None, None, None)
+
+    # --- power --------------------------------------------------------------------------------------------------------
+
+    def _watch_power(self, stack: ExitStack) -> Recorder:
+        meters = find_meters(device="cuda" if any(one.subject.device == "cuda" for one in self._running()) else "cpu")
+        power = PowerFindings(meter=meters.name, reason=meters.reason, mode=describe_power(), set=self.result.power.set)
+        if self.plan.tegrastats is not None:
+            power.log, power.log_name = tegrastats_window(self.plan.tegrastats), self.plan.tegrastats.name
+        recorder = stack.enter_context(Recorder(meters))
+        if meters.name is not None:
+            self.reporter.note(f"reading the idle machine's power for {IDLE_SECONDS:g} s ({meters.name})")
+            power.idle = recorder.idle(IDLE_SECONDS)
+        self.result.power = power
+        return recorder
+
+    # --- the steps ----------------------------------------------------------------------------------------------------
+
+    def _harness(self) -> None:
+        try:
+            self.result.harness = harness.harness_overhead(inputs=next(iter(self.inputs.values())))
+        except AlexNetEdgeError as error:
+            self.result.harness = {"unavailable": str(error)}
+            self.reporter.note(f"the harness itself could not be measured: {error}")
+
+    def _plain_loop(self) -> None:
+        subject = next((one.subject for one in self._running() if one.subject.runtime == "onnxruntime"), None)
+        if subject is None:
+            raise UserError("no ONNX file to loop over", value="--plain-loop", fix="name one, or leave it out")
+        self.reporter.note(f"a plain loop around {subject.label}'s session and this harness, in turn")
+        found = harness.plain_loop_ratio(
+            subject.path,
+            inputs=self.inputs[subject.preprocessing],
+            device=subject.device,
+            threads=subject.threads,
+        )
+        self.result.harness = {**(self.result.harness or {}), "plain_loop": {"label": subject.label, **found}}
+
+    def _rounds(self, recorder: Recorder) -> None:
+        settings, running = self.result.settings, self._running()
+        batches = len(settings.batches)
+        self.reporter.start("bench", settings.rounds * len(running) * batches)
+        done = 0
+        for number in range(settings.rounds):
+            if self.plan.roofline:
+                self.reporter.update(done, f"what the machine can do at best, round {number + 1} of {settings.rounds}")
+                self._measure_peaks(running)
+            for one in running:
+                if not one.error:
+                    self.reporter.update(done, f"{one.subject.label}, round {number + 1} of {settings.rounds}")
+                    self._one_round(one, recorder, done)
+                    if one.error:
+                        self.reporter.note(f"{one.subject.label}: {one.error}")
+                    self._keep()
+                done += batches
+                self.reporter.update(done)
+        self.reporter.finish(f"{len(running)} measured")
+
+    def _one_round(self, one: Measured, recorder: Recorder, done: int) -> None:
+        subject, settings = one.subject, self.result.settings
+        taken = Round(before=machine_state())
+        one.rounds.append(taken)
+        try:
+            with self._worker(subject) as worker:
+                taken.opened = self._open(worker, subject)
+                for index, batch in enumerate(settings.batches):
+                    if subject.takes(batch):
+                        found, peak = worker.measure(batch=batch, settings=settings)
+                        taken.batches[batch] = found
+                        taken.peak_memory_bytes = peak if self.plan.isolate else None
+                        start_ns = found.warm.started_ns
+                        taken.windows[batch] = recorder.window(start_ns, start_ns + found.warm.duration_ns)
+                    self.reporter.update(done + index + 1, f"{subject.label}, batch {batch}")
+        except AlexNetEdgeError as error:
+            one.error = str(error)
+        finally:
+            taken.after = machine_state()
+
+    def _measure_peaks(self, running: Sequence[Measured]) -> None:
+        """What the machine can do in this round, for each device and number of threads that a subject is measured with."""
+        for device, threads in dict.fromkeys(_key(one.subject) for one in running if not one.error):
+            found: peaks.Peaks | AlexNetEdgeError
+            try:
+                found = measure_peaks(
+                    device=device,
+                    threads=threads,
+                    cpus=self.plan.pinned_cpus,
+                    seconds=peaks.SECONDS / min(self.result.settings.rounds, MOST_PARTS),
+                )
+            except AlexNetEdgeError as error:
+                found = error
+            self._peaks.setdefault((device, threads), []).append(found)
+
+    def _rooflines(self) -> None:
+        running = self._running()
+        places: dict[_Key, int] = {}
+        for key, rounds in self._peaks.items():
+            if measured := [found for found in rounds if isinstance(found, peaks.Peaks)]:
+                places[key] = len(self.result.peaks)
+                self.result.peaks.append(peaks.best_of(measured))
+        self.reporter.start("layers", len(running))
+        for done, one in enumerate(running):
+            subject = one.subject
+            self.reporter.update(done, f"{subject.label}: the time of each layer")
+            key = _key(subject)
+            last = self._peaks[key][-1]
+            try:
+                if key not in places and isinstance(last, AlexNetEdgeError):
+                    raise last
+                one.roofline = self._roofline(one, places[key])
+            except AlexNetEdgeError as error:
+                one.no_roofline = str(error)
+                self.reporter.note(f"{subject.label}: no roofline: {error}")
+            self._keep()
+        self.reporter.finish(f"{len(running)} compared with the machine's bounds")
+
+    def _roofline(self, one: Measured, index: int) -> dict[str, Any] | None:
+        subject, batch = one.subject, self.result.settings.batches[0]
+        entry = one.entry(batch, self.result.settings, self.result.power, self.result.environment.get("emulated"))
+        if entry is None or entry["percentiles_ns"]["p50"] is None:
+            one.no_roofline = "no median latency at the first batch"
+            return None
+        with self._worker(subject) as worker:
+            self._open(worker, subject)
+            answer = worker.ask({"do": "nodes", "batch": batch, "runs": PROFILE_RUNS}, timeout_s=300)
+        nodes = answer["nodes"]
+        value = roofline.roofline(
+            architecture=architecture(subject.architecture, subject.num_classes),
+            layers=subject.layers,
+            batch=batch,
+            peaks=self.result.peaks[index],
+            nodes=None if nodes is None else [NodeTime(**node) for node in nodes],
+            p50_ns=entry["percentiles_ns"]["p50"],
+            runtime=subject.runtime,
+            rounds=[
+                (peaks.typical(found), taken.batches[batch].warm.samples_ns)
+                for found, taken in zip(self._peaks[_key(subject)], one.rounds, strict=True)
+                if isinstance(found, peaks.Peaks) and batch in taken.batches
+            ],
+        )
+        return {**value, "peaks": index}
+
+    def _scenarios(self) -> None:
+        running = self._running()
+        self.reporter.start("scenarios", len(running) * len(self.plan.scenarios))
+        done = 0
+        for one in running:
+            for wanted in self.plan.scenarios:
+                subject = one.subject
+                self.reporter.update(done, f"{subject.label}: {wanted.scenario}")
+                folder = self.logs / _file_name(subject.label) / wanted.scenario
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    one.scenarios.append(
+                        run_scenario(
+                            subject.path,
+                            wanted,
+                            inputs=self.inputs[subject.preprocessing],
+                            device=subject.device,
+                            threads=subject.threads,
+                            cpus=self.plan.pinned_cpus,
+                            logs=folder,
+                            trust=self.trust,
+                        )
+                    )
+                except AlexNetEdgeError as error:
+                    one.error = str(error)
+                    self.reporter.note(f"{subject.label}: {wanted.scenario}: {error}")
+                self._keep()
+                done += 1
+                self.reporter.update(done)
+        self.reporter.finish(f"{done} run by LoadGen")
+
+
+def _key(subject: Subject) -> _Key:
+    return subject.device, subject.threads
+
+
+def _file_name(label: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in label)

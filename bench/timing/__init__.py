@@ -1,0 +1,1 @@
+"""Time one subject: settings, clocks, samples, summaries."""

@@ -1,0 +1,295 @@
+"""Time an open session honestly: warm up until stable, sample long enough, and say when the result means nothing.
+
+One round of one batch (`measure_batch`) has up to four parts, each with its own meaning:
+
+warm        host end-to-end: `Session.run`, that is prepare, enqueue, synchronize and fetch, from an array in the host's
+            memory to an array in the host's memory, one after the other. By `time.perf_counter_ns`.
+cold        the same, with the cache that weights may stay in flushed before each inference, outside the timed part: what an
+            inference takes when other work ran in between. Where the weights are larger than the cache, as AlexNet's in
+            FP32 are nearly everywhere, warm is as cold but for activations, input and code. The time since the last
+            inference is longer, too, so that a runtime's sleeping threads must be woken.
+device      the GPU's own times of the copy in, the kernels and the copy out, by CUDA events, without and with a CUDA graph.
+pipelined   throughput with several inferences in flight.
+
+With `like`, the device's part is taken and summarised by the definitions of `trtexec`. Needs numpy only.
+
+Letters: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from alexnet_edge.bench.machine.state import BusyElsewhere
+from alexnet_edge.bench.timing.clock import batches_of, no_collection
+from alexnet_edge.bench.timing.device import (
+    DeviceSamples,
+    PipelinedSamples,
+    device_queries,
+    take_like_trtexec,
+    take_samples,
+)
+from alexnet_edge.bench.timing.settings import (
+    COLD_PERCENTILE,
+    CONVENTIONS,
+    MAX_SHARE,
+    MIN_WARMUP,
+    MeasureSettings,
+)
+from alexnet_edge.errors import UserError
+from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.proof.stats import (
+    required_samples,
+)
+from alexnet_edge.sessions import Session
+from alexnet_edge.sessions.device import CacheFlush
+
+_WARMUP_CHECK_S = 0.05
+_COLD_WARMUP = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatencySamples:
+    """One round of one batch: raw samples and how they were taken."""
+
+    batch: int
+    started_ns: int
+    """`time.perf_counter_ns` when the first timed inference began: on Linux CLOCK_MONOTONIC, the same in every process."""
+    samples_ns: tuple[int, ...]
+    """Every inference after warm-up, in order; nothing is dropped."""
+    duration_ns: int
+    """From the start of the first timed inference to the end of the last, flushes included."""
+    warmup_count: int
+    warmup_ns: int
+    warmup_stable: bool
+    other_cpus: float | None
+    """Processors kept busy by others meanwhile, on average; None where the kernel does not tell."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "samples_ns": list(self.samples_ns)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LatencySamples:
+        """Read what `to_json` wrote; raises KeyError or TypeError when it is something else."""
+        return cls(**{**value, "samples_ns": tuple(value["samples_ns"])})
+
+
+def measure_latency(session: Session, x_NCHW: FloatArray, *, batch: int, settings: MeasureSettings) -> LatencySamples:
+    """One round: warm up, then time inferences until both the share of samples and the share of time are reached.
+
+    Args:
+        session: an open session.
+        x_NCHW: real preprocessed images `(N, 3, S, S)` float32, at least one.
+        batch: images per inference.
+        settings: `rounds` divides the numbers of samples and seconds.
+
+    Raises:
+        UserError: when the session does not take this input or batch.
+    """
+    inputs = batches_of(x_NCHW, batch)
+    min_samples = math.ceil(settings.samples_needed(batch) / settings.rounds)
+    min_ns = int(settings.min_seconds / settings.rounds * 1e9)
+    max_ns = int(settings.max_seconds / settings.rounds * 1e9)
+    clock = time.perf_counter_ns
+    warmup = _warm_up(session, inputs, settings)
+    samples: list[int] = []
+    with no_collection():
+        others = BusyElsewhere()
+        first = now = clock()
+        while True:
+            x = inputs[len(samples) % len(inputs)]
+            start = clock()
+            session.run(x)
+            now = clock()
+            samples.append(now - start)
+            elapsed = now - first
+            if elapsed >= max_ns or (elapsed >= min_ns and len(samples) >= min_samples):
+                break
+        other_cpus = others.processors()
+    return LatencySamples(
+        batch=batch,
+        started_ns=first,
+        samples_ns=tuple(samples),
+        duration_ns=now - first,
+        other_cpus=other_cpus,
+        **warmup,
+    )
+
+
+def measure_cold(
+    session: Session, x_NCHW: FloatArray, *, batch: int, settings: MeasureSettings, cache: CacheFlush
+) -> LatencySamples:
+    """One round with the cache flushed before each inference; the flush is not in the samples.
+
+    It stops at the share of the samples that the median needs, or of the time, whichever comes first.
+
+    Raises:
+        UserError: when the session does not take this input or batch.
+    """
+    inputs = batches_of(x_NCHW, batch)
+    min_samples = math.ceil(required_samples(COLD_PERCENTILE) / settings.rounds)
+    max_ns = int(MAX_SHARE * settings.max_seconds / settings.rounds * 1e9)
+    clock = time.perf_counter_ns
+    samples: list[int] = []
+    with no_collection():
+        warming = clock()
+        for index in range(_COLD_WARMUP):
+            cache.flush()
+            session.run(inputs[index % len(inputs)])
+        others = BusyElsewhere()
+        first = now = clock()
+        while len(samples) < min_samples and now - first < max_ns:
+            x = inputs[len(samples) % len(inputs)]
+            cache.flush()
+            start = clock()
+            session.run(x)
+            now = clock()
+            samples.append(now - start)
+        other_cpus = others.processors()
+    return LatencySamples(
+        batch=batch,
+        started_ns=first,
+        samples_ns=tuple(samples),
+        duration_ns=now - first,
+        warmup_count=_COLD_WARMUP,
+        warmup_ns=first - warming,
+        warmup_stable=True,
+        other_cpus=other_cpus,
+    )
+
+
+def _warm_up(session: Session, inputs: Sequence[FloatArray], settings: MeasureSettings) -> dict[str, Any]:
+    times: list[int] = []
+    clock = time.perf_counter_ns
+    first = clock()
+    check_at = settings.min_warmup_seconds * 1e9
+    stable = False
+    while True:
+        start = clock()
+        session.run(inputs[len(times) % len(inputs)])
+        now = clock()
+        times.append(now - start)
+        if len(times) < MIN_WARMUP or now - first < check_at:
+            continue
+        stable = _settled(times, settings.warmup_tolerance)
+        if stable or now - first >= settings.max_warmup_seconds * 1e9:
+            break
+        check_at = now - first + _WARMUP_CHECK_S * 1e9
+    return {"warmup_count": len(times), "warmup_ns": now - first, "warmup_stable": stable}
+
+
+def _settled(times: Sequence[int], tolerance: float) -> bool:
+    third = len(times) // 3
+    last, middle = np.median(times[-third:]), np.median(times[-2 * third : -third])
+    return bool(abs(last / middle - 1) <= tolerance)
+
+
+# --- one round --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchRound:
+    """One round of one batch, in every way that was asked for and that the session allows."""
+
+    warm: LatencySamples
+    cold: LatencySamples | None = None
+    flushed_bytes: int | None = None
+    """By each flush before a cold inference: of a buffer streamed through, or of the device's memory written."""
+    device: DeviceSamples | None = None
+    graph: DeviceSamples | None = None
+    """The same with CUDA graphs; None also where `device` already has them, as `like` may ask."""
+    pipelined: PipelinedSamples | None = None
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    """`cold`, `device`, `graph`, `pipelined`: why it is not there, in words."""
+
+    def to_json(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name) for name in _PARTS}
+        return {
+            **{name: None if part is None else part.to_json() for name, part in parts.items()},
+            "flushed_bytes": self.flushed_bytes,
+            "unavailable": dict(self.unavailable),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> BatchRound:
+        """Read what `to_json` wrote; raises KeyError or TypeError when it is something else."""
+        parts: dict[str, Any] = {
+            name: None if value[name] is None else kind.from_json(value[name]) for name, kind in _PARTS.items()
+        }
+        return cls(**parts, flushed_bytes=value["flushed_bytes"], unavailable=dict(value["unavailable"]))
+
+
+_PARTS: dict[str, Any] = {
+    "warm": LatencySamples,
+    "cold": LatencySamples,
+    "device": DeviceSamples,
+    "graph": DeviceSamples,
+    "pipelined": PipelinedSamples,
+}
+
+
+def measure_batch(session: Session, x_NCHW: FloatArray, *, batch: int, settings: MeasureSettings) -> BatchRound:
+    """One round of one batch; what the session does not allow is said in `unavailable`.
+
+    Args:
+        session: an open session.
+        x_NCHW: real preprocessed images `(N, 3, S, S)` float32, at least one.
+        batch: images per inference; only the first of the settings' is measured cold.
+        settings: `rounds` divides the numbers of samples and seconds; not those of `like`, whose every round is a whole
+            measurement by `trtexec`'s definitions.
+
+    Raises:
+        UserError: when the session does not take this input or batch; when `like` is asked of one that is on no device.
+    """
+    if settings.like is not None and session.device != "cuda":
+        raise UserError(
+            f"{settings.like} measures a GPU", value=f"--device {session.device}", fix="leave the convention out"
+        )
+    parts: dict[str, Any] = {"warm": measure_latency(session, x_NCHW, batch=batch, settings=settings)}
+    unavailable: dict[str, str] = {}
+    if not settings.cold:
+        unavailable["cold"] = "not asked for"
+    elif batch != settings.batches[0]:
+        unavailable["cold"] = "measured for the first batch only"
+    else:
+        try:
+            with session.cache_flush() as cache:
+                parts["cold"] = measure_cold(session, x_NCHW, batch=batch, settings=settings, cache=cache)
+                parts["flushed_bytes"] = cache.num_bytes
+        except UserError as error:
+            unavailable["cold"] = error.problem
+    inputs = batches_of(x_NCHW, batch)
+    if settings.like is not None:
+        convention = CONVENTIONS[settings.like]
+        try:
+            with device_queries(
+                session,
+                inputs,
+                in_flight=convention.in_flight,
+                graph=convention.graph,
+                transfers=convention.transfers,
+                spin=convention.spin,
+            ) as queries:
+                taken, pipelined = take_like_trtexec(queries, convention)
+            parts["device"], parts["pipelined"] = taken, pipelined  # now that the last answers were right, too
+            unavailable["graph"] = f"{settings.like} measures one way only"
+        except UserError as error:
+            unavailable.update(dict.fromkeys(("device", "graph", "pipelined"), error.problem))
+        return BatchRound(**parts, unavailable=unavailable)
+    samples = math.ceil(settings.samples_needed(batch) / settings.rounds)
+    for name, in_flight, graph in (("device", 1, False), ("graph", 1, True), ("pipelined", settings.in_flight, False)):
+        try:
+            with device_queries(
+                session, inputs, in_flight=in_flight, graph=graph, transfers=True, spin=True
+            ) as queries:
+                taken, pipelined = take_samples(queries, settings, samples=samples, graph=graph)
+            parts[name] = pipelined if name == "pipelined" else taken
+        except UserError as error:
+            unavailable[name] = error.problem
+    return BatchRound(**parts, unavailable=unavailable)

@@ -1,0 +1,263 @@
+"""What is measured, and what it is asked to answer.
+
+Letters: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet_edge.artifact import Artifact, LayerPrecision
+from alexnet_edge.bench import peers
+from alexnet_edge.errors import AlexNetEdgeError, DataError
+from alexnet_edge.files import sha256_file, sha256_json
+from alexnet_edge.images.datasets import ImageSet, batches, reopen, synthetic
+from alexnet_edge.images.preprocess import FloatArray, Preprocessing
+from alexnet_edge.network.checkpoint import read_info
+from alexnet_edge.network.load import load_checkpoint
+from alexnet_edge.sessions import runnable
+from alexnet_edge.sessions.base import Device
+from alexnet_edge.sessions.open import open_artifact
+
+PEER = "peer"
+"""The format of a subject that is another tool's, see `peers.py`."""
+
+_MIN_IMAGES = 16  # different images that inferences rotate through
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """What is measured: an artifact or a checkpoint, on a device, with a number of threads."""
+
+    path: Path
+    label: str
+    """For tables: `onnx fp16`, or `torch fp32` for a checkpoint; unique within a bench."""
+    format: str
+    """An artifact's format, `checkpoint`, or `peer`."""
+    precision: str
+    runtime: str
+    sha256: str
+    bytes: int
+    checkpoint_sha256: str
+    architecture: str
+    num_classes: int
+    preprocessing: Preprocessing
+    data: Mapping[str, Any]
+    """What the checkpoint was trained on, where that is known."""
+    device: Device = "cpu"
+    threads: int | None = None
+    """Processor threads; None for every processor the worker may use."""
+    min_batch: int = 1
+    max_batch: int | None = None
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    """As in the manifest; empty for a checkpoint."""
+    layers: tuple[LayerPrecision, ...] = ()
+    calibration: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """A checkpoint's own."""
+    skipped: str = ""
+    """Why it cannot be run here."""
+    python: str | None = None
+    """The interpreter that a peer runs in; None for this one."""
+
+    def takes(self, batch: int) -> bool:
+        """Whether it can answer so many images at once."""
+        return self.min_batch <= batch and (self.max_batch is None or batch <= self.max_batch)
+
+    def to_json(self) -> dict[str, Any]:
+        """What results say of a subject before it is measured."""
+        return {
+            "label": self.label,
+            "file": str(self.path),
+            "format": self.format,
+            "precision": self.precision,
+            "runtime": self.runtime,
+            "architecture": self.architecture,
+            "sha256": self.sha256,
+            "bytes": self.bytes,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "device": self.device,
+            "threads": self.threads,
+            "parity": dict(self.parity),
+            "layers": [asdict(layer) for layer in self.layers],
+            "calibration": None if self.calibration is None else dict(self.calibration),
+            "metrics": dict(self.metrics),
+            "skipped": self.skipped,
+            "error": "",
+            "details": {},
+            "rounds": [],
+            "batches": [],
+            "roofline": None,
+            "scenarios": [],
+            "unavailable": {},
+        }
+
+
+def open_subject(path: Path, *, device: Device = "cpu", trust: bool = False) -> Subject:
+    """Read what `path` says of itself; its bytes are compared with its manifest. `trust` as in `load_artifact`.
+
+    An engine's device is always the GPU.
+
+    Raises:
+        ArtifactError, CheckpointError: when it is missing or damaged.
+    """
+    if path.suffix in {".safetensors", ".pt", ".pth"}:
+        info = read_info(path) if path.suffix == ".safetensors" else load_checkpoint(path).info
+        digest = sha256_file(path)
+        return Subject(
+            path=path,
+            label="torch fp32",
+            format="checkpoint",
+            precision="fp32",
+            runtime="torch",
+            sha256=digest,
+            bytes=path.stat().st_size,
+            checkpoint_sha256=digest,
+            architecture=info.architecture,
+            num_classes=len(info.classes),
+            preprocessing=info.preprocessing,
+            data=info.data,
+            device=device,
+            metrics=info.metrics,
+        )
+    if path.suffix == peers.SUFFIX:
+        return _peer(peers.read_peer(path))
+    return replace(subject_of(artifact := open_artifact(path, trust=trust)), device=_device_of(artifact, device))
+
+
+def _peer(prepared: peers.Prepared) -> Subject:
+    info = prepared.info
+    return Subject(
+        path=prepared.path,
+        label=f"{PEER} {prepared.peer.name}",
+        format=PEER,
+        precision=prepared.peer.precision,
+        runtime=prepared.peer.name,
+        sha256=prepared.sha256,
+        bytes=prepared.bytes,
+        checkpoint_sha256=prepared.checkpoint_sha256,
+        architecture=info.architecture,
+        num_classes=len(info.classes),
+        preprocessing=info.preprocessing,
+        data=info.data,
+        parity=prepared.parity,
+        python=prepared.python,
+    )
+
+
+def subject_of(artifact: Artifact) -> Subject:
+    """What a loaded artifact's manifest says, in the form that results keep."""
+    manifest = artifact.manifest
+    return Subject(
+        path=artifact.path,
+        label=artifact.label,
+        format=manifest.format,
+        precision=manifest.precision,
+        runtime=manifest.runtime,
+        sha256=manifest.sha256,
+        bytes=manifest.bytes,
+        checkpoint_sha256=manifest.checkpoint_sha256,
+        architecture=manifest.architecture,
+        num_classes=manifest.output.shape[-1],
+        preprocessing=manifest.preprocessing,
+        data=_recorded_data(Path(manifest.checkpoint)),
+        device=_device_of(artifact, "cpu"),
+        min_batch=manifest.input.min_batch,
+        max_batch=manifest.input.max_batch,
+        parity=manifest.parity,
+        layers=manifest.layers,
+        calibration=manifest.calibration,
+        skipped=runnable(artifact) or "",
+    )
+
+
+def _device_of(artifact: Artifact, device: Device) -> Device:
+    return "cuda" if artifact.manifest.format == "trt" else device
+
+
+def swept(subjects: Iterable[Subject], threads: Sequence[int]) -> list[Subject]:
+    """Each subject with each number of threads; those on a GPU once, for there the processor's threads do not compute."""
+    result = []
+    for subject in subjects:
+        if len(threads) < 2 or subject.device == "cuda":
+            result.append(replace(subject, threads=threads[-1] if threads else None))
+            continue
+        for count in threads:
+            label = f"{subject.label}, {count} thread{'s' if count > 1 else ''}"
+            result.append(replace(subject, label=label, threads=count))
+    return result
+
+
+def told_apart(subjects: Sequence[Subject]) -> list[Subject]:
+    """The same subjects with the file's name in the labels that several of them share."""
+    labels = [subject.label for subject in subjects]
+    return [
+        replace(subject, label=f"{subject.label} ({subject.path.name})") if labels.count(subject.label) > 1 else subject
+        for subject in subjects
+    ]
+
+
+def _recorded_data(checkpoint: Path) -> Mapping[str, Any]:
+    """What the source checkpoint was trained on; nothing when it is not there any more, as on a device."""
+    try:
+        return read_info(checkpoint).data
+    except AlexNetEdgeError:
+        return {}
+
+
+# --- what is answered -------------------------------------------------------------------------------------------------
+
+
+def default_images(subjects: Sequence[Subject]) -> ImageSet:
+    """The data that the first checkpoint was trained on, or else the synthetic set."""
+    for subject in subjects:
+        source = subject.data.get("source")
+        if isinstance(source, Mapping):
+            try:
+                return reopen(source)
+            except DataError:  # the folder is on another machine
+                continue
+    return synthetic("val")
+
+
+def input_images(images: ImageSet, spec: Preprocessing, count: int) -> FloatArray:
+    """`count` images spread over `images`, preprocessed: `(count, 3, S, S)` float32; fewer when there are fewer.
+
+    Raises:
+        DataError: when none can be used.
+    """
+    parts = [part.x_NCHW for part in batches(images.spread(count), spec, batch=count, on_bad_image="skip")]
+    if not parts:
+        raise DataError("none of the images can be used", value=images.source.get("path"), fix="give other images")
+    return np.concatenate(parts)
+
+
+def write_inputs(
+    folder: Path, subjects: Sequence[Subject], images: ImageSet, *, largest_batch: int
+) -> tuple[dict[Preprocessing, Path], dict[str, Any]]:
+    """Preprocessed images as `.npy` files in `folder`, one for each preprocessing, and what results say of them.
+
+    Raises:
+        DataError: when none of the images can be used.
+    """
+    count = max(_MIN_IMAGES, largest_batch)
+    paths: dict[Preprocessing, Path] = {}
+    about: dict[str, Any] = {}
+    for subject in subjects:
+        spec = subject.preprocessing
+        if spec not in paths and not subject.skipped:
+            x_NCHW = input_images(images, spec, count)
+            key = sha256_json(spec.to_json())[:12]
+            paths[spec] = folder / f"{key}.npy"
+            np.save(paths[spec], x_NCHW)
+            about[key] = {
+                "preprocessing": spec.to_json(),
+                "shape": list(x_NCHW.shape),
+                "sha256": sha256_file(paths[spec]),
+            }
+    return paths, {"images": min(count, len(images)), "source": dict(images.spread(count).source), "arrays": about}

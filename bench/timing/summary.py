@@ -1,0 +1,264 @@
+"""Summarise samples: percentiles, intervals, validity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from alexnet_edge.bench.timing.device import (
+    DeviceSamples,
+    PipelinedSamples,
+)
+from alexnet_edge.bench.timing.latency import (
+    BatchRound,
+    LatencySamples,
+)
+from alexnet_edge.bench.timing.settings import (
+    COLD_PERCENTILE,
+    CONVENTIONS,
+    PERCENTILES,
+    PHASES,
+    Like,
+    MeasureSettings,
+)
+from alexnet_edge.proof.stats import (
+    Array,
+    bootstrap_medians,
+    coefficient_of_variation,
+    drift,
+    interval_of,
+    percentile_of,
+    required_samples,
+    trend,
+    trtexec_percentile,
+    two_modes,
+)
+
+_ENQUEUE_BOUND = 0.8
+"""Largest ratio of enqueue time to GPU time, of the medians, at which the GPU and not the host decides; `trtexec`'s."""
+
+
+# --- the figures ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatencySummary:
+    """All rounds of one batch in a few figures; times in nanoseconds, None where the samples are too few."""
+
+    batch: int
+    count: int
+    mean_ns: float
+    min_ns: int
+    max_ns: int
+    percentiles_ns: Mapping[str, float | None]
+    """`p50` ... `p99.9`, nearest rank, of the samples of all rounds together."""
+    median_interval_ns: tuple[float, float]
+    """95 % bootstrap interval of the median, over rounds and blocks of neighbouring samples."""
+    round_medians_ns: tuple[float, ...]
+    cv: float | None
+    drift: float | None
+    """Of the round that drifts most."""
+    round_drift: float | None
+    """From the first round's median to the last's, where every round goes the same way; see `trend`."""
+    modes_ns: tuple[float, float] | None
+    """Two separate modes, if there are."""
+    other_cpus: float | None
+    """Of the round with most."""
+    images_per_s: float
+    """Images over wall time of the timed loop."""
+    queries_per_s: float
+    valid: bool
+    reasons: tuple[str, ...]
+    """Why it is not valid; the bounds are in the settings."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "verdict": "VALID" if self.valid else "INVALID"}
+
+
+def summarise(rounds: Sequence[LatencySamples], settings: MeasureSettings) -> LatencySummary:
+    """The figures of one batch's warm rounds, and the verdict on them."""
+    first = rounds[0].batch == settings.batches[0]
+    return _summarise(rounds, settings, settings.percentile if first else settings.other_percentile)
+
+
+def _summarise(rounds: Sequence[LatencySamples], settings: MeasureSettings, percentile: float) -> LatencySummary:
+    assert rounds
+    batch = rounds[0].batch
+    assert all(taken.batch == batch for taken in rounds)
+    arrays = [np.asarray(taken.samples_ns, np.float64) for taken in rounds]
+    pooled = np.concatenate(arrays)
+    in_order = np.sort(pooled)
+    duration_s = sum(taken.duration_ns for taken in rounds) / 1e9
+    drifts = [value for value in map(drift, arrays) if value is not None]
+    busy = [taken.other_cpus for taken in rounds if taken.other_cpus is not None]
+    low, high = interval_of(bootstrap_medians(arrays))
+    median = float(np.median(in_order))
+    medians = [float(np.median(samples)) for samples in arrays]
+    cv = coefficient_of_variation(pooled)
+    worst_drift = max(drifts, key=abs, default=None)
+    across = trend(medians)
+    modes = two_modes(in_order)
+    other_cpus = max(busy, default=None)
+    needed = required_samples(percentile)
+    reasons = []
+    if other_cpus is not None and other_cpus > settings.max_other_cpus:
+        reasons.append(f"other processes kept {other_cpus:.1f} processors busy")
+    if len(pooled) < needed:
+        reasons.append(f"too few samples: {len(pooled)}, p{percentile:g} needs {needed}")
+    unsettled = sum(not taken.warmup_stable for taken in rounds)
+    if unsettled:
+        reasons.append(f"not stable after warm-up in {unsettled} of {len(rounds)} rounds")
+    if cv is not None and cv > settings.max_cv:
+        reasons.append(f"coefficient of variation {cv:.0%}")
+    if (half := (high - low) / 2 / median) > settings.max_median_error:
+        reasons.append(f"median known to ±{half:.0%} only")
+    if worst_drift is not None and abs(worst_drift) > settings.max_drift:
+        reasons.append(f"drift of {worst_drift:+.1%} within a round")
+    if across is not None and abs(across) > settings.max_drift:
+        reasons.append(f"drift of {across:+.1%} from the first round to the last")
+    if modes is not None:
+        reasons.append(f"two modes, {modes[0] / 1e6:.3g} and {modes[1] / 1e6:.3g} ms")
+    return LatencySummary(
+        batch=batch,
+        count=len(pooled),
+        mean_ns=float(pooled.mean()),
+        min_ns=int(in_order[0]),
+        max_ns=int(in_order[-1]),
+        percentiles_ns={f"p{value:g}": percentile_of(in_order, value) for value in PERCENTILES},
+        median_interval_ns=(low, high),
+        round_medians_ns=tuple(medians),
+        cv=cv,
+        drift=worst_drift,
+        round_drift=across,
+        modes_ns=modes,
+        other_cpus=other_cpus,
+        images_per_s=batch * len(pooled) / duration_s,
+        queries_per_s=len(pooled) / duration_s,
+        valid=not reasons,
+        reasons=tuple(reasons),
+    )
+
+
+def summarise_batch(
+    rounds: Sequence[BatchRound],
+    settings: MeasureSettings,
+    *,
+    more_reasons: Sequence[str] = (),
+    machine_reasons: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The figures of one batch's rounds as they stand in the results: the warm summary, and the other parts beside it.
+
+    What any part finds wrong with the device itself counts against the whole; `cold` has its own verdict.
+
+    Args:
+        rounds: at least one; a part that is missing from one is summarised over the others.
+        settings: with which they were taken.
+        more_reasons: why it is not valid, found by others: power, temperature, clocks.
+        machine_reasons: why no time measured on this machine is valid, those of `cold` included.
+    """
+    warm = summarise([taken.warm for taken in rounds], settings).to_json()
+    device, device_reasons = _summarise_device(rounds, settings)
+    reasons = [*machine_reasons, *warm["reasons"], *device_reasons, *more_reasons]
+    cold = _summarise_cold(rounds, settings)
+    if cold is not None and machine_reasons:
+        cold |= {"reasons": [*machine_reasons, *cold["reasons"]], "valid": False, "verdict": "INVALID"}
+    unavailable: dict[str, str] = {}
+    for taken in rounds:
+        unavailable.update(taken.unavailable)
+    return {
+        **warm,
+        "reasons": reasons,
+        "valid": not reasons,
+        "verdict": "INVALID" if reasons else "VALID",
+        "cold": cold,
+        "device": device,
+        "pipelined": _summarise_pipelined([taken.pipelined for taken in rounds if taken.pipelined], warm["batch"]),
+        "unavailable": unavailable,
+        "samples": [taken.warm.to_json() for taken in rounds],
+        **{
+            f"{name}_samples": [part.to_json() for taken in rounds if (part := getattr(taken, name)) is not None]
+            for name in ("cold", "device", "graph")
+        },
+    }
+
+
+def _summarise_cold(rounds: Sequence[BatchRound], settings: MeasureSettings) -> dict[str, Any] | None:
+    cold = [taken.cold for taken in rounds if taken.cold is not None]
+    if not cold:
+        return None
+    # Throughput over the inferences alone: the flushes between them are the harness's.
+    alone = [replace(taken, duration_ns=sum(taken.samples_ns)) for taken in cold]
+    flushed = {taken.flushed_bytes for taken in rounds if taken.cold is not None}
+    assert len(flushed) == 1
+    return {**_summarise(alone, settings, COLD_PERCENTILE).to_json(), "flushed_bytes": flushed.pop()}
+
+
+def _summarise_device(
+    rounds: Sequence[BatchRound], settings: MeasureSettings
+) -> tuple[dict[str, Any] | None, list[str]]:
+    plain = [taken.device for taken in rounds if taken.device is not None]
+    if not plain:
+        return None, []
+    graphs = [taken.graph for taken in rounds if taken.graph is not None]
+    figures = _phase_figures(plain, settings.like)
+    graph = _phase_figures(graphs, settings.like) if graphs else None
+    convention = CONVENTIONS[settings.like or "trtexec-11"]
+    warnings = []
+    compute, enqueue = figures["compute_ns"], figures["enqueue_ns"]
+    bound = enqueue["p50"] / compute["p50"] > _ENQUEUE_BOUND if compute["p50"] else True
+    enqueue_reason = f"enqueue-bound: starting the kernels takes {enqueue['p50'] / 1e6:.3g} ms, the GPU {compute['p50'] / 1e6:.3g} ms"
+    unstable = compute["cv"] is not None and compute["cv"] > convention.max_cv
+    if bound:
+        warnings.append(enqueue_reason)
+    if unstable:
+        warnings.append(f"GPU compute time is unstable: coefficient of variation {compute['cv']:.1%}")
+    for phase, words in (("h2d_ns", "the copy to the device"), ("d2h_ns", "the copy back")):
+        if figures[phase] is not None and figures[phase]["p50"] >= compute["p50"]:
+            warnings.append(f"{words} takes as long as the kernels")
+    told = {**figures, "cuda_graph": plain[0].cuda_graph, "in_flight": plain[0].in_flight, "like": settings.like}
+    # Without a convention, the spread of the GPU's time is a remark: what is judged is the latency that was asked for.
+    reasons = warnings[: bound + unstable] if settings.like else warnings[:bound]
+    return {**told, "graph": graph, "warnings": warnings}, reasons
+
+
+def _phase_figures(rounds: Sequence[DeviceSamples], like: Like | None) -> dict[str, Any]:
+    """Of each phase, over the samples of all rounds together; None of a phase that was not part of the queries."""
+    figures: dict[str, Any] = {}
+    for phase in PHASES:
+        parts = [getattr(taken, phase) for taken in rounds]
+        figures[phase] = None if None in parts else _figures(np.concatenate(parts).astype(np.float64), like)
+    return figures
+
+
+def _figures(samples: Array, like: Like | None) -> dict[str, Any]:
+    in_order = np.sort(samples)
+    cv: float | None = None  # of a phase too short for the clock
+    if mean := float(in_order.mean()):
+        cv = float(in_order.std() / mean) if like else coefficient_of_variation(in_order)
+    at = trtexec_percentile if like else percentile_of
+    return {
+        "count": len(in_order),
+        "mean": mean,
+        "min": float(in_order[0]),
+        "max": float(in_order[-1]),
+        "p50": float(np.median(in_order)),
+        **{f"p{value:g}": at(in_order, value) for value in (90.0, 95.0, 99.0)},
+        "cv": cv,
+    }
+
+
+def _summarise_pipelined(rounds: Sequence[PipelinedSamples], batch: int) -> dict[str, Any] | None:
+    if not rounds:
+        return None
+    count, duration_ns = (sum(getattr(taken, name) for taken in rounds) for name in ("count", "duration_ns"))
+    queries_per_s = count / (duration_ns / 1e9)
+    return {
+        "in_flight": rounds[0].in_flight,
+        "images_per_s": batch * queries_per_s,
+        "queries_per_s": queries_per_s,
+        "count": count,
+        "duration_ns": duration_ns,
+    }

@@ -1,0 +1,1 @@
+"""The graphs that runtimes read: ONNX, OpenVINO IR, TorchScript and torch.export."""

@@ -1,0 +1,1 @@
+"""Ranges for INT8 and FP8: calibration, corrections, and a check of the calibration images."""

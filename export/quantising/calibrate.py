@@ -1,0 +1,428 @@
+"""Calibration: how large the values at the input of each layer get on real images.
+
+One pass over the images collects a histogram of magnitudes per layer; a method then chooses from it the largest magnitude
+that INT8 shall represent (`amax`; the scale is `amax / 127`, larger values saturate). Histograms are cached by content:
+weights, preprocessing and images; so a change of any of them cannot meet a stale table, and comparing methods costs nothing.
+
+Letters: N batch, C channels, H height, W width, B histogram bins.
+
+Sources: S. Migacz, "8-bit Inference with TensorRT" (GTC 2017) for `entropy`; the histogram whose range doubles when a value
+falls outside is the one of TensorRT's and PyTorch's observers.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from alexnet_edge.artifact import INPUT
+from alexnet_edge.errors import DataError, ImageError, OutputError, UserError, needs
+from alexnet_edge.files import MALFORMED, sha256_json, staged
+from alexnet_edge.images.datasets import ImageSet, OnBadImage, batches
+from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.network.checkpoint import Checkpoint
+from alexnet_edge.network.layers import LAYER_NAMES
+from alexnet_edge.progress import Reporter
+
+if TYPE_CHECKING:
+    import onnx
+
+Method = Literal["entropy", "minmax", "percentile", "mse"]
+METHODS: tuple[Method, ...] = ("entropy", "minmax", "percentile", "mse")
+
+BINS = 2048
+"""Histogram bins, as in TensorRT's entropy calibration."""
+LEVELS = 128
+"""Magnitudes that symmetric INT8 can tell apart, zero included."""
+PERCENTILE = 99.99
+"""Share of the values, in percent, that `percentile` represents without saturation."""
+BATCH = 16
+"""Images per inference of the collecting pass; it does not change the result."""
+_OUTPUT = "/output"
+_VERSION = 1  # raise when the collected histograms would differ for the same inputs
+
+_log = logging.getLogger(__name__)
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts of the magnitudes of one tensor, in `BINS` equal bins from 0 to `top`."""
+
+    top: float = 0.0
+    largest: float = 0.0
+    counts: Counts = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    def add(self, values: FloatArray) -> None:
+        """Count the magnitudes of `values` (any shape); the range doubles until it holds the largest.
+
+        Raises:
+            UserError: when a value is not finite.
+        """
+        magnitudes = np.abs(values).ravel()
+        largest = float(magnitudes.max(initial=0.0))
+        if not np.isfinite(largest):
+            raise UserError(
+                "the network gives values that are not finite on a calibration image", fix="check the model"
+            )
+        if largest == 0.0:
+            self.counts[0] += magnitudes.size
+            return
+        self.largest = max(self.largest, largest)
+        if self.top == 0.0:
+            self.top = largest
+        while largest > self.top:
+            self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, np.int64)])
+            self.top *= 2
+        per_value = BINS / self.top
+        wide = (
+            np.float64 if per_value > float(np.finfo(np.float32).max) else np.float32
+        )  # of values near the smallest there are
+        index = np.minimum((magnitudes * wide(per_value)).astype(np.int32), BINS - 1)
+        self.counts += np.bincount(index, minlength=BINS)
+
+    def saturated(self, amax: float) -> float:
+        """Share of the counted values above `amax`, from 0 to 1, to the resolution of a bin."""
+        total = int(self.counts.sum())
+        if total == 0 or self.top == 0.0:
+            return 0.0
+        first = min(BINS, int(np.ceil(amax / self.top * BINS)))
+        return float(self.counts[first:].sum()) / total
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """The chosen magnitudes and where they come from."""
+
+    amax: Mapping[str, float]
+    """Largest represented magnitude at the input of each layer, by layer name."""
+    saturated: Mapping[str, float]
+    """Share of the calibration values above it, from 0 to 1."""
+    method: Method
+    num_images: int
+    images_sha256: str
+    """Of the ordered list of images and their contents."""
+    source: Mapping[str, Any]
+    """Where the images came from, as `ImageSet.source`."""
+    skipped: tuple[str, ...] = ()
+    """Images that could not be read, with the reason."""
+    cached: bool = False
+    """Whether the histograms came from the cache."""
+    output_amax: Mapping[str, float] = field(default_factory=dict)
+    """Largest represented magnitude at the output of the layers whose output no layer takes as it is, by layer name: those
+    before a local response normalisation, and the last. Only TensorRT's calibration tables need them."""
+
+    @property
+    def table_sha256(self) -> str:
+        """Of the magnitudes: two artifacts with the same table were quantised alike."""
+        return sha256_json(dict(self.amax))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "num_images": self.num_images,
+            "images_sha256": self.images_sha256,
+            "source": dict(self.source),
+            "skipped": list(self.skipped),
+            "amax": dict(self.amax),
+            "saturated": dict(self.saturated),
+            **({"output_amax": dict(self.output_amax)} if self.output_amax else {}),
+            "table_sha256": self.table_sha256,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Calibration:
+        """Read what `to_json` wrote, as where the images are not at hand.
+
+        Raises:
+            KeyError, TypeError, ValueError: when a field is missing or of the wrong kind, or the table was changed.
+        """
+        if value["method"] not in METHODS:
+            raise ValueError(f"method {value['method']} is not one of {', '.join(METHODS)}")
+        ranges = {
+            name: {str(layer): float(amax) for layer, amax in value.get(name, {}).items()}
+            for name in ("amax", "saturated", "output_amax")
+        }
+        if set(ranges["amax"]) != set(LAYER_NAMES) or not all(0 < amax < np.inf for amax in ranges["amax"].values()):
+            raise ValueError("amax has not one positive magnitude for each layer")
+        found = cls(
+            amax=ranges["amax"],
+            saturated=ranges["saturated"],
+            output_amax=ranges["output_amax"],
+            method=value["method"],
+            num_images=int(value["num_images"]),
+            images_sha256=str(value["images_sha256"]),
+            source=dict(value["source"]),
+            skipped=tuple(map(str, value["skipped"])),
+        )
+        if found.table_sha256 != value["table_sha256"]:
+            raise ValueError("the magnitudes are not those that the checksum is of")
+        return found
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    *,
+    method: Method = "entropy",
+    cache: Path | None = None,
+    threads: int | None = None,
+    on_bad_image: OnBadImage = "fail",
+    outputs: bool = False,
+    reporter: Reporter | None = None,
+) -> Calibration:
+    """Choose the magnitudes that INT8 represents, from real images through the checkpoint's preprocessing.
+
+    Args:
+        checkpoint: the network.
+        images: calibration images.
+        method: `entropy` (least KL divergence), `minmax` (nothing saturates), `percentile` (99.99 %) or `mse` (least squared
+            error of the represented values).
+        cache: folder for the histograms; None keeps none, and one that cannot be written is only warned of.
+        threads: processor threads of the collecting pass.
+        on_bad_image: what to do with an image that cannot be read.
+        outputs: also choose `Calibration.output_amax`.
+        reporter: where progress goes.
+
+    Raises:
+        UserError: when there is no such method.
+        DataError: when no image could be used.
+        ImageError: when an image cannot be read and `on_bad_image` is `fail`.
+        MissingComponentError: when onnx or ONNX Runtime is not installed.
+    """
+    if method not in METHODS:
+        raise UserError("no such calibration method", value=method, fix=f"choose one of {', '.join(METHODS)}")
+    images_sha256 = images.content_hash()
+    key = sha256_json(
+        {
+            "version": _VERSION,
+            "bins": BINS,
+            "checkpoint": checkpoint.sha256,
+            "preprocessing": checkpoint.info.preprocessing.to_json(),
+            "images": images_sha256,
+            **({"outputs": True} if outputs else {}),
+        }
+    )
+    taps = _taps(checkpoint, outputs)
+    path = cache / f"{key}.npz" if cache is not None else None
+    found = _read_cache(path, list(taps)) if path is not None else None
+    skipped: list[ImageError] = []
+    if found is None:
+        histograms, used = _collect(checkpoint, images, taps, threads, on_bad_image, skipped, reporter)
+        if path is not None and not skipped:
+            try:
+                _write_cache(path, histograms, used)
+            except OutputError as error:  # the work is done: it will only take as long again next time
+                _log.warning("the calibration is not kept for the next time: %s", error)
+    else:
+        histograms, used = found
+    if used == 0:
+        raise DataError("no calibration image could be used", value=images.source, fix="give a folder of images")
+    chosen = {name: choose_amax(histogram, method) for name, histogram in histograms.items()}
+    amax = {name: chosen[name] for name in LAYER_NAMES}
+    return Calibration(
+        amax=amax,
+        saturated={name: histograms[name].saturated(value) for name, value in amax.items()},
+        method=method,
+        num_images=used,
+        images_sha256=images_sha256,
+        source=images.source,
+        skipped=tuple(str(error) for error in skipped),
+        cached=found is not None,
+        output_amax={name.removesuffix(_OUTPUT): value for name, value in chosen.items() if name.endswith(_OUTPUT)},
+    )
+
+
+def _taps(checkpoint: Checkpoint, outputs: bool) -> dict[str, str]:
+    """The tensors to watch in the FP32 graph: a layer's input by its name, an output by the name and `_OUTPUT`."""
+    from alexnet_edge.export.graphs.onnx import layer_inputs, layer_outputs
+
+    taps = layer_inputs(checkpoint.info.arch)
+    if outputs:
+        taps |= {f"{name}{_OUTPUT}": tensor for name, tensor in layer_outputs(checkpoint.info.arch).items()}
+    return taps
+
+
+def choose_amax(histogram: Histogram, method: Method) -> float:
+    """The magnitude that INT8 shall represent; 1.0 for a tensor that is always zero."""
+    if histogram.largest == 0.0:
+        return 1.0
+    if method == "minmax":
+        return histogram.largest
+    width = histogram.top / BINS
+    if method == "percentile":
+        share = np.cumsum(histogram.counts) / histogram.counts.sum()
+        bins = int(np.searchsorted(share, PERCENTILE / 100)) + 1
+    elif method == "mse":
+        bins = _least_squares(histogram.counts)
+    else:
+        bins = _least_divergence(histogram.counts)
+    return min(histogram.largest, bins * width)
+
+
+def _least_divergence(counts: Counts) -> int:
+    """How many bins to keep so that 128 levels lose least information, after Migacz.
+
+    For each candidate the kept part, with everything beyond it added to its last bin, is compared with itself after
+    merging to 128 levels and spreading each level's mass over the bins that were not empty.
+    """
+    counts = counts.copy()
+    counts[0] = counts[1]  # exact zeros (ReLU) need no range and would hide the rest
+    last = int(np.max(np.nonzero(counts)[0], initial=0)) + 1
+    best, best_bins = np.inf, last
+    for bins in range(LEVELS, last + 1):
+        kept = counts[:bins].astype(np.float64)
+        reference = kept.copy()
+        reference[-1] += counts[bins:].sum()
+        level = np.minimum((np.arange(bins) * (LEVELS / bins)).astype(np.int64), LEVELS - 1)
+        filled = kept > 0
+        mass = np.bincount(level, weights=kept, minlength=LEVELS)
+        share = np.bincount(level, weights=filled, minlength=LEVELS)
+        merged = np.where(filled, mass[level] / np.maximum(share[level], 1), 0.0)
+        if not merged.any():  # nothing would be left
+            continue
+        divergence = _divergence(reference, merged)
+        if divergence < best:
+            best, best_bins = divergence, bins
+    return best_bins
+
+
+def _least_squares(counts: Counts) -> int:
+    """How many bins to keep so that rounding to the steps and saturation together have the least squared error.
+
+    Each value counts as the middle of its bin. In units of a bin the step is `bins / 127`. What is lost inside a bin is the
+    same for every candidate, and below 127 bins the steps would be finer than the bins.
+    """
+    last = int(np.max(np.nonzero(counts)[0], initial=0)) + 1
+    filled = np.flatnonzero(counts[:last])
+    middles, weights = filled + 0.5, counts[filled].astype(np.float64)
+    best, best_bins = np.inf, last
+    for bins in range(min(LEVELS, last), last + 1):
+        step = bins / (LEVELS - 1)
+        error = middles - step * np.minimum(np.rint(middles / step), LEVELS - 1)
+        squared = float(weights @ (error * error))
+        if squared < best:
+            best, best_bins = squared, bins
+    return best_bins
+
+
+def _divergence(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
+    """KL divergence of the two histograms, in nats; where q is empty and p is not, q counts as one in a million."""
+    p, q = p / p.sum(), q / q.sum()
+    used = p > 0
+    return float(np.sum(p[used] * np.log(p[used] / np.maximum(q[used], 1e-6))))
+
+
+def _collect(
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    taps: Mapping[str, str],
+    threads: int | None,
+    on_bad_image: OnBadImage,
+    skipped: list[ImageError],
+    reporter: Reporter | None,
+) -> tuple[dict[str, Histogram], int]:
+    histograms = {name: Histogram() for name in taps}
+    used = 0
+    found = observed(checkpoint, images, taps, threads, on_bad_image, skipped, reporter, "calibrating")
+    for values in found:
+        for layer, tensor in values.items():
+            histograms[layer].add(tensor)
+        used += len(next(iter(values.values())))
+    return histograms, used
+
+
+def observed(
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    taps: Mapping[str, str],
+    threads: int | None,
+    on_bad_image: OnBadImage,
+    skipped: list[ImageError],
+    reporter: Reporter | None,
+    what: str,
+) -> Iterator[dict[str, FloatArray]]:
+    """Tensors inside the FP32 network, batch after batch of the images.
+
+    Args:
+        checkpoint: the network.
+        images: what it is given.
+        taps: the tensors of the FP32 graph, by the name they have in what comes out.
+        threads: processor threads.
+        on_bad_image: what to do with an image that cannot be read.
+        skipped: receives the error of each image left out.
+        reporter: where progress goes, as `what`.
+
+    Raises:
+        ImageError: when an image cannot be read and `on_bad_image` is `fail`.
+        MissingComponentError: when onnx or ONNX Runtime is not installed.
+    """
+    from alexnet_edge.environment import usable_cpus
+    from alexnet_edge.export.graphs.onnx import onnx_from_checkpoint
+
+    with needs("onnx"):
+        import onnxruntime
+    model = _with_outputs(onnx_from_checkpoint(checkpoint), [name for name in taps.values() if name != INPUT])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cpus()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    used = 0
+    if reporter is not None:
+        reporter.start(what, len(images))
+    for batch in batches(images, checkpoint.info.preprocessing, batch=BATCH, on_bad_image=on_bad_image, bad=skipped):
+        values = dict(zip(outputs, session.run(outputs, {INPUT: batch.x_NCHW}), strict=True))
+        values[INPUT] = batch.x_NCHW
+        yield {name: values[tensor] for name, tensor in taps.items()}
+        used += len(batch.x_NCHW)
+        if reporter is not None:
+            reporter.update(used)
+    if reporter is not None:
+        reporter.finish(f"{used} images")
+
+
+def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    known = {value.name: value for value in model.graph.value_info}
+    answers = {value.name for value in model.graph.output}
+    model.graph.output.extend(known[name] for name in names if name not in answers)
+    return model
+
+
+def _read_cache(path: Path, names: Sequence[str]) -> tuple[dict[str, Histogram], int] | None:
+    """The cached histograms, or None when there are none or they are damaged (they are then collected again)."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            used = int(archive["num_images"])
+            tops, largest, counts = archive["top"], archive["largest"], archive["counts"]
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error, *MALFORMED):
+        return None  # zipfile has no one error for a damaged file
+    rows = len(names)
+    if counts.shape != (rows, BINS) or tops.shape != (rows,) or largest.shape != (rows,):
+        return None
+    return {
+        name: Histogram(top=float(tops[index]), largest=float(largest[index]), counts=counts[index].astype(np.int64))
+        for index, name in enumerate(names)
+    }, used
+
+
+def _write_cache(path: Path, histograms: Mapping[str, Histogram], used: int) -> None:
+    ordered = list(histograms.values())
+    with staged(path) as temporary, temporary.open("wb") as stream:
+        np.savez(
+            stream,
+            num_images=np.int64(used),
+            top=np.array([entry.top for entry in ordered]),
+            largest=np.array([entry.largest for entry in ordered]),
+            counts=np.stack([entry.counts for entry in ordered]),
+        )

@@ -1,0 +1,197 @@
+"""Every graph that would be sent to TensorRT, through its real parser and, as TensorRT-RTX, its real builder.
+
+TensorRT-RTX needs no GPU to build, and its ONNX parser is TensorRT's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from alexnet_edge.artifact import Precision, layer_types
+from alexnet_edge.errors import AlexNetEdgeError
+from alexnet_edge.export.engines.options import EngineOptions
+from alexnet_edge.export.engines.tensorrt import build_engine
+from alexnet_edge.export.graphs.onnx import DLA_PRECISIONS, OPSETS, onnx_from_checkpoint, write_onnx
+from alexnet_edge.export.precision import network_precisions, require_precision, weight_bytes
+from alexnet_edge.network.checkpoint import Checkpoint
+from alexnet_edge.network.layers import ARCHITECTURES, LAYER_NAMES, architecture
+from alexnet_edge.network.load import load_checkpoint
+
+trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: its parser cannot be asked")
+
+MakeCheckpoint = Callable[..., Path]
+
+COMPUTE = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT", "fp8": "HALF", "int4-fc": "HALF"}
+"""TensorRT's name of the type that each precision computes in where nothing is quantised."""
+
+
+class Listener(trt.ILogger):  # type: ignore[misc,name-defined]
+    """Keeps what the parser complains about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.complaints: list[str] = []
+
+    def log(self, severity: Any, message: str) -> None:
+        if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
+            self.complaints.append(message)
+
+
+@pytest.fixture(scope="module")
+def builder() -> Any:
+    """One builder for all; the library takes only the first logger of a process, which may be another test's."""
+    return trt.Builder(Listener())
+
+
+def graph(checkpoint: Checkpoint, precision: Precision, for_dla: int | None = None) -> onnx.ModelProto:
+    ranges = dict.fromkeys(LAYER_NAMES, 8.0) if precision in ("int8", "fp8") else None
+    return onnx_from_checkpoint(checkpoint, precision=precision, amax=ranges, for_dla=for_dla)
+
+
+@pytest.fixture(scope="module")
+def written(tiny_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Precision], Path]:
+    """`written("fp8")` is the file of the two-tower network in that precision; do not change it."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    def write(precision: Precision) -> Path:
+        path = folder / f"{precision}.onnx"
+        if not path.exists():
+            write_onnx(graph(load_checkpoint(tiny_checkpoint("two-tower")), precision), path)
+        return path
+
+    return write
+
+
+class Parsed:
+    """A strongly typed network, with what keeps it alive."""
+
+    def __init__(self, builder: Any, model: bytes) -> None:
+        self.network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        self.listener = Listener()
+        self.parser = trt.OnnxParser(self.network, self.listener)
+        if not self.parser.parse(model):
+            reasons = [self.parser.get_error(index).desc() for index in range(self.parser.num_errors)]
+            raise ValueError(" ".join("; ".join(reasons).split()))
+
+    @property
+    def layers(self) -> list[Any]:
+        return [self.network.get_layer(index) for index in range(self.network.num_layers)]
+
+
+def check_types(parsed: Parsed, precision: Precision) -> None:
+    """Layer by layer, what the builder will have to keep."""
+    network = parsed.network
+    assert parsed.listener.complaints == []
+    assert {layer.name: layer.built for layer in network_precisions(network, precision)} == layer_types(precision)
+    assert (network.num_inputs, network.num_outputs) == (1, 1)
+    assert network.get_input(0).dtype == network.get_output(0).dtype == trt.float32
+    wide = COMPUTE[precision]
+    for layer in parsed.layers:
+        output = layer.get_output(0).dtype.name
+        kind = layer.type.name
+        if kind in {"LRN", "SOFTMAX"}:
+            assert layer.get_input(0).dtype.name == output == "FLOAT", layer.name
+        elif kind in {"CONVOLUTION", "MATRIX_MULTIPLY", "ACTIVATION", "POOLING", "DEQUANTIZE"}:
+            assert output == wide, layer.name
+        elif kind == "QUANTIZE":
+            assert output == precision.upper(), layer.name
+
+
+@pytest.mark.parametrize("precision", OPSETS)
+def test_every_precision(written: Callable[[Precision], Path], builder: Any, precision: Precision) -> None:
+    parsed = Parsed(builder, written(precision).read_bytes())
+    check_types(parsed, precision)
+    kinds = [layer.type.name for layer in parsed.layers]
+    assert kinds.count("LRN") == 2
+    assert kinds.count("CONVOLUTION") == 5
+    assert kinds.count("MATRIX_MULTIPLY") == 3
+    quantised = sum(kind in ("int8", "fp8") for kind in layer_types(precision).values())
+    weight_only = sum(kind == "int4" for kind in layer_types(precision).values())
+    assert kinds.count("QUANTIZE") == quantised
+    assert kinds.count("DEQUANTIZE") == 2 * quantised + weight_only
+    assert parsed.network.get_input(0).shape[0] == -1
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int4-fc"])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "two-tower"])
+def test_the_other_architectures(
+    tiny_checkpoint: MakeCheckpoint, builder: Any, name: str, precision: Precision
+) -> None:
+    model = graph(load_checkpoint(tiny_checkpoint(name)), precision)
+    check_types(Parsed(builder, model.SerializeToString()), precision)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [*(("two-tower", name) for name in DLA_PRECISIONS), ("torchvision", "int8")]
+)
+def test_the_form_for_dla(tiny_checkpoint: MakeCheckpoint, builder: Any, name: str, precision: Precision) -> None:
+    model = graph(load_checkpoint(tiny_checkpoint(name)), precision, for_dla=4)
+    parsed = Parsed(builder, model.SerializeToString())
+    check_types(parsed, precision)
+    kinds = {layer.name: layer.type.name for layer in parsed.layers if layer.name in LAYER_NAMES}
+    assert kinds == dict.fromkeys(LAYER_NAMES, "CONVOLUTION")
+    for layer in parsed.layers:
+        if layer.type.name in {"CONVOLUTION", "POOLING", "ACTIVATION", "LRN"}:
+            for tensor in (layer.get_input(0), layer.get_output(0)):
+                shape = tuple(tensor.shape)
+                assert shape[0] == 4
+                assert all(0 < extent <= 8192 for extent in shape), (layer.name, shape)
+    assert tuple(parsed.network.get_output(0).shape) == (4, 4)
+
+
+def test_a_graph_with_mixed_types_is_refused(written: Callable[[Precision], Path], builder: Any) -> None:
+    """The parser does check types: what it accepts here says something."""
+    model = onnx.load(str(written("fp16")))
+    bias = next(entry for entry in model.graph.initializer if entry.name == "conv2.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.zeros(256, np.float32), "conv2.bias"))
+    with pytest.raises(ValueError, match=r"conv2.*must be of same type"):
+        Parsed(builder, model.SerializeToString())
+
+
+# --- built ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", OPSETS)
+def test_real_engines(written: Callable[[Precision], Path], tmp_path: Path, precision: Precision) -> None:
+    engine = tmp_path / "a.engine"
+    expected = weight_bytes(architecture("two-tower", 4), precision)
+    built = build_engine(
+        written(precision),
+        engine,
+        precision=precision,
+        runtime="rtx",
+        weight_bytes=expected,
+        size=227,
+        options=EngineOptions(compute_capabilities=("sm89",)),
+    )
+    require_precision(built.layers, "this")
+    assert {layer.name: layer.built for layer in built.layers} == layer_types(precision)
+    assert engine.stat().st_size == pytest.approx(expected, rel=0.02, abs=4 << 20)
+    assert built.build["proof"]
+
+
+@pytest.mark.parametrize(("precision", "target"), [("fp8", "sm86"), ("int4-fc", "sm75")])
+def test_types_that_a_gpu_does_not_have(
+    written: Callable[[Precision], Path], tmp_path: Path, precision: Precision, target: str
+) -> None:
+    """FP8 came with SM 8.9, INT4 with SM 8.0; one line says so and nothing is written."""
+    engine = tmp_path / "a.engine"
+    with pytest.raises(AlexNetEdgeError) as error:
+        build_engine(
+            written(precision),
+            engine,
+            precision=precision,
+            runtime="rtx",
+            weight_bytes=weight_bytes(architecture("two-tower", 4), precision),
+            size=227,
+            options=EngineOptions(compute_capabilities=(target,)),
+        )
+    assert "\n" not in str(error.value)
+    assert target in str(error.value)
+    assert not engine.exists()

@@ -1,0 +1,883 @@
+"""What the lint finds is what TensorRT's own parser refuses, or is shown to be slow or wrong otherwise."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from alexnet_edge.errors import UserError
+from alexnet_edge.export.graphs.onnx import onnx_from_checkpoint
+from alexnet_edge.export.lint import OPERATORS, TARGETS, TYPES, Finding, lint
+from alexnet_edge.network.checkpoint import Checkpoint
+from alexnet_edge.network.layers import LAYER_NAMES
+from alexnet_edge.network.load import load_checkpoint
+
+WEIGHT = np.arange(-54, 54, dtype=np.int8).reshape(4, 3, 3, 3)
+SCALES = np.full(4, 0.01, np.float32)
+ZEROS = np.zeros(4, np.int8)
+SCALE, ZERO = np.float32(0.1), np.int8(0)
+
+
+# --- graphs, and the parser -----------------------------------------------------------------------------------------------
+
+
+def model(
+    nodes: Sequence[Any],
+    constants: Mapping[str, Any] | None = None,
+    *,
+    x: Any = (TensorProto.FLOAT, ["N", 3, 8, 8]),
+    y: Any = (TensorProto.FLOAT, None),
+    opset: int = 17,
+    domains: Sequence[str] = (),
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", *x)],
+        [helper.make_tensor_value_info("y", *y)],
+        [
+            value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value), name)
+            for name, value in (constants or {}).items()
+        ],
+    )
+    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8 if opset < 19 else 10)
+
+
+def node(kind: str, inputs: str, outputs: str, **attributes: Any) -> Any:
+    """`node("Add", "x k", "y")` is named after its first output."""
+    names = outputs.split()
+    return helper.make_node(kind, inputs.split(), names, name=names[0], **attributes)
+
+
+def quantised_conv(
+    *,
+    x_scale: Any = SCALE,
+    x_zero: Any = ZERO,
+    weight: Any = WEIGHT,
+    w_scale: Any = SCALES,
+    w_zero: Any = ZEROS,
+    axis: int = 0,
+    bias: str = "float",
+    between: bool = False,
+) -> onnx.ModelProto:
+    """x, quantised and dequantised, through one INT8 convolution and its Relu: what TensorRT likes, unless told else."""
+    constants = {
+        "xs": np.asarray(x_scale),
+        "xz": np.asarray(x_zero),
+        "w": weight,
+        "ws": np.asarray(w_scale),
+        "wz": np.asarray(w_zero),
+    }
+    per_channel = {"axis": 1} if np.ndim(x_scale) else {}
+    nodes = [
+        node("QuantizeLinear", "x xs xz", "xq", **per_channel),
+        node("DequantizeLinear", "xq xs xz", "xd", **per_channel),
+        node("DequantizeLinear", "w ws wz", "wd", **({"axis": axis} if np.ndim(w_scale) else {})),
+    ]
+    if bias == "int32":
+        constants |= {"b": np.arange(4, dtype=np.int32), "bs": SCALES, "bz": np.zeros(4, np.int32)}
+        nodes.append(node("DequantizeLinear", "b bs bz", "bd", axis=0))
+    else:
+        constants["bd"] = np.zeros(4, np.float32)
+    nodes.append(node("Conv", "xd wd bd", "conv"))
+    if between:
+        constants["cs"] = np.float32(0.1)
+        nodes += [node("QuantizeLinear", "conv cs xz", "cq"), node("DequantizeLinear", "cq cs xz", "cd")]
+    nodes.append(node("Relu", "cd" if between else "conv", "y"))
+    return model(nodes, constants)
+
+
+def written(folder: Path, built: onnx.ModelProto) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(built.SerializeToString())
+    return path
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Callable[..., tuple[Finding, ...]]:
+    def find(built: onnx.ModelProto, target: str = "tensorrt") -> tuple[Finding, ...]:
+        return lint(written(tmp_path, built), target)
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Any:
+    return pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX, whose parser the findings are held against")
+
+
+class Parsed:
+    """What TensorRT-RTX's parser makes of a file."""
+
+    def __init__(self, rtx: Any, path: Path) -> None:
+        class Logger(rtx.ILogger):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                rtx.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                pass
+
+        self._logger = Logger()
+        self._builder = rtx.Builder(self._logger)
+        self.network = self._builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        self.parser = rtx.OnnxParser(self.network, self._logger)
+        self.accepted = self.parser.parse_from_file(str(path)) if path.exists() else False
+        self.reasons = "; ".join(self.parser.get_error(index).desc() for index in range(self.parser.num_errors))
+
+    def types(self, kind: str) -> list[str]:
+        layers = [self.network.get_layer(index) for index in range(self.network.num_layers)]
+        return [layer.get_output(0).dtype.name for layer in layers if layer.type.name == kind]
+
+
+@pytest.fixture
+def parsed(rtx: Any, tmp_path: Path) -> Callable[[onnx.ModelProto | Path], Parsed]:
+    def parse(built: onnx.ModelProto | Path) -> Parsed:
+        return Parsed(rtx, built if isinstance(built, Path) else written(tmp_path, built))
+
+    return parse
+
+
+# --- faults that the parser refuses ---------------------------------------------------------------------------------------
+
+
+def blocks(axis: int, scales: tuple[int, ...]) -> onnx.ModelProto:
+    """A Gemm of 64 outputs and 128 inputs with INT4 weights in blocks of 32."""
+    weight = helper.make_tensor("w", TensorProto.INT4, [64, 128], [1] * (64 * 128))
+    nodes = [
+        node("DequantizeLinear", "w ws", "wd", axis=axis, block_size=32),
+        node("Gemm", "x wd", "y", transB=1),
+    ]
+    return model(
+        nodes, {"w": weight, "ws": np.full(scales, 0.1, np.float32)}, x=(TensorProto.FLOAT, ["N", 128]), opset=21
+    )
+
+
+def one(kind: str, **attributes: Any) -> onnx.ModelProto:
+    return model([node(kind, "x", "y", **attributes)])
+
+
+REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str, str]] = {
+    "int32-bias": (lambda: quantised_conv(bias="int32"), "bd", "INT32"),
+    "activation-zero-point": (lambda: quantised_conv(x_zero=np.int8(3)), "xq", "zero point xz is not 0"),
+    "weight-zero-point": (
+        lambda: quantised_conv(w_zero=np.array([0, 0, 1, 0], np.int8)),
+        "wd",
+        "zero point wz is not 0",
+    ),
+    "uint8-weights": (
+        lambda: quantised_conv(weight=WEIGHT.view(np.uint8), w_zero=ZEROS.view(np.uint8)),
+        "wd",
+        "weights are quantised to UINT8",
+    ),
+    "scale-of-zero": (lambda: quantised_conv(x_scale=np.float32(0)), "xq", "the scale xs is not positive"),
+    "scale-not-a-number": (lambda: quantised_conv(x_scale=np.float32(np.nan)), "xq", "the scale xs is not positive"),
+    "one-negative-scale": (
+        lambda: quantised_conv(w_scale=np.array([1, 1, -1, 1], np.float32)),
+        "wd",
+        "the scale ws is not positive",
+    ),
+    "too-few-scales": (
+        lambda: quantised_conv(w_scale=SCALES[:3], w_zero=ZEROS[:3]),
+        "wd",
+        "a scale of shape 3 does not fit data of shape 4x3x3x3 along axis 0",
+    ),
+    "blocks-along-the-other-axis": (
+        lambda: blocks(0, (64, 4)),
+        "wd",
+        "a scale of shape 64x4 does not fit data of shape 64x128 along axis 0 in blocks of 32",
+    ),
+    "int16": (
+        lambda: model(
+            [node("Cast", "k", "kf", to=TensorProto.FLOAT), node("Mul", "x kf", "y")], {"k": np.array([1], np.int16)}
+        ),
+        "k",
+        "type INT16",
+    ),
+    "strings": (
+        lambda: model([node("Identity", "x", "y")], x=(TensorProto.STRING, ["N"]), y=(TensorProto.STRING, ["N"])),
+        "x",
+        "type STRING",
+    ),
+    "dynamic-quantisation": (
+        lambda: model([node("DynamicQuantizeLinear", "x", "q s z"), node("DequantizeLinear", "q s z", "y")]),
+        "q",
+        "no TensorRT reads the operator DynamicQuantizeLinear",
+    ),
+    "no-such-operator": (lambda: one("Frobnicate"), "y", "no TensorRT reads the operator Frobnicate"),
+    "fused-by-a-runtime": (
+        lambda: model(
+            [node("FusedConv", "x w", "y", domain="com.microsoft", activation="Relu")],
+            {"w": WEIGHT.astype(np.float32)},
+            domains=["com.microsoft"],
+        ),
+        "y",
+        "FusedConv is of the domain com.microsoft: refused unless",
+    ),
+    "pooling-indices": (
+        lambda: model([node("MaxPool", "x", "y i", kernel_shape=[2, 2]), node("Identity", "i", "j")]),
+        "y",
+        "no second output",
+    ),
+    "input-from-nowhere": (lambda: model([node("Add", "x gone", "y")]), "y", "its input gone is written by no node"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_is_an_error_is_refused_by_the_parser(
+    fault: str,
+    found: Callable[..., tuple[Finding, ...]],
+    parsed: Callable[[onnx.ModelProto], Parsed],
+) -> None:
+    make, place, words = REFUSED[fault]
+    findings = found(make())
+    matching = [finding for finding in findings if words in finding.problem]
+    assert [(finding.severity, finding.node) for finding in matching] == [("error", place)], findings
+    assert matching[0].fix
+    result = parsed(make())
+    assert not result.accepted
+    assert result.reasons
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "clean",
+    [
+        quantised_conv,
+        lambda: model([node("Conv", "x w", "c"), node("Relu", "c", "y")], {"w": WEIGHT.astype(np.float32)}),
+        lambda: one("LRN", size=5),
+    ],
+    ids=["int8", "fp32", "lrn"],
+)
+def test_a_clean_graph_has_no_errors_and_is_parsed(
+    clean: Callable[[], onnx.ModelProto],
+    target: str,
+    found: Callable[..., tuple[Finding, ...]],
+    parsed: Callable[[onnx.ModelProto], Parsed],
+) -> None:
+    findings = found(clean(), target)
+    if target == "dla":  # a free batch, and Q/DQ pairs on the GPU, are worth a word there
+        assert {finding.severity for finding in findings} <= {"warning"}
+    else:
+        assert findings == ()
+    result = parsed(clean())
+    assert result.accepted, result.reasons
+
+
+def test_int4_blocks_along_the_inputs_are_clean(
+    found: Callable[..., tuple[Finding, ...]], parsed: Callable[[onnx.ModelProto], Parsed]
+) -> None:
+    assert found(blocks(1, (64, 4)), "tensorrt-10") == ()
+    assert parsed(blocks(1, (64, 4))).accepted
+
+
+# --- accepted, and built as something else --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("built", "words"),
+    [
+        (quantised_conv(x_zero=np.uint8(0)), "quantises to UINT8;"),
+        (
+            model(
+                [node("QuantizeLinear", "x s", "xq"), node("DequantizeLinear", "xq s", "y")],
+                {"s": np.float32(0.1)},
+            ),
+            "quantises to UINT8 (no zero point is given)",
+        ),
+    ],
+    ids=["uint8", "by-default"],
+)
+def test_uint8_activations_become_int8(
+    built: onnx.ModelProto,
+    words: str,
+    found: Callable[..., tuple[Finding, ...]],
+    parsed: Callable[[onnx.ModelProto], Parsed],
+) -> None:
+    assert [(finding.severity, finding.node) for finding in found(built) if words in finding.problem] == [
+        ("error", "xq")
+    ]
+    result = parsed(built)
+    assert result.accepted
+    assert result.types("QUANTIZE") == ["INT8"]
+
+
+def test_float64_becomes_float32(
+    found: Callable[..., tuple[Finding, ...]], parsed: Callable[[onnx.ModelProto], Parsed]
+) -> None:
+    built = model(
+        [
+            node("Cast", "x", "wide", to=TensorProto.DOUBLE),
+            node("Mul", "wide k", "m"),
+            node("Cast", "m", "y", to=TensorProto.FLOAT),
+        ],
+        {"k": np.array(2.0)},
+    )
+    (finding,) = found(built)
+    assert (finding.severity, finding.node) == ("warning", "k")
+    assert "float64" in finding.problem
+    assert parsed(built).types("ELEMENTWISE") == ["FLOAT"]
+
+
+def test_a_graph_without_nodes_is_no_network(found: Callable[..., tuple[Finding, ...]]) -> None:
+    built = model([])
+    built.graph.output[0].name = "x"
+    assert [finding.severity for finding in found(built)] == ["error"]
+
+
+def test_weights_that_overflowed_are_found(found: Callable[..., tuple[Finding, ...]]) -> None:
+    with np.errstate(over="ignore"):
+        weight = np.array([1.0, 1e6, 2.0], np.float32).astype(np.float16)
+    built = model([node("Mul", "x k", "y")], {"k": weight}, x=(TensorProto.FLOAT16, ["N", 3]))
+    (finding,) = found(built)
+    assert (finding.severity, finding.node) == ("error", "k")
+    assert finding.problem.startswith("1 values are infinite")
+
+
+# --- accepted, and slow or less accurate ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("built", "place", "words"),
+    [
+        (quantised_conv(x_scale=np.full(3, 0.1, np.float32), x_zero=np.zeros(3, np.int8)), "xq", "per tensor only"),
+        (quantised_conv(w_scale=np.float32(0.01), w_zero=np.int8(0)), "conv", "one scale for all of the weights"),
+        (quantised_conv(between=True), "cq", "between conv and its Relu"),
+        (quantised_conv(w_scale=SCALES[:3], w_zero=ZEROS[:3], axis=1), "conv", "along axis 1, not 0"),
+        (
+            model(
+                [
+                    node("QuantizeLinear", "x s z", "xq"),
+                    node("DequantizeLinear", "xq s z", "xd"),
+                    node("LRN", "xd", "y", size=5),
+                ],
+                {"s": np.float32(1), "z": np.int8(0)},
+            ),
+            "y",
+            "local response normalisation is quantised",
+        ),
+        (
+            model([node("LRN", "x", "y", size=5)], x=(TensorProto.FLOAT16, ["N", 3, 8, 8]), y=(TensorProto.FLOAT16, None)),
+            "y",
+            "overflows above 255",
+        ),
+        (
+            model([node("Gelu", "x", "y", domain="com.microsoft")], domains=["com.microsoft"]),
+            "y",
+            "read as ONNX's operator of that name",
+        ),
+        (model([node("Relu", "x", "y"), node("Abs", "x", "z")]), "z", "nothing reads its outputs"),
+        (model([node("Relu", "x", "y")], {"k": np.ones(5, np.float32)}), "k", "1 weight tensors are not used"),
+    ],
+    ids=["per-channel-activation", "per-tensor-weight", "before-relu", "weight-axis", "quantised-lrn", "fp16-lrn", "domain", "node", "weight"],
+)  # fmt: skip
+def test_what_is_slow_or_less_accurate_is_a_warning(
+    built: onnx.ModelProto,
+    place: str,
+    words: str,
+    found: Callable[..., tuple[Finding, ...]],
+    parsed: Callable[[onnx.ModelProto], Parsed],
+) -> None:
+    (finding,) = found(built)
+    assert (finding.severity, finding.node) == ("warning", place)
+    assert words in finding.problem
+    assert parsed(built).accepted
+
+
+def test_an_unused_input_is_named(found: Callable[..., tuple[Finding, ...]]) -> None:
+    built = one("Relu")
+    built.graph.input.append(helper.make_tensor_value_info("spare", TensorProto.FLOAT, [1]))
+    (finding,) = found(built)
+    assert (finding.severity, finding.node) == ("warning", "spare")
+
+
+def test_a_layer_left_out_of_quantisation_is_named(found: Callable[..., tuple[Finding, ...]]) -> None:
+    built = quantised_conv()
+    built.graph.initializer.append(numpy_helper.from_array(np.ones((2, 4, 1, 1), np.float32), "w2"))
+    built.graph.node[-1].output[0] = "r"
+    built.graph.node.append(node("Conv", "r w2", "y"))
+    (finding,) = found(built)
+    assert (finding.severity, finding.node) == ("warning", "y")
+    assert "stays in floating point" in finding.problem
+
+
+def traced_lrn(folder: Path) -> Path:
+    """PyTorch's LocalResponseNorm as its tracing exporter writes it."""
+    import torch
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.LocalResponseNorm(5))
+    path = folder / "traced.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter calls itself old
+        torch.onnx.export(network.eval(), (torch.zeros(1, 3, 8, 8),), str(path), dynamo=False, opset_version=17)
+    return path
+
+
+def test_a_traced_local_response_norm_is_recognised(tmp_path: Path) -> None:
+    path = traced_lrn(tmp_path)
+    (finding,) = [finding for finding in lint(path) if "traced LocalResponseNorm" in finding.problem]
+    assert finding.severity == "warning"
+    assert "LRN operator" in finding.fix
+    (finding,) = [finding for finding in lint(path, "dla") if "traced LocalResponseNorm" in finding.problem]
+    assert finding.severity == "error"
+
+
+def test_pooling_in_five_dimensions_is_not_taken_for_a_norm(found: Callable[..., tuple[Finding, ...]]) -> None:
+    built = model([node("AveragePool", "x", "y", kernel_shape=[2, 2, 2])], x=(TensorProto.FLOAT, ["N", 3, 8, 8, 8]))
+    (finding,) = found(built)
+    assert finding.problem.startswith("an AveragePool in 5 dimensions")
+
+
+def test_shapes_follow_from_small_constants(found: Callable[..., tuple[Finding, ...]]) -> None:
+    built = model(
+        [node("Reshape", "x shape", "r"), node("AveragePool", "r", "y", kernel_shape=[2, 2, 2])],
+        {"shape": np.array([1, 3, 2, 4, 8], np.int64)},
+        x=(TensorProto.FLOAT, [1, 3, 8, 8]),
+    )
+    (finding,) = found(built)
+    assert (finding.severity, finding.node) == ("warning", "y")
+
+
+@pytest.mark.parametrize(("axis", "warned"), [(0, True), (1, False)])
+def test_the_output_channels_of_a_matrix_are_its_columns(
+    axis: int, warned: bool, found: Callable[..., tuple[Finding, ...]]
+) -> None:
+    constants = {"xs": SCALE, "z": ZERO, "w": np.ones((8, 4), np.int8), "ws": np.ones((8, 4)[axis], np.float32)}
+    nodes = [
+        node("QuantizeLinear", "x xs z", "xq"),
+        node("DequantizeLinear", "xq xs z", "xd"),
+        node("DequantizeLinear", "w ws", "wd", axis=axis),
+        node("MatMul", "xd wd", "y"),
+    ]
+    assert [finding.node for finding in found(model(nodes, constants))] == ["y"] * warned
+
+
+# --- versions -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opset", "target", "warned"),
+    [
+        (17, "tensorrt-8.6", False),
+        (18, "tensorrt-8.6", True),
+        (18, "tensorrt", True),
+        (20, "tensorrt-10", False),
+        (21, "tensorrt-10", True),
+        (25, "tensorrt-11", False),
+        (26, "tensorrt-11", True),
+        (26, "rtx", True),
+        (9, "tensorrt", False),
+        (8, "tensorrt", True),
+    ],
+)
+def test_operator_sets_are_held_against_the_version(
+    opset: int, target: str, warned: bool, found: Callable[..., tuple[Finding, ...]]
+) -> None:
+    findings = found(model([node("Relu", "x", "y")], opset=opset), target)
+    assert [finding.severity for finding in findings] == ["warning"] * warned
+    assert all("operator set" in finding.problem for finding in findings)
+
+
+def test_the_parser_does_not_check_the_operator_set(parsed: Callable[[onnx.ModelProto], Parsed]) -> None:
+    assert parsed(model([node("Relu", "x", "y")], opset=99)).accepted
+
+
+@pytest.mark.parametrize(
+    ("kind", "opset", "severities"),
+    [
+        ("BFLOAT16", 22, {"tensorrt-8.6": "error", "tensorrt": "warning", "tensorrt-10": "", "dla": "error"}),
+        ("INT4", 21, {"tensorrt-8.6": "error", "tensorrt": "warning", "tensorrt-10": "", "rtx": ""}),
+        ("FLOAT8E4M3FN", 19, {"tensorrt-8.6": "error", "tensorrt": "warning", "tensorrt-10": "", "tensorrt-11": ""}),
+        ("FLOAT4E2M1", 23, {"tensorrt-8.6": "error", "tensorrt-10": "warning", "tensorrt-11": ""}),
+        ("UINT4", 21, {"tensorrt-8.6": "error", "tensorrt": "error", "tensorrt-11": "error"}),
+    ],
+)
+def test_types_are_held_against_the_version(
+    kind: str, opset: int, severities: dict[str, str], found: Callable[..., tuple[Finding, ...]]
+) -> None:
+    weight = helper.make_tensor("w", getattr(TensorProto, kind), [4, 4], [1] * 16)
+    dequantise = node("Cast", "w", "wd", to=TensorProto.FLOAT)
+    if kind != "BFLOAT16":
+        dequantise = node("DequantizeLinear", "w s", "wd", axis=1)
+    constants = {"w": weight} | ({} if kind == "BFLOAT16" else {"s": np.ones(4, np.float32)})
+    built = model([dequantise, node("MatMul", "x wd", "y")], constants, x=(TensorProto.FLOAT, ["N", 4]), opset=opset)
+    for target, severity in severities.items():
+        about = [finding.severity for finding in found(built, target) if kind in finding.problem]
+        assert set(about) - {"warning"} == {severity} - {"warning", ""}, target
+        assert bool(about) == bool(severity), target
+    if kind in TYPES:  # the operator set that brings the type is not held against it
+        assert not any("operator set" in finding.problem for finding in found(built, "tensorrt-10"))
+
+
+def test_the_table_of_types_is_the_parser_s(rtx: Any, parsed: Callable[[onnx.ModelProto], Parsed]) -> None:
+    for kind, value in TensorProto.DataType.items():
+        if kind in ("UNDEFINED", "STRING"):
+            continue
+        constant = helper.make_tensor("k", value, [2], [1, 1])
+        built = model(
+            [node("DequantizeLinear", "k s", "y")]
+            if kind.startswith(("INT4", "FLOAT4", "FLOAT8"))
+            else [node("Cast", "k", "y", to=TensorProto.FLOAT)],
+            {"k": constant, "s": np.ones((), np.float32)},
+            opset=23,
+        )
+        assert parsed(built).accepted == (kind in TYPES), kind
+
+
+def test_the_table_of_operators_is_the_parser_s(rtx: Any, parsed: Callable[[onnx.ModelProto], Parsed]) -> None:
+    supports = parsed(one("Relu")).parser.supports_operator
+    known = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
+    read = {name for name in known | OPERATORS if supports(name)}
+    assert read - OPERATORS == set()
+    assert OPERATORS - read == {"DeformConv"}  # a plugin, which TensorRT-RTX does not bring
+
+
+@pytest.mark.parametrize(
+    ("target", "severity"),
+    [("tensorrt-8.6", "error"), ("tensorrt", "warning"), ("tensorrt-10", ""), ("tensorrt-11", "")],
+)
+def test_operators_are_held_against_the_version(
+    target: str, severity: str, found: Callable[..., tuple[Finding, ...]]
+) -> None:
+    findings = [finding for finding in found(one("Gelu"), target) if "the operator Gelu" in finding.problem]
+    assert [finding.severity for finding in findings] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(("value", "warned"), [(2**31 - 1, False), (2**31, True), (2**63 - 1, False)])
+def test_large_integers_are_clamped_before_9(
+    value: int, warned: bool, found: Callable[..., tuple[Finding, ...]]
+) -> None:
+    built = model(
+        [node("Cast", "k", "kf", to=TensorProto.FLOAT), node("Mul", "x kf", "y")], {"k": np.array([value], np.int64)}
+    )
+    assert [finding.node for finding in found(built, "tensorrt-8.6")] == ["k"] * warned
+    assert found(built, "tensorrt-10") == ()
+
+
+# --- the DLA --------------------------------------------------------------------------------------------------------------
+
+
+def fixed(nodes: Sequence[Any], constants: Mapping[str, Any], shape: Sequence[Any]) -> onnx.ModelProto:
+    return model(nodes, constants, x=(TensorProto.FLOAT, list(shape)))
+
+
+@pytest.mark.parametrize(
+    ("built", "severity", "place", "words"),
+    [
+        (one("Relu"), "warning", "x", "the batch must be one number"),
+        (fixed([node("Relu", "x", "y")], {}, [1, 3, "H", 8]), "error", "x", "free dimensions"),
+        (fixed([node("Relu", "x", "y")], {}, [5000, 3, 8, 8]), "error", "x", "batches of up to 4096"),
+        (fixed([node("LRN", "x", "y", size=4)], {}, [1, 8, 8, 8]), "error", "y", "a window of 4"),
+        (
+            fixed([node("Conv", "x w", "y")], {"w": np.ones((1, 1, 33, 33), np.float32)}, [1, 1, 64, 64]),
+            "error",
+            "y",
+            "a kernel of 33",
+        ),
+        (
+            fixed([node("Conv", "x w", "y", strides=[9, 9])], {"w": np.ones((1, 1, 3, 3), np.float32)}, [1, 1, 64, 64]),
+            "error",
+            "y",
+            "a stride of 9",
+        ),
+        (fixed([node("Erf", "x", "y")], {}, [1, 3, 8, 8]), "warning", "y", "Erf is no layer of a DLA"),
+        (fixed([node("Relu", "x", "y")], {}, [1, 9000, 1, 1]), "error", "y", "a dimension of 9000"),
+    ],
+    ids=["batch", "height", "large-batch", "lrn", "kernel", "stride", "operator", "size"],
+)
+def test_limits_of_the_dla(
+    built: onnx.ModelProto, severity: str, place: str, words: str, found: Callable[..., tuple[Finding, ...]]
+) -> None:
+    (finding,) = found(built, "dla")
+    assert (finding.severity, finding.node) == (severity, place)
+    assert words in finding.problem
+    assert found(built, "tensorrt-10") == ()
+
+
+# --- files ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a model\n" * 40, b"\x00" * 64, b"PK\x03\x04" + b"\x00" * 60, b"{}"],
+    ids=["empty", "text", "zeros", "zip", "json"],
+)
+def test_a_file_that_is_no_onnx_is_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not an ONNX file"):
+        lint(path)
+
+
+def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path, quantised_conv())
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match="not an ONNX file, or a damaged one"):
+        lint(path)
+
+
+@pytest.mark.parametrize("name", ["gone.onnx", "."])
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="no such ONNX file"):
+        lint(tmp_path / name)
+
+
+def test_an_unknown_target_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such target: tensorrt-7.*tensorrt-8\.6"):
+        lint(written(tmp_path, one("Relu")), "tensorrt-7")
+
+
+def test_a_file_beyond_protobuf_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.onnx"
+    with path.open("wb") as stream:
+        stream.truncate(2**31)  # sparse: takes no room on the disk
+    (finding,) = lint(path)
+    assert (finding.severity, finding.node) == ("error", "large.onnx")
+    assert "2.0 GiB" in finding.problem
+    assert "external data" in finding.fix
+
+
+def external(folder: Path) -> Path:
+    built = model([node("Conv", "x w", "y")], {"w": np.ones((4, 3, 3, 3), np.float32)})
+    path = folder / "model.onnx"
+    onnx.save_model(built, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return path
+
+
+def test_external_data_that_is_there_is_clean(tmp_path: Path, parsed: Callable[[Path], Parsed]) -> None:
+    path = external(tmp_path)
+    assert lint(path) == ()
+    assert parsed(path).accepted
+
+
+@pytest.mark.parametrize(("left", "words"), [(None, "weights.bin is missing"), (100, "weights.bin is cut short")])
+def test_external_data_that_is_not_there_is_refused(
+    tmp_path: Path, left: int | None, words: str, parsed: Callable[[Path], Parsed]
+) -> None:
+    path = external(tmp_path)
+    data = tmp_path / "weights.bin"
+    content = data.read_bytes()
+    data.unlink()
+    if left is not None:
+        data.write_bytes(content[:left])
+    (finding,) = lint(path)
+    assert (finding.severity, finding.node) == ("error", "w")
+    assert words in finding.problem
+    assert not parsed(path).accepted
+
+
+def test_external_data_outside_the_folder_is_not_opened(tmp_path: Path) -> None:
+    built = onnx.load_model(str(external(tmp_path)), load_external_data=False)
+    for entry in built.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../../etc/passwd"
+    (finding,) = lint(written(tmp_path, built))
+    assert finding.severity == "error"
+    assert "not inside the model's folder" in finding.problem
+
+
+def test_a_graph_in_circles_ends(found: Callable[..., tuple[Finding, ...]]) -> None:
+    built = model([node("Identity", "b", "a"), node("Identity", "a", "b"), node("Gemm", "x a", "y")])
+    assert all(finding.problem for finding in found(built, "dla"))
+
+
+def test_nodes_without_inputs_do_not_crash(found: Callable[..., tuple[Finding, ...]]) -> None:
+    kinds = ("QuantizeLinear", "DequantizeLinear", "Conv", "Gemm", "LRN", "AveragePool", "Relu", "MaxPool")
+    built = model([node(kind, "", f"y{index}") for index, kind in enumerate(kinds)] + [node("Relu", "x", "y")])
+    for target in TARGETS:
+        assert found(built, target)
+
+
+def test_faults_inside_a_branch_are_found(found: Callable[..., tuple[Finding, ...]]) -> None:
+    branch = [
+        helper.make_graph(
+            [node(kind, "x", name)], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)]
+        )
+        for kind, name in (("Relu", "a"), ("Frobnicate", "b"))
+    ]
+    built = model([node("If", "c", "y", then_branch=branch[0], else_branch=branch[1])], {"c": np.array(True)})
+    assert [(finding.severity, finding.node) for finding in found(built)] == [("error", "b")]
+
+
+def test_errors_come_first_and_once(found: Callable[..., tuple[Finding, ...]]) -> None:
+    findings = found(quantised_conv(between=True, bias="int32", x_zero=np.int8(3)))
+    assert [finding.severity for finding in findings] == sorted(finding.severity for finding in findings)
+    assert len(set(findings)) == len(findings)
+    assert {finding.severity for finding in findings} == {"error", "warning"}
+
+
+# --- faults planted on the real graphs ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: Callable[..., Path]) -> Checkpoint:
+    return load_checkpoint(tiny_checkpoint("two-tower"))
+
+
+@pytest.fixture(scope="module")
+def int8(checkpoint: Checkpoint) -> bytes:
+    built = onnx_from_checkpoint(checkpoint, precision="int8", amax=dict.fromkeys(LAYER_NAMES, 4.0))
+    return built.SerializeToString()
+
+
+def planted(content: bytes, plant: Callable[[Any], None]) -> onnx.ModelProto:
+    built = onnx.ModelProto.FromString(content)
+    plant(built.graph)
+    return built
+
+
+def tensor(graph: Any, name: str) -> Any:
+    return next(entry for entry in graph.initializer if entry.name == name)
+
+
+def replace(graph: Any, name: str, value: np.ndarray[Any, Any]) -> None:
+    tensor(graph, name).CopyFrom(numpy_helper.from_array(value, name))
+
+
+def by_name(graph: Any, name: str) -> Any:
+    return next(entry for entry in graph.node if entry.name == name)
+
+
+def plant_int32_bias(graph: Any) -> None:
+    count = tensor(graph, "conv3.bias").dims[0]
+    replace(graph, "conv3.bias", np.zeros(count, np.int32))
+    graph.initializer.append(numpy_helper.from_array(np.ones(count, np.float32), "bias_scale"))
+    place = list(graph.node).index(by_name(graph, "conv3"))
+    graph.node.insert(place, node("DequantizeLinear", "conv3.bias bias_scale", "conv3.bias_dq", axis=0))
+    by_name(graph, "conv3").input[2] = "conv3.bias_dq"
+
+
+def plant_zero_point(graph: Any) -> None:
+    replace(graph, "fc7/input_zero", np.array(5, np.int8))
+
+
+def plant_uint8_weights(graph: Any) -> None:
+    count = tensor(graph, "fc8.weight").dims[0]
+    replace(graph, "fc8.weight", numpy_helper.to_array(tensor(graph, "fc8.weight")).view(np.uint8))
+    replace(graph, "fc8.weight_zero", np.zeros(count, np.uint8))
+
+
+def plant_scale_of_zero(graph: Any) -> None:
+    replace(graph, "conv1/input_scale", np.array(0, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("plant", "place", "words"),
+    [
+        (plant_int32_bias, "conv3.bias_dq", "INT32"),
+        (plant_zero_point, "fc7/input_q", "zero point fc7/input_zero is not 0"),
+        (plant_uint8_weights, "fc8.weight_dq", "weights are quantised to UINT8"),
+        (plant_scale_of_zero, "conv1/input_q", "not positive"),
+    ],
+)
+def test_a_fault_on_the_real_int8_graph_is_found_and_refused(
+    int8: bytes,
+    plant: Callable[[Any], None],
+    place: str,
+    words: str,
+    found: Callable[..., tuple[Finding, ...]],
+    parsed: Callable[[onnx.ModelProto], Parsed],
+) -> None:
+    built = planted(int8, plant)
+    (finding,) = found(built)
+    assert (finding.severity, finding.node) == ("error", place)
+    assert words in finding.problem
+    assert not parsed(built).accepted
+
+
+def plant_pair_before_relu(graph: Any) -> None:
+    place = list(graph.node).index(by_name(graph, "conv3/relu"))
+    graph.node.insert(place, node("QuantizeLinear", "conv3 conv4/input_scale conv4/input_zero", "planted_q"))
+    graph.node.insert(place + 1, node("DequantizeLinear", "planted_q conv4/input_scale conv4/input_zero", "planted_dq"))
+    by_name(graph, "conv3/relu").input[0] = "planted_dq"
+
+
+def plant_one_scale(graph: Any) -> None:
+    replace(graph, "conv2.weight_scale", np.array(0.01, np.float32))
+    replace(graph, "conv2.weight_zero", np.array(0, np.int8))
+
+
+def plant_left_out(graph: Any) -> None:
+    by_name(graph, "conv5").input[0] = "conv4/relu"
+    for name in ("conv5/input_q", "conv5/input_dq"):
+        graph.node.remove(by_name(graph, name))
+    for name in ("conv5/input_scale", "conv5/input_zero", "conv5.weight_scale", "conv5.weight_zero"):
+        graph.initializer.remove(tensor(graph, name))
+    graph.node.remove(by_name(graph, "conv5.weight_dq"))
+    replace(graph, "conv5.weight", numpy_helper.to_array(tensor(graph, "conv5.weight")).astype(np.float32))
+    by_name(graph, "conv5").input[1] = "conv5.weight"
+
+
+@pytest.mark.parametrize(
+    ("plant", "place"),
+    [(plant_pair_before_relu, "planted_q"), (plant_one_scale, "conv2"), (plant_left_out, "conv5")],
+)
+def test_a_slow_spot_on_the_real_int8_graph_is_found(
+    int8: bytes, plant: Callable[[Any], None], place: str, found: Callable[..., tuple[Finding, ...]]
+) -> None:
+    (finding,) = found(planted(int8, plant))
+    assert (finding.severity, finding.node) == ("warning", place)
+
+
+def test_the_real_int8_graph_is_clean(int8: bytes, tmp_path: Path, parsed: Callable[[Path], Parsed]) -> None:
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(int8)
+    for target in TARGETS:
+        severities = {finding.severity for finding in lint(path, target)}
+        assert severities <= ({"warning", "error"} if target == "dla" else set()), target
+    result = parsed(path)
+    assert result.accepted, result.reasons
+    assert result.types("QUANTIZE") == ["INT8"] * 8
+
+
+def test_fc6_is_too_wide_for_a_dla_until_it_is_a_convolution(
+    checkpoint: Checkpoint, int8: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(int8)
+    wide = [finding for finding in lint(path, "dla") if finding.severity == "error"]
+    assert {finding.node for finding in wide} >= {"fc6"}
+    assert all("9216" in finding.problem for finding in wide)
+    rewritten = onnx_from_checkpoint(checkpoint, precision="fp16", for_dla=1)
+    assert not [finding for finding in lint(written(tmp_path, rewritten), "dla") if finding.severity == "error"]
+
+
+def test_the_real_fp16_graph_is_clean_until_its_norm_is_fp16(
+    checkpoint: Checkpoint, found: Callable[..., tuple[Finding, ...]]
+) -> None:
+    content = onnx_from_checkpoint(checkpoint, precision="fp16").SerializeToString()
+    assert found(planted(content, lambda graph: None)) == ()
+
+    def plant(graph: Any) -> None:
+        by_name(graph, "conv1/lrn").input[0] = "conv1/relu"
+        graph.node.remove(by_name(graph, "conv1/lrn/fp32"))
+        by_name(graph, "conv1/pool").input[0] = "conv1/lrn"
+        graph.node.remove(by_name(graph, "conv1/lrn/fp16"))
+        del graph.value_info[:]
+
+    (finding,) = found(planted(content, plant))
+    assert (finding.severity, finding.node) == ("warning", "conv1/lrn")
+    assert "overflows above 255" in finding.problem
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("bf16", "BFLOAT16"), ("fp8", "FLOAT8E4M3FN"), ("int4-fc", "INT4")])
+def test_the_newer_precisions_are_clean_where_their_type_is_read(
+    checkpoint: Checkpoint, precision: Any, kind: str, tmp_path: Path
+) -> None:
+    amax = dict.fromkeys(LAYER_NAMES, 4.0) if precision == "fp8" else None
+    path = written(tmp_path, onnx_from_checkpoint(checkpoint, precision=precision, amax=amax))
+    left_out = ["conv1"] if precision == "fp8" else []  # its kernel is too large for FP8, see `layer_types`
+    for target in ("tensorrt-10", "rtx"):
+        assert [(found.node, found.severity) for found in lint(path, target)] == [
+            (name, "warning") for name in left_out
+        ]
+    (finding,) = (found for found in lint(path, "tensorrt-8.6") if found.node not in left_out)
+    assert finding.severity == "error"
+    assert kind in finding.problem

@@ -1,0 +1,344 @@
+"""The proof of precision reads the result: a layer built otherwise than asked for is found, whatever the request said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from alexnet_edge.artifact import LayerPrecision, Precision, layer_types
+from alexnet_edge.errors import PrecisionError
+from alexnet_edge.export.engines.options import EngineOptions
+from alexnet_edge.export.engines.tensorrt import build_engine, prove_size
+from alexnet_edge.export.graphs.onnx import OPSETS, onnx_from_checkpoint
+from alexnet_edge.export.precision import (
+    _kernel_type,
+    network_precisions,
+    onnx_precisions,
+    require_precision,
+    weight_bytes,
+)
+from alexnet_edge.network.checkpoint import Checkpoint
+from alexnet_edge.network.layers import ARCHITECTURES, LAYER_NAMES, architecture
+from alexnet_edge.network.load import load_checkpoint
+
+MakeCheckpoint = Callable[..., Path]
+
+AMAX = dict.fromkeys(LAYER_NAMES, 4.0)
+PRECISIONS: tuple[Precision, ...] = tuple(OPSETS)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
+    return load_checkpoint(tiny_checkpoint("two-tower"))
+
+
+@pytest.fixture(scope="module")
+def graphs(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
+    """A right graph of each precision."""
+    folder = tmp_path_factory.mktemp("graphs")
+    paths = {}
+    for precision in PRECISIONS:
+        ranges = AMAX if precision in ("int8", "fp8") else None
+        model = onnx_from_checkpoint(checkpoint, precision=precision, amax=ranges)
+        paths[precision] = folder / f"{precision}.onnx"
+        onnx.save_model(model, str(paths[precision]))
+    return paths
+
+
+def built(layers: tuple[LayerPrecision, ...]) -> dict[str, str]:
+    return {layer.name: layer.built for layer in layers}
+
+
+def all_but(name: str, precision: Precision, other: str) -> dict[str, str]:
+    return {**layer_types(precision), name: other}
+
+
+def edited(source: Path, target: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    """The graph with a fault planted in it; still a valid one that states its types."""
+    model = onnx.load(str(source))
+    change(model)
+    del model.graph.value_info[:]
+    model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    onnx.checker.check_model(model)
+    onnx.save_model(model, str(target))
+    return target
+
+
+def node_of(model: onnx.ModelProto, name: str) -> Any:
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def insert_before(model: onnx.ModelProto, name: str, *nodes: Any) -> None:
+    place = [node.name for node in model.graph.node].index(name)
+    for offset, node in enumerate(nodes):
+        model.graph.node.insert(place + offset, node)
+
+
+def in_fp32(model: onnx.ModelProto, name: str) -> None:
+    """One layer of an FP16 graph computed in FP32."""
+    layer = node_of(model, name)
+    for entry in model.graph.initializer:
+        if entry.name in layer.input:
+            entry.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(entry).astype(np.float32), entry.name))
+    before = helper.make_node("Cast", [layer.input[0]], [f"{name}/up"], to=TensorProto.FLOAT)
+    after = helper.make_node("Cast", [f"{name}/in32"], [layer.output[0]], to=TensorProto.FLOAT16)
+    layer.input[0], layer.output[0] = f"{name}/up", f"{name}/in32"
+    insert_before(model, name, before)
+    model.graph.node.insert([node.name for node in model.graph.node].index(name) + 1, after)
+
+
+def without_pair(model: onnx.ModelProto, name: str) -> None:
+    """The quantise/dequantise pair at the input of one layer taken out."""
+    pair = [node_of(model, f"{name}/input_q"), node_of(model, f"{name}/input_dq")]
+    node_of(model, name).input[0] = pair[0].input[0]
+    for node in pair:
+        model.graph.node.remove(node)
+
+
+def with_float_weights(model: onnx.ModelProto, name: str, weights: np.ndarray) -> None:
+    node_of(model, name).input[1] = f"{name}.float"
+    model.graph.node.remove(node_of(model, f"{name}.weight_dq"))
+    model.graph.initializer.append(numpy_helper.from_array(weights, f"{name}.float"))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_right_graphs_hold(graphs: dict[Precision, Path], precision: Precision) -> None:
+    layers = onnx_precisions(graphs[precision], precision)
+    assert built(layers) == layer_types(precision)
+    assert {layer.name: layer.requested for layer in layers} == layer_types(precision)
+    assert all(layer.holds for layer in layers)
+    require_precision(layers, "this")
+
+
+@pytest.mark.parametrize("asked", PRECISIONS)
+@pytest.mark.parametrize("given", PRECISIONS)
+def test_the_answer_is_not_the_request(graphs: dict[Precision, Path], asked: Precision, given: Precision) -> None:
+    layers = onnx_precisions(graphs[given], asked)
+    assert built(layers) == layer_types(given)
+    if asked != given:
+        wanted, got = layer_types(asked)["fc8"], layer_types(given)["fc8"]
+        with pytest.raises(PrecisionError, match=f"fc8 is {got}, not {wanted}"):
+            require_precision(layers, "this")
+
+
+@pytest.mark.parametrize("name", ["conv4", "fc7"])
+def test_a_planted_fp32_layer(graphs: dict[Precision, Path], tmp_path: Path, name: str) -> None:
+    path = edited(graphs["fp16"], tmp_path / "a.onnx", lambda model: in_fp32(model, name))
+    layers = onnx_precisions(path, "fp16")
+    assert built(layers) == all_but(name, "fp16", "fp32")
+    with pytest.raises(PrecisionError, match=f"^this: {name} is fp32, not fp16$"):
+        require_precision(layers, "this")
+
+
+def test_a_layer_without_its_pair(graphs: dict[Precision, Path], tmp_path: Path) -> None:
+    path = edited(graphs["int8"], tmp_path / "a.onnx", lambda model: without_pair(model, "fc6"))
+    assert built(onnx_precisions(path, "int8")) == all_but("fc6", "int8", "mixed")
+
+
+def test_a_layer_that_was_not_quantised_at_all(
+    graphs: dict[Precision, Path], tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    def plant(model: onnx.ModelProto) -> None:
+        without_pair(model, "conv2")
+        with_float_weights(model, "conv2", checkpoint.weights["conv2.weight"])
+
+    path = edited(graphs["int8"], tmp_path / "a.onnx", plant)
+    assert built(onnx_precisions(path, "int8")) == all_but("conv2", "int8", "fp32")
+
+
+def test_float_weights_behind_a_quantised_input(
+    graphs: dict[Precision, Path], tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    path = edited(
+        graphs["int8"],
+        tmp_path / "a.onnx",
+        lambda model: with_float_weights(model, "fc8", checkpoint.weights["fc8.weight"]),
+    )
+    assert built(onnx_precisions(path, "int8")) == all_but("fc8", "int8", "mixed")
+
+
+def test_fp8_weights_without_a_quantised_input(graphs: dict[Precision, Path], tmp_path: Path) -> None:
+    path = edited(graphs["fp8"], tmp_path / "a.onnx", lambda model: without_pair(model, "fc7"))
+    assert built(onnx_precisions(path, "fp8")) == all_but("fc7", "fp8", "mixed")
+
+
+def test_int4_weights_that_were_left_in_fp16(
+    graphs: dict[Precision, Path], tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    weights = checkpoint.weights["fc8.weight"].astype(np.float16)
+    path = edited(graphs["int4-fc"], tmp_path / "a.onnx", lambda model: with_float_weights(model, "fc8", weights))
+    layers = onnx_precisions(path, "int4-fc")
+    assert built(layers) == all_but("fc8", "int4-fc", "fp16")
+    with pytest.raises(PrecisionError, match=r"^this: fc8 is fp16, not int4$"):
+        require_precision(layers, "this")
+
+
+def in_fp32_behind_int4(model: onnx.ModelProto, name: str) -> None:
+    """A layer with INT4 weights that computes in FP32."""
+    for entry in model.graph.initializer:
+        if entry.name in (f"{name}.weight_scale", f"{name}.bias"):
+            entry.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(entry).astype(np.float32), entry.name))
+    layer = node_of(model, name)
+    before = helper.make_node("Cast", [layer.input[0]], [f"{name}/up"], name=f"{name}/up", to=TensorProto.FLOAT)
+    after = helper.make_node("Cast", [f"{name}/in32"], [layer.output[0]], to=TensorProto.FLOAT16)
+    layer.input[0], layer.output[0] = f"{name}/up", f"{name}/in32"
+    insert_before(model, name, before)
+    model.graph.node.insert([node.name for node in model.graph.node].index(name) + 1, after)
+
+
+def test_int4_weights_computed_in_fp32(graphs: dict[Precision, Path], tmp_path: Path) -> None:
+    path = edited(graphs["int4-fc"], tmp_path / "a.onnx", lambda model: in_fp32_behind_int4(model, "fc7"))
+    assert built(onnx_precisions(path, "int4-fc")) == all_but("fc7", "int4-fc", "mixed")
+
+
+def test_a_missing_layer(graphs: dict[Precision, Path], tmp_path: Path) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        node_of(model, "conv3").name = "something"
+
+    layers = onnx_precisions(edited(graphs["fp32"], tmp_path / "a.onnx", rename), "fp32")
+    assert built(layers) == all_but("conv3", "fp32", "missing")
+    with pytest.raises(PrecisionError, match="conv3 is missing, not fp32"):
+        require_precision(layers, "this")
+
+
+# --- TensorRT-RTX ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parse() -> Iterator[Callable[[Path], Any]]:
+    """Parses a graph into a strongly typed TensorRT-RTX network."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: no engine can be built here")
+    kept = []
+
+    def parse(path: Path) -> Any:
+        logger = trt.Logger(trt.Logger.ERROR)
+        builder = trt.Builder(logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger)
+        assert parser.parse(path.read_bytes())
+        kept.extend([builder, parser, network])
+        return network
+
+    yield parse
+    kept.clear()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_parsed_network_has_the_graph_s_precisions(
+    graphs: dict[Precision, Path], parse: Callable[[Path], Any], precision: Precision
+) -> None:
+    network = parse(graphs[precision])
+    assert built(network_precisions(network, precision)) == layer_types(precision)
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type.name == "LRN":
+            assert layer.get_input(0).dtype.name == "FLOAT"
+
+
+@pytest.mark.parametrize(
+    ("precision", "name", "plant", "found"),
+    [
+        ("fp16", "conv4", in_fp32, "fp32"),
+        ("fp16", "fc7", in_fp32, "fp32"),
+        ("int8", "fc6", without_pair, "mixed"),
+        ("fp8", "conv4", without_pair, "mixed"),
+        ("int4-fc", "fc7", in_fp32_behind_int4, "mixed"),
+    ],
+)
+def test_a_planted_layer_is_found_in_the_parsed_network(
+    graphs: dict[Precision, Path],
+    parse: Callable[[Path], Any],
+    tmp_path: Path,
+    precision: Precision,
+    name: str,
+    plant: Callable[[onnx.ModelProto, str], None],
+    found: str,
+) -> None:
+    path = edited(graphs[precision], tmp_path / "a.onnx", lambda model: plant(model, name))
+    layers = network_precisions(parse(path), precision)
+    assert built(layers) == all_but(name, precision, found)
+    engine = tmp_path / "a.engine"
+    with pytest.raises(PrecisionError, match=f"{name} is {found}, not {layer_types(precision)[name]}"):
+        build_engine(
+            path, engine, precision=precision, runtime="rtx", weight_bytes=1, size=227, options=EngineOptions()
+        )
+    assert not engine.exists()
+
+
+def test_a_missing_layer_of_the_parsed_network(
+    graphs: dict[Precision, Path], parse: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        node_of(model, "fc7").name = "something"
+
+    network = parse(edited(graphs["fp16"], tmp_path / "a.onnx", rename))
+    assert built(network_precisions(network, "fp16")) == all_but("fc7", "fp16", "missing")
+
+
+def test_the_convolution_s_own_weights_count(graphs: dict[Precision, Path], parse: Callable[[Path], Any]) -> None:
+    """The parser keeps a convolution's weights in the layer; `network_precisions` must read them there, too."""
+    network = parse(graphs["bf16"])
+    conv = next(
+        network.get_layer(index) for index in range(network.num_layers) if network.get_layer(index).name == "conv3"
+    )
+    assert conv.num_inputs == 1
+    assert _kernel_type(conv) == "bf16"
+    assert conv.kernel.size == 384 * 256 * 9
+
+
+# --- the proof by size ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_bytes_of_the_weights(arch: str) -> None:
+    network = architecture(arch, 4)
+    conv = sum(spec.weights for spec in network.layers if spec.kind == "conv")
+    fc = sum(spec.weights for spec in network.layers if spec.kind == "fc")
+    assert weight_bytes(network, "fp32") == 4 * (conv + fc)
+    assert weight_bytes(network, "fp16") == weight_bytes(network, "bf16") == 2 * (conv + fc)
+    assert weight_bytes(network, "int8") == conv + fc
+    assert weight_bytes(network, "int4-fc") == 2 * conv + fc // 2 + fc // 128 * 2
+    first = network.layers[0].weights
+    assert weight_bytes(network, "fp8") == conv + fc + (first if layer_types("fp8")["conv1"] == "fp16" else 0)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_size_tells_the_precisions_apart(arch: str) -> None:
+    """FP16 from BF16 and INT8 from FP8 it cannot tell; their types do."""
+    network = architecture(arch, 4)
+    for given in PRECISIONS:
+        size = weight_bytes(network, given)
+        for asked in PRECISIONS:
+            if abs(weight_bytes(network, asked) - size) < 0.01 * size:
+                prove_size(int(size * 1.02), asked, weight_bytes(network, asked), EngineOptions())
+            else:
+                with pytest.raises(PrecisionError, match="not built in the precision asked for"):
+                    prove_size(size, asked, weight_bytes(network, asked), EngineOptions())
+
+
+def test_an_engine_with_fp32_weights_is_no_fp16_engine(
+    graphs: dict[Precision, Path], checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the layers' types read wrongly, the size of a real FP32 engine would still give it away."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: no engine can be built here")
+    blind = tuple(
+        LayerPrecision(name=name, requested="fp16", built="fp16", evidence="the parsed, strongly typed network")
+        for name in LAYER_NAMES
+    )
+    monkeypatch.setattr("alexnet_edge.export.engines.tensorrt.network_precisions", lambda network, precision: blind)
+    with pytest.raises(PrecisionError, match=r"the engine has 2\d\d,\d+,\d+ bytes where .* in fp16 take"):
+        build_engine(
+            graphs["fp32"],
+            tmp_path / "a.engine",
+            precision="fp16",
+            runtime="rtx",
+            weight_bytes=weight_bytes(checkpoint.info.arch, "fp16"),
+            size=227,
+            options=EngineOptions(),
+        )

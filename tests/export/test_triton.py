@@ -1,0 +1,457 @@
+"""A Triton model repository: what is written, what Triton's own message classes and its real server make of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from contract.bindings import BindingsError, required
+from contract.triton_server import Running, model_config, triton_server
+from narrow_network import NARROW, sitecustomize, write_checkpoint
+from small_artifacts import write_artifact as artifact_at
+
+from alexnet_edge.artifact import Artifact, TensorSpec, commit, load_artifact
+from alexnet_edge.errors import AlexNetEdgeError, GateError, UserError
+from alexnet_edge.export.triton import TritonOptions, config_of, write_triton_model
+from alexnet_edge.files import sha256_file
+from alexnet_edge.network import layers
+from alexnet_edge.predict import predict
+from alexnet_edge.sessions import open_session
+
+CLIENT = Path(__file__).parents[2] / "docs" / "examples" / "kserve_client.py"
+
+
+def write_artifact(path: Path, **changes: Any) -> Artifact:
+    """A small ONNX file with a manifest that calls it proved, unless `parity` says otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return artifact_at(path, **changes)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    return write_artifact(tmp_path / "artifacts" / "alexnet_fp32.onnx", seed=0)
+
+
+def engine(path: Path, *, least: int = 1, most: int = 8, **changes: Any) -> Artifact:
+    """A file with an engine's manifest: nothing loads it here."""
+    source = write_artifact(path.with_name("source.onnx"), seed=0)
+    manifest = replace(
+        source.manifest,
+        format="trt",
+        runtime="tensorrt",
+        precision="int8",
+        input=replace(source.manifest.input, min_batch=least, max_batch=most),
+        output=replace(source.manifest.output, min_batch=least, max_batch=most),
+        build={"options": {"opt_batch": 4}},
+    )
+    building = path.with_name("building.engine")
+    building.write_bytes(b"not an engine")
+    return commit(building, path, replace(manifest, **changes))
+
+
+def openvino(path: Path, **changes: Any) -> Artifact:
+    source = write_artifact(path.with_name("source.onnx"), seed=0)
+    building = path.with_name("building.xml")
+    building.write_text("<net/>", encoding="utf-8")
+    building.with_suffix(".bin").write_bytes(b"weights")
+    return commit(building, path, replace(source.manifest, format="openvino", runtime="openvino", **changes))
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+# --- what is written ------------------------------------------------------------------------------------------------------
+
+
+def test_the_repository_holds_the_proved_file_itself(artifact: Artifact, tmp_path: Path) -> None:
+    model = write_triton_model(artifact, tmp_path / "triton")
+    folder = tmp_path / "triton" / "alexnet_fp32"
+    assert (model.folder, model.version, model.added) == (folder, 1, True)
+    assert set(tree(folder)) == {"config.pbtxt", "labels.txt", "1/model.onnx", "1/model.onnx.json"}
+    assert sha256_file(folder / "1" / "model.onnx") == artifact.manifest.sha256
+    assert load_artifact(folder / "1" / "model.onnx").manifest == artifact.manifest
+    assert (folder / "labels.txt").read_text(encoding="utf-8").splitlines() == list(artifact.manifest.classes)
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_openvino_takes_its_weights_along(tmp_path: Path) -> None:
+    model = write_triton_model(openvino(tmp_path / "a" / "alexnet_fp32.xml"), tmp_path / "triton")
+    assert set(tree(model.folder)) == {
+        "config.pbtxt",
+        "labels.txt",
+        *("1/model.xml", "1/model.bin", "1/model.xml.json"),
+    }
+    assert any("BF16" in note for note in model.notes)
+
+
+def test_the_next_file_is_the_next_version(artifact: Artifact, tmp_path: Path) -> None:
+    repository = tmp_path / "triton"
+    write_triton_model(artifact, repository)
+    before = tree(repository)
+    again = write_triton_model(artifact, repository)
+    assert (again.version, again.added) == (1, False)
+    assert tree(repository) == before
+    other = write_artifact(tmp_path / "other" / "alexnet_fp32.onnx", seed=1)
+    model = write_triton_model(other, repository)
+    assert (model.version, model.added) == (2, True)
+    assert load_artifact(model.folder / "1" / "model.onnx").manifest.sha256 == artifact.manifest.sha256
+    assert "num_versions: 1\n" in (model.folder / "config.pbtxt").read_text(encoding="utf-8")
+    write_triton_model(other, repository, TritonOptions(keep_versions=2))
+    assert "num_versions: 2\n" in (model.folder / "config.pbtxt").read_text(encoding="utf-8")
+
+
+# --- Triton's own message classes -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def messages() -> ModuleType:
+    try:
+        return model_config()
+    except BindingsError as reason:
+        if required():
+            raise
+        pytest.skip(str(reason))
+
+
+def parsed(messages: ModuleType, model: Any) -> Any:
+    """The configuration as the server reads it: an unknown field or a value of the wrong kind is an error."""
+    from google.protobuf import text_format
+
+    text = (model.folder / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, messages.ModelConfig())
+
+
+def test_config_of_an_onnx_file(messages: ModuleType, artifact: Artifact, tmp_path: Path) -> None:
+    options = TritonOptions(name="flowers", max_batch=6, instances=3, kind="gpu", queue_delay_us=500, keep_versions=2)
+    model = write_triton_model(artifact, tmp_path / "triton", options)
+    config = parsed(messages, model)
+    assert (config.name, config.backend, config.platform) == ("flowers", "onnxruntime", "onnxruntime_onnx")
+    assert config.default_model_filename == "model.onnx"
+    assert config.max_batch_size == 6
+    (given,), (answer,) = config.input, config.output
+    assert (given.name, list(given.dims), given.data_type) == ("input", [3, 227, 227], messages.TYPE_FP32)
+    assert (answer.name, list(answer.dims), answer.data_type) == ("logits", [4], messages.TYPE_FP32)
+    assert answer.label_filename == "labels.txt"
+    (group,) = config.instance_group
+    assert (group.count, group.kind, list(group.profile)) == (3, messages.ModelInstanceGroup.KIND_GPU, [])
+    assert config.version_policy.latest.num_versions == 2
+    assert config.HasField("dynamic_batching")
+    assert config.dynamic_batching.max_queue_delay_microseconds == 500
+    assert list(config.dynamic_batching.preferred_batch_size) == []
+    assert [entry.batch_size for entry in config.model_warmup] == [1, 6]
+    for entry in config.model_warmup:
+        assert list(entry.inputs["input"].dims) == [3, 227, 227]
+        assert entry.inputs["input"].random_data
+    told = {name: value.string_value for name, value in config.parameters.items()}
+    assert told["alexnet_edge.sha256"] == artifact.manifest.sha256
+    assert json.loads(told["alexnet_edge.preprocessing"]) == artifact.manifest.preprocessing.to_json()
+    assert any("not on the GPU" in note for note in model.notes)
+
+
+def test_config_of_an_engine_follows_its_profile(messages: ModuleType, tmp_path: Path) -> None:
+    config = parsed(messages, write_triton_model(engine(tmp_path / "a" / "alexnet_int8.engine"), tmp_path / "triton"))
+    assert (config.backend, config.platform) == ("tensorrt", "tensorrt_plan")
+    assert config.default_model_filename == "model.plan"
+    assert config.max_batch_size == 8
+    (group,) = config.instance_group
+    assert (group.count, group.kind, list(group.profile)) == (1, messages.ModelInstanceGroup.KIND_GPU, ["0"])
+    assert list(config.dynamic_batching.preferred_batch_size) == [4]
+    assert [entry.batch_size for entry in config.model_warmup] == [1, 8]
+
+
+def test_a_fixed_batch_is_part_of_the_dims(messages: ModuleType, tmp_path: Path) -> None:
+    fixed = engine(tmp_path / "a" / "alexnet_int8.engine", least=4, most=4)
+    config = parsed(messages, write_triton_model(fixed, tmp_path / "triton"))
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
+    assert list(config.input[0].dims) == [4, 3, 227, 227]
+    assert list(config.output[0].dims) == [4, 4]
+    (warmup,) = config.model_warmup
+    assert (warmup.batch_size, list(warmup.inputs["input"].dims)) == (0, [4, 3, 227, 227])
+
+
+def test_config_of_openvino(messages: ModuleType, tmp_path: Path) -> None:
+    config = parsed(messages, write_triton_model(openvino(tmp_path / "a" / "alexnet_fp32.xml"), tmp_path / "triton"))
+    assert (config.backend, config.platform) == ("openvino", "")
+    assert config.default_model_filename == "model.xml"
+    assert config.instance_group[0].kind == messages.ModelInstanceGroup.KIND_CPU
+
+
+def test_any_text_survives_the_text_format(messages: ModuleType, artifact: Artifact) -> None:
+    from google.protobuf import text_format
+
+    odd = 'a "quoted" \\ back\nslash, ümläut \x7f'
+    text = config_of([replace(artifact.manifest, architecture=odd)], "name", TritonOptions())
+    found = text_format.Parse(text, messages.ModelConfig())
+    assert found.parameters["alexnet_edge.architecture"].string_value == odd
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------------
+
+
+def with_parity(verdict: Any) -> Callable[[Path], Artifact]:
+    return lambda folder: write_artifact(folder / "alexnet_fp32.onnx", seed=0, parity=verdict)
+
+
+CASES: dict[str, tuple[Callable[[Path], Artifact], TritonOptions, type[AlexNetEdgeError], str]] = {
+    "not proved": (
+        with_parity({"verdict": "not run", "reasons": ["built, not run: no GPU"]}),
+        TritonOptions(),
+        GateError,
+        r"not proved \(not run: built, not run: no GPU\)",
+    ),
+    "no proof": (with_parity({}), TritonOptions(), GateError, "no proof is recorded"),
+    "failed": (with_parity({"verdict": "failed", "reasons": ["far off"]}), TritonOptions(), GateError, "far off"),
+    "rtx": (
+        lambda folder: engine(folder / "a.engine", runtime="tensorrt-rtx"),
+        TritonOptions(),
+        UserError,
+        "does not load an engine of TensorRT-RTX",
+    ),
+    "torchscript": (
+        lambda folder: write_artifact(folder / "a.onnx", seed=0, format="torchscript"),
+        TritonOptions(),
+        UserError,
+        "not torchscript",
+    ),
+    "fp8": (
+        lambda folder: write_artifact(folder / "a.onnx", seed=0, precision="fp8"),
+        TritonOptions(),
+        UserError,
+        "answers FP8 graphs wrongly",
+    ),
+    "gpu for openvino": (
+        lambda folder: openvino(folder / "a.xml"),
+        TritonOptions(kind="gpu"),
+        UserError,
+        "runs on cpu: gpu",
+    ),
+    "cpu for an engine": (
+        lambda folder: engine(folder / "a.engine"),
+        TritonOptions(kind="cpu"),
+        UserError,
+        "runs on gpu: cpu",
+    ),
+    "batch above the profile": (
+        lambda folder: engine(folder / "a.engine"),
+        TritonOptions(max_batch=9),
+        UserError,
+        "8 at most: 9",
+    ),
+    "batch beside a fixed one": (
+        lambda folder: engine(folder / "a.engine", least=4, most=4),
+        TritonOptions(max_batch=2),
+        UserError,
+        "a batch of 4 only: 2",
+    ),
+    "no batch of 1": (
+        lambda folder: engine(folder / "a.engine", least=2),
+        TritonOptions(),
+        UserError,
+        "no less than 2",
+    ),
+    "class name": (
+        lambda folder: write_artifact(
+            folder / "a.onnx",
+            seed=0,
+            classes=("a\nb", "c", "d", "e"),
+            output=TensorSpec(name="logits", dtype="float32", shape=(4,)),
+        ),
+        TritonOptions(),
+        UserError,
+        "does not fit on a line",
+    ),
+    "file name": (
+        lambda folder: write_artifact(folder / "my model.onnx", seed=0),
+        TritonOptions(),
+        UserError,
+        "no name of a model: my model",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(case: str, tmp_path: Path) -> None:
+    make, options, kind, message = CASES[case]
+    (tmp_path / "artifacts").mkdir()
+    made = make(tmp_path / "artifacts")
+    with pytest.raises(kind, match=message):
+        write_triton_model(made, tmp_path / "triton", options)
+    assert not list((tmp_path / "triton").glob("*")) if (tmp_path / "triton").exists() else True
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden", "a b", "ü", "a" * 101])
+def test_a_name_that_is_a_path_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="--model-name"):
+        TritonOptions(name=name)
+
+
+@pytest.mark.parametrize("field", ["max_batch", "instances", "keep_versions"])
+def test_numbers_below_one_are_refused(field: str) -> None:
+    with pytest.raises(UserError, match=f"{field} must be 1 or more: 0"):
+        TritonOptions(**{field: 0})
+
+
+def test_another_network_does_not_join_a_model(artifact: Artifact, tmp_path: Path) -> None:
+    repository = tmp_path / "triton"
+    write_triton_model(artifact, repository)
+    before = tree(repository)
+    other = write_artifact(tmp_path / "b" / "alexnet_fp32.onnx", seed=1, classes=("w", "x", "y", "z"))
+    with pytest.raises(UserError, match="has other classes"):
+        write_triton_model(other, repository, TritonOptions(keep_versions=2))
+    with pytest.raises(UserError, match=r"version 1 has no model\.plan"):
+        write_triton_model(engine(tmp_path / "c" / "alexnet_fp32.engine"), repository)
+    assert tree(repository) == before
+    assert write_triton_model(other, repository).version == 2, "alone in service it may have other classes"
+
+
+def test_a_damaged_version_is_noticed(artifact: Artifact, tmp_path: Path) -> None:
+    model = write_triton_model(artifact, tmp_path / "triton")
+    (model.folder / "1" / "model.onnx").write_bytes(b"something else")
+    with pytest.raises(AlexNetEdgeError, match="does not match its manifest"):
+        write_triton_model(artifact, tmp_path / "triton")
+
+
+# --- the command line -----------------------------------------------------------------------------------------------------
+
+
+def test_export_proves_then_writes(
+    run_cli: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
+    checkpoint = write_checkpoint(tmp_path / "model.safetensors")
+    known = {"PYTHONPATH": os.pathsep.join([sitecustomize(tmp_path / "site"), os.getenv("PYTHONPATH", "")])}
+    words = ("export", "--format", "triton", "--checkpoint", checkpoint, "--images", image_folder / "val", "--quiet")
+    done = run_cli(*words, "--model-name", "narrow", "--max-batch", "4", env=known)
+    assert done.returncode == 0, done.stderr
+    assert "triton/narrow: version 1" in done.stdout
+    folder = run_cli.folder / "triton" / "narrow"
+    served, exported = load_artifact(folder / "1" / "model.onnx"), run_cli.folder / "artifacts" / "alexnet_fp32.onnx"
+    assert served.manifest.parity["verdict"] == "passed"
+    assert sha256_file(served.path) == sha256_file(exported)
+    again = run_cli("export", "--format", "triton", "--artifact", exported, "--model-name", "narrow", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["added"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "onnx", "--instances", "2"], "for a Triton model repository only"),
+        (["--format", "triton", "--workspace", "2"], "for TensorRT engines only"),
+        (["--format", "triton", "--artifact", "a.onnx", "--int8"], "the artifact is served as it is"),
+        (["--format", "triton", "--artifact", "a.onnx"], "no such artifact: a.onnx"),
+        (["--format", "triton", "--model-name", "../x"], "--model-name"),
+        (["--format", "triton", "--instance-kind", "npu"], "no such choice: npu"),
+    ],
+)
+def test_mistakes_are_one_line(run_cli: Any, arguments: list[str], message: str) -> None:
+    assert message in run_cli.refuses("export", *arguments)
+
+
+# --- the real server ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Path]]:
+    """A Triton server on a repository with one model, `means`, in two instances; and its folder."""
+    folder = tmp_path_factory.mktemp("served")
+    first = write_artifact(folder / "artifacts" / "means.onnx", seed=0)
+    write_triton_model(first, folder / "triton", TritonOptions(max_batch=5, instances=2))
+    try:
+        with triton_server(folder / "triton", folder) as server:
+            yield server, folder
+    except BindingsError as reason:
+        if required():
+            raise
+        pytest.skip(str(reason))
+
+
+def ask(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(CLIENT), *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def names(text: str) -> list[list[str]]:
+    return [re.findall(r"(\w+) -?\d+\.\d+", line.partition(": ")[2]) for line in text.splitlines()]
+
+
+def test_the_server_takes_the_configuration_and_warms_up(served: tuple[Running, Path]) -> None:
+    server, folder = served
+    assert server.get("v2")["name"] == "triton"
+    found: Any = server.get("v2/models/means/config")
+    assert found["max_batch_size"] == 5
+    assert found["instance_group"][0]["count"] == 2
+    assert found["output"][0]["label_filename"] == "labels.txt"
+    sha256 = found["parameters"]["alexnet_edge.sha256"]["string_value"]
+    assert sha256 == sha256_file(folder / "triton" / "means" / "1" / "model.onnx")
+    log = server.log.read_text(encoding="utf-8")
+    assert log.count("INSTANCE") == 2
+    assert log.count("KIND_CPU") + log.count(" CPU") >= 2
+    assert sorted(int(size) for size in re.findall(r"BATCH (\d+)", log)) == [1, 1, 5, 5], "each instance is warmed up"
+
+
+@pytest.mark.parametrize("mode", [[], ["--json"]])
+def test_the_example_client_gets_the_sessions_answers(
+    served: tuple[Running, Path], image_folder: Path, mode: list[str]
+) -> None:
+    server, folder = served
+    images = sorted((image_folder / "val").rglob("*.jpg"))[:5]
+    done = ask(server.url, "means", *images, *mode)
+    assert done.returncode == 0, done.stderr
+    with open_session(folder / "artifacts" / "means.onnx") as session:
+        expected = predict(session, images, top=3)
+    assert names(done.stdout) == [[guess.name for guess in entry.guesses] for entry in expected]
+    values = [[float(value) for value in re.findall(r"\w+ (-?\d+\.\d+)", line)] for line in done.stdout.splitlines()]
+    gaps = np.diff(np.log([[guess.probability for guess in entry.guesses] for entry in expected]), axis=1)
+    assert np.allclose(np.diff(values, axis=1), gaps, atol=2e-3), "the logits themselves are the session's"
+
+
+def test_what_the_server_refuses_is_told(served: tuple[Running, Path], image_folder: Path) -> None:
+    server, _ = served
+    images = sorted((image_folder / "val").rglob("*.jpg"))[:6]
+    too_many = ask(server.url, "means", *images)
+    assert too_many.returncode == 1
+    assert "batch-size must be <= 5" in too_many.stderr
+    unknown = ask(server.url, "nothing", images[0])
+    assert unknown.returncode == 1
+    assert "nothing" in unknown.stderr
+    assert "Traceback" not in too_many.stderr + unknown.stderr
+
+
+def test_no_server_is_one_line(image_folder: Path) -> None:
+    image = next((image_folder / "val").rglob("*.jpg"))
+    done = ask("http://127.0.0.1:9", "means", image)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "127.0.0.1:9" in done.stderr
+
+
+def test_a_running_server_takes_the_next_version(served: tuple[Running, Path]) -> None:
+    server, folder = served
+    second = write_artifact(folder / "next" / "means.onnx", seed=1)
+    model = write_triton_model(second, folder / "triton", TritonOptions(max_batch=5, instances=2))
+    assert model.version == 2
+    deadline = time.monotonic() + 60
+    while server.get("v2/models/means").get("versions") != ["2"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert server.get("v2/models/means")["versions"] == ["2"]

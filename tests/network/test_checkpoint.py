@@ -1,0 +1,674 @@
+"""Checkpoints: whole or refused in one line, whatever happens to the file."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+import urllib.error
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torchvision import models
+
+from alexnet_edge.errors import CheckpointError
+from alexnet_edge.images.preprocess import preset
+from alexnet_edge.network import download, load
+from alexnet_edge.network.checkpoint import (
+    CheckpointInfo,
+    check_weights,
+    parameter_shapes,
+    read_info,
+    read_weight,
+    save_checkpoint,
+)
+from alexnet_edge.network.layers import architecture
+from alexnet_edge.network.load import (
+    fit_weights,
+    import_weights,
+    load_checkpoint,
+    newest_checkpoint,
+    read_caffe_filters,
+    recognise,
+    torchvision_weights,
+)
+from alexnet_edge.progress import QuietReporter
+
+TWO_TOWER = architecture("two-tower", 4)
+INFO = CheckpointInfo(
+    architecture="two-tower",
+    classes=("daisy", "Löwenzahn", "a b", "tulip"),
+    preprocessing=preset("caffe-227"),
+    recipe={"epochs": 3, "lr": 0.01},
+    data={"source": {"kind": "synthetic"}, "hash": "ab" * 32},
+    metrics={"top1": 0.5},
+    tools={"torch": "2.15.0"},
+)
+
+MakeCheckpoint = Callable[..., Path]
+
+
+def constant_weights(value: float) -> dict[str, np.ndarray]:
+    return {name: np.full(shape, value, np.float32) for name, shape in parameter_shapes(TWO_TOWER).items()}
+
+
+def message(error: pytest.ExceptionInfo[CheckpointError], path: Path) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    assert str(path) in text
+    assert "; " in text, "no fix in the message"
+    assert error.value.exit_code == 2
+    return text
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(shape, np.float32) for name, shape in parameter_shapes(TWO_TOWER).items()}
+    path = tmp_path / "new" / "folder" / "model.safetensors"
+    save_checkpoint(path, weights, INFO)
+    loaded = load_checkpoint(path)
+    assert loaded.info == INFO
+    assert read_info(path) == INFO
+    for name in ("conv1.weight", "fc8.bias"):
+        np.testing.assert_array_equal(read_weight(path, name), weights[name], strict=True)
+    with pytest.raises(CheckpointError, match=r"conv9\.weight cannot be read \(KeyError"):
+        read_weight(path, "conv9.weight")
+    assert loaded.info.arch == TWO_TOWER
+    assert list(loaded.weights) == sorted(weights)
+    for name, value in weights.items():
+        np.testing.assert_array_equal(loaded.weights[name], value, strict=True)
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.safetensors"]
+    # other tools open it too
+    with safetensors.safe_open(path, framework="np") as file:
+        assert json.loads(file.metadata()["alexnet-edge"])["classes"] == list(INFO.classes)
+
+
+def test_header_is_read_without_torch_or_safetensors(tiny_checkpoint: MakeCheckpoint) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['safetensors'] = None\n"
+        "from pathlib import Path; from alexnet_edge.network.checkpoint import read_info\n"
+        "print(read_info(Path(sys.argv[1])).architecture)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_checkpoint())], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "two-tower\n"
+
+
+WRITER = """
+import sys
+import numpy as np
+from pathlib import Path
+from alexnet_edge.network.checkpoint import CheckpointInfo, parameter_shapes, save_checkpoint
+from alexnet_edge.images.preprocess import preset
+
+path, start = Path(sys.argv[1]), int(sys.argv[2])
+for value in range(start, start + 1000):
+    info = CheckpointInfo(architecture="two-tower", classes=tuple("abcd"), preprocessing=preset("caffe-227"),
+                          recipe={"value": value})
+    weights = {name: np.full(shape, value, np.float32) for name, shape in parameter_shapes(info.arch).items()}
+    print("writing", flush=True)
+    save_checkpoint(path, weights, info)
+"""
+
+
+@pytest.mark.slow
+def test_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(
+        path,
+        constant_weights(0),
+        CheckpointInfo(
+            architecture="two-tower", classes=tuple("abcd"), preprocessing=preset("caffe-227"), recipe={"value": 0}
+        ),
+    )
+    pauses = random.Random(0)
+    cut_short = 0
+    for attempt in range(8):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, path, str(1000 * attempt + 1)], stdout=subprocess.PIPE
+        ) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"writing\n"
+            time.sleep(pauses.uniform(0, 0.4))
+            writer.send_signal(signal.SIGKILL)
+        leftovers = [entry for entry in tmp_path.iterdir() if entry != path]
+        cut_short += bool(leftovers)
+        for entry in leftovers:
+            assert entry.name.startswith("."), "what a killed writer leaves must not look like a checkpoint"
+            entry.unlink()
+        loaded = load_checkpoint(path)
+        value = np.float32(loaded.info.recipe["value"])
+        assert all((weight == value).all() for weight in loaded.weights.values()), "old and new are mixed"
+    assert cut_short >= 2, "the writer was hardly ever killed while it wrote: nothing was shown"
+
+
+def test_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, constant_weights(1), INFO)
+    before = path.stat()
+    broken = constant_weights(2)
+    broken["fc7.bias"][5] = np.nan
+    with pytest.raises(CheckpointError, match=r"fc7\.bias holds values that are not finite"):
+        save_checkpoint(path, broken, INFO)
+    assert path.stat() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_truncated_at_any_length(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, constant_weights(1), INFO)
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        header = 8 + struct.unpack("<Q", stream.read(8))[0]
+    lengths = [
+        size - 1,
+        size - 4,
+        size - 4096,
+        size // 2,
+        header + 1,
+        header,
+        header - 1,
+        header // 2,
+        100,
+        9,
+        8,
+        7,
+        1,
+        0,
+    ]
+    for length in lengths:
+        os.truncate(path, length)
+        with pytest.raises(CheckpointError) as error:
+            load_checkpoint(path)
+        message(error, path)
+
+
+def test_longer_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, constant_weights(1), INFO)
+    with path.open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        load_checkpoint(path)
+
+
+def test_any_flipped_header_byte_is_refused_or_harmless(tmp_path: Path) -> None:
+    """A flip in the JSON may change a text (a class name); it may never raise anything but CheckpointError."""
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, constant_weights(1), INFO)
+    original = path.read_bytes()
+    header = 8 + struct.unpack("<Q", original[:8])[0]
+    places = sorted({*range(12), *random.Random(0).sample(range(header), 60)})
+    refused = 0
+    for place in places:
+        with path.open("rb+") as stream:
+            stream.seek(place)
+            stream.write(bytes([original[place] ^ 0x55]))
+        try:
+            info = read_info(path)
+        except CheckpointError:
+            refused += 1
+        else:
+            assert info.architecture == "two-tower"
+        with path.open("rb+") as stream:
+            stream.seek(place)
+            stream.write(original[place : place + 1])
+    assert refused >= len(places) // 4
+
+
+def header_only(path: Path, header: Any) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"5",
+        b'"text"',
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"__metadata__": null}',
+        b'{"__metadata__": [1]}',
+        b'{"__metadata__": {"alexnet-edge": 5}}',
+        b'{"__metadata__": {"alexnet-edge": "5"}}',
+        b'{"__metadata__": {"alexnet-edge": "[]"}}',
+        b'{"__metadata__": {"alexnet-edge": "{}"}}',
+    ],
+)
+def test_hostile_headers(tmp_path: Path, header: bytes) -> None:
+    path = header_only(tmp_path / "model.safetensors", header)
+    for read in (read_info, load_checkpoint):
+        with pytest.raises(CheckpointError) as error:
+            read(path)
+        message(error, path)
+
+
+def test_huge_header_length_is_not_allocated(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**63) + b"{}")
+    with pytest.raises(CheckpointError) as error:
+        read_info(path)
+    assert "not a readable safetensors file" in message(error, path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": 2},
+        {"schema": None},
+        {"classes": []},
+        {"classes": "abc", "schema": "1"},
+        {"classes": [1, 2]},
+        {"classes": None},
+        {"architecture": "vgg16"},
+        {"architecture": None},
+        {"preprocessing": None},
+        {"preprocessing": {"resize": float("inf"), "crop": 227, "mean": [0, 0, 0], "std": [1, 1, 1]}},
+        {"preprocessing": {"resize": 256, "crop": 0, "mean": [0, 0, 0], "std": [1, 1, 1]}},
+        {"preprocessing": {"resize": 256, "crop": 227, "mean": [float("nan"), 0, 0], "std": [1, 1, 1]}},
+        {"preprocessing": {"resize": 256, "crop": 227, "mean": [0, 0], "std": [1, 1, 1]}},
+        {"preprocessing": {"resize": 256, "crop": 227, "mean": [0, 0, 0], "std": [1, 0, 1]}},
+        {"recipe": 5},
+        {"metrics": "many"},
+    ],
+)
+def test_damaged_info(tmp_path: Path, change: dict[str, Any]) -> None:
+    text = json.dumps({**INFO.to_json(), **change})
+    path = header_only(tmp_path / "model.safetensors", {"__metadata__": {"alexnet-edge": text}})
+    with pytest.raises(CheckpointError) as error:
+        read_info(path)
+    assert "header is damaged" in message(error, path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for read in (load_checkpoint, read_info, import_weights):
+        with pytest.raises(CheckpointError, match="no such"):
+            read(tmp_path / "none.safetensors")
+        with pytest.raises(CheckpointError, match="no such"):
+            read(tmp_path)
+
+
+def test_foreign_safetensors_points_to_init(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, path)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path)
+    assert "--init" in message(error, path)
+
+
+def test_wrong_architecture_names_the_layers(tmp_path: Path) -> None:
+    weights = constant_weights(1)
+    weights["conv2.weight"] = np.zeros((256, 96, 5, 5), np.float32)
+    del weights["fc8.bias"]
+    weights["conv6.weight"] = np.zeros(1, np.float32)
+    with pytest.raises(CheckpointError) as error:
+        check_weights(weights, TWO_TOWER, tmp_path)
+    text = message(error, tmp_path)
+    assert "fc8.bias is missing" in text
+    assert "conv6.weight is unknown" in text
+    assert "conv2.weight is [256, 96, 5, 5], not [256, 48, 5, 5]" in text
+
+
+def test_other_class_count_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    text = json.dumps({**INFO.to_json(), "classes": list("abcde")})
+    safetensors.numpy.save_file(constant_weights(1), path, metadata={"alexnet-edge": text})
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path)
+    assert "fc8.weight is [4, 4096], not [5, 4096], fc8.bias is [4], not [5]" in message(error, path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    weights = constant_weights(1)
+    weights["conv3.weight"][0, 0, 0, 0] = value
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(weights, path, metadata={"alexnet-edge": json.dumps(INFO.to_json())})
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path)
+    assert "conv3.weight holds values that are not finite" in message(error, path)
+
+
+# --- importing ------------------------------------------------------------------------------------------------------------
+
+TORCHVISION_KEYS = ["features.0", "features.3", "features.6", "features.8", "features.10"]
+TORCHVISION_KEYS += ["classifier.1", "classifier.4", "classifier.6"]
+NOTEBOOK_KEYS = ["conv1.0", "conv2.0", "conv3.0", "conv4.0", "conv5.0", "fc1.0", "fc2.0", "fc3.0"]
+
+
+def state_dict(
+    arch_name: str, keys: list[str] | None = None, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """Weights of an architecture with 4 classes, every value of the parameter at position i equal to i, under other keys."""
+    arch = architecture(arch_name, 4)
+    prefixes = dict(
+        zip([layer.name for layer in arch.layers], keys or [layer.name for layer in arch.layers], strict=True)
+    )
+    state = {}
+    for index, (name, shape) in enumerate(parameter_shapes(arch).items()):
+        layer, _, leaf = name.partition(".")
+        state[f"{prefixes[layer]}.{leaf}"] = torch.full((1,), index, dtype=dtype).expand(shape).clone()
+    return state
+
+
+@pytest.mark.parametrize(
+    ("arch_name", "keys", "wrap", "prefix"),
+    [
+        ("one-tower", None, None, ""),
+        ("two-tower", None, "state_dict", "module."),
+        ("torchvision", TORCHVISION_KEYS, None, ""),
+        ("torchvision", TORCHVISION_KEYS, "model_state_dict", "module._orig_mod."),
+        ("notebook", NOTEBOOK_KEYS, "model", ""),
+        ("notebook", NOTEBOOK_KEYS, None, "_orig_mod."),
+        ("notebook", NOTEBOOK_KEYS, None, "_orig_mod.module."),
+    ],
+)
+def test_dialects(tmp_path: Path, arch_name: str, keys: list[str] | None, wrap: str | None, prefix: str) -> None:
+    state: Any = {prefix + name: value for name, value in state_dict(arch_name, keys).items()}
+    path = tmp_path / "weights.pth"
+    torch.save({wrap: state, "epoch": 3} if wrap else state, path)
+    loaded = load_checkpoint(path)
+    assert loaded.info.architecture == arch_name
+    assert loaded.info.classes == ("class 0", "class 1", "class 2", "class 3")
+    for index, name in enumerate(parameter_shapes(architecture(arch_name, 4))):
+        assert (loaded.weights[name] == index).all(), name
+
+
+def test_state_dicts_as_torch_leaves_them(tmp_path: Path) -> None:
+    """What DistributedDataParallel, an average of weights and a compiled part really call their entries."""
+    network = models.alexnet(num_classes=4)
+    expected = network.state_dict()
+    compiled = models.alexnet(num_classes=4)
+    compiled.load_state_dict(expected)
+    compiled.features = torch.compile(compiled.features)  # not run: only its names count
+    averaged = AveragedModel(network)  # type: ignore[no-untyped-call]
+    with init_process_group(tmp_path):
+        parallel = nn.parallel.DistributedDataParallel(network).state_dict()
+    reference = {"model": expected, "optimizer": {"lr": 0.1}, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    for name, state in (
+        ("parallel", parallel),
+        ("compiled", compiled.state_dict()),
+        ("averaged", averaged.state_dict()),
+        ("reference", reference),  # as torchvision's reference script writes it
+    ):
+        path = tmp_path / f"{name}.pth"
+        torch.save(state, path)
+        weights = import_weights(path)
+        assert recognise(weights, path).name == "torchvision", name
+        assert np.array_equal(weights["conv1.weight"], expected["features.0.weight"].numpy()), name
+        assert np.array_equal(weights["fc8.bias"], expected["classifier.6.bias"].numpy()), name
+
+
+@contextmanager
+def init_process_group(folder: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_weights_that_do_not_fit_are_named_layer_by_layer(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(state_dict("torchvision", TORCHVISION_KEYS), path)
+    with pytest.raises(CheckpointError) as error:
+        fit_weights(import_weights(path), architecture("one-tower", 4), path)
+    text = message(error, path)
+    for part in (
+        "conv1.weight is [64, 3, 11, 11], not [96, 3, 11, 11]",
+        "conv1.bias is [64], not [96]",
+        "conv2.weight is [192, 64, 5, 5], not [256, 96, 5, 5]",
+        "conv3.weight is [384, 192, 3, 3], not [384, 256, 3, 3]",
+    ):
+        assert part in text
+    for name in ("fc6", "fc7", "fc8"):
+        assert name not in text, "what fits is not named"
+
+
+def test_other_classes_leave_fc8_out_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(state_dict("two-tower"), path)
+    weights = import_weights(path)
+    same, note = fit_weights(weights, architecture("two-tower", 4), path)
+    assert (same.keys(), note) == (weights.keys(), "")
+    fitted, note = fit_weights(weights, architecture("two-tower", 7), path)
+    assert weights.keys() - fitted.keys() == {"fc8.weight", "fc8.bias"}
+    assert "fc8 of" in note
+    assert "has 4 outputs, not 7" in note
+    del weights["fc6.bias"]
+    with pytest.raises(CheckpointError, match=r"fc6\.bias is missing"):
+        fit_weights(weights, architecture("two-tower", 7), path)
+
+
+def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = tmp_path / "alexnet-owt.pth"
+    torch.save(state_dict("torchvision", TORCHVISION_KEYS), published)
+    digest = hashlib.sha256(published.read_bytes()).hexdigest()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(load, "TORCHVISION_URL", published.as_uri())
+    monkeypatch.setattr(load, "_TORCHVISION_SHA256", "0" * 8)
+    with pytest.raises(CheckpointError, match=r"not the published file: its SHA-256 begins .*--init FILE"):
+        torchvision_weights(QuietReporter())
+    assert list((tmp_path / "hub/checkpoints").iterdir()) == [], "a file that is not the published one is not kept"
+
+    monkeypatch.setattr(load, "_TORCHVISION_SHA256", digest[:8])
+    path = torchvision_weights(QuietReporter())
+    assert path.read_bytes() == published.read_bytes()
+    published.unlink()
+    assert torchvision_weights(QuietReporter()) == path, "the second time from the cache"
+    path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError) as error:
+        torchvision_weights(QuietReporter())
+    assert "damaged: its SHA-256 does not begin with" in message(error, path)
+
+
+def test_torchvisions_weights_without_a_network_are_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(download, "urlopen", Mock(side_effect=urllib.error.URLError("no route to host")))
+    monkeypatch.setattr(download, "PAUSE_S", 0.0)
+    with pytest.raises(CheckpointError) as error:
+        torchvision_weights(QuietReporter())
+    text = str(error.value)
+    assert "\n" not in text
+    assert "cannot be downloaded (no route to host): https://download.pytorch.org/models/" in text
+    assert text.endswith("fetch the file on another machine and give it with --init FILE")
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_import_from_safetensors_of_another_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(state_dict("torchvision", TORCHVISION_KEYS, dtype), path)
+    weights = import_weights(path)
+    assert recognise(weights, path).name == "torchvision"
+    for index, name in enumerate(parameter_shapes(architecture("torchvision", 4))):
+        assert weights[name].dtype == np.float32
+        assert (weights[name] == index).all(), name
+
+
+class Payload:
+    """Unpickling it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("way", ["torch", "torch-nested", "pickle"])
+def test_pickle_that_runs_code_is_refused(tmp_path: Path, way: str) -> None:
+    path, trap = tmp_path / "weights.pth", tmp_path / "it ran"
+    if way == "pickle":
+        path.write_bytes(pickle.dumps(Payload(trap), protocol=2))
+    else:
+        torch.save(Payload(trap) if way == "torch" else {"state_dict": {"a": Payload(trap)}}, path)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path)
+    assert "could run code" in message(error, path)
+    assert not trap.exists()
+
+
+def test_whole_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(nn.Linear(2, 2), path)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path)
+    assert "state_dict()" in message(error, path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"a": torch.zeros(2)},
+        {0: torch.zeros(2)},
+        {"a": 5},
+        [torch.zeros(2)],
+        torch.zeros(2),
+        {"a": torch.zeros(2, dtype=torch.int64)},
+        {"a": torch.zeros(2, dtype=torch.complex64)},
+        {"a": torch.zeros(2, 2).to_sparse()},
+        {"state_dict": 5},
+    ],
+)
+def test_not_a_state_dict_of_this_network(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path)
+    message(error, path)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 4096), (4,), (4, 100)])
+def test_last_layer_of_an_odd_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    weights = constant_weights(1)
+    weights["fc8.weight"] = np.zeros(shape, np.float32)
+    with pytest.raises(CheckpointError) as error:
+        recognise(weights, tmp_path)
+    assert f"fc8 {list(shape)}" in message(error, tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 10, 1000, -1])
+def test_truncated_torch_file(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path)
+    message(error, path)
+
+
+# --- Caffe filters --------------------------------------------------------------------------------------------------------
+
+
+def caffe_filters(**change: np.ndarray | None) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    filters = {layer.name: rng.standard_normal(layer.weight_shape, np.float32) for layer in TWO_TOWER.layers[:5]}
+    return {name: value for name, value in {**filters, **change}.items() if value is not None}
+
+
+def test_filters_see_rgb(tmp_path: Path) -> None:
+    filters = caffe_filters()
+    path = tmp_path / "filters.npz"
+    np.savez(path, **filters)
+    weights = read_caffe_filters(path, TWO_TOWER)
+    np.testing.assert_array_equal(weights["conv1.weight"], filters["conv1"][:, [2, 1, 0]])
+    for name in ("conv2", "conv3", "conv4", "conv5"):
+        np.testing.assert_array_equal(weights[f"{name}.weight"], filters[name])
+        assert not weights[f"{name}.bias"].any()
+    assert set(weights) == {f"conv{index}.{leaf}" for index in range(1, 6) for leaf in ("weight", "bias")}
+    # The meaning of it: a filter on B, G, R pixels answers as the converted one does on R, G, B pixels.
+    bgr_CHW = np.random.default_rng(4).random((3, 11, 11), np.float32)
+    caffes = np.tensordot(filters["conv1"], bgr_CHW, 3)
+    np.testing.assert_allclose(np.tensordot(weights["conv1.weight"], bgr_CHW[::-1], 3), caffes, rtol=1e-4, atol=1e-4)
+
+
+def test_real_filters(data_root: Path) -> None:
+    weights = read_caffe_filters(data_root / "bvlc_alexnet_conv_filters.npz", TWO_TOWER)
+    # Many of the first layer's filters are gray edges: their R, G, B weights agree far more than chance would have it.
+    conv1 = weights["conv1.weight"].reshape(96, 3, -1)
+    agreement = [np.corrcoef(kernel)[0, 1] for kernel in conv1 if np.all(kernel.std(axis=1) > 1e-3)]
+    assert np.median(agreement) > 0.5
+    with pytest.raises(CheckpointError, match=r"conv2 is \[256, 48, 5, 5\], one-tower needs \[256, 96, 5, 5\]"):
+        read_caffe_filters(data_root / "bvlc_alexnet_conv_filters.npz", architecture("one-tower"))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"conv3": None}, "conv3 is missing, two-tower needs [384, 256, 3, 3]"),
+        (
+            {"conv4": np.zeros((384, 384, 3, 3), np.float32)},
+            "conv4 is [384, 384, 3, 3], two-tower needs [384, 192, 3, 3]",
+        ),
+        ({"conv5": np.full((256, 192, 3, 3), np.nan, np.float32)}, "conv5.weight holds values that are not finite"),
+        ({"conv1": np.array([object()])}, "not a readable .npz file"),
+        ({"conv1": np.array(["text"])}, "not a readable .npz file"),
+    ],
+)
+def test_filters_that_do_not_fit(tmp_path: Path, change: dict[str, np.ndarray | None], expected: str) -> None:
+    path = tmp_path / "filters.npz"
+    np.savez(path, **caffe_filters(**change))  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError) as error:
+        read_caffe_filters(path, TWO_TOWER)
+    assert expected in message(error, path)
+
+
+def test_damaged_filters(tmp_path: Path) -> None:
+    path = tmp_path / "filters.npz"
+    with pytest.raises(CheckpointError, match="no such filters file"):
+        read_caffe_filters(path, TWO_TOWER)
+    np.savez_compressed(path, **caffe_filters())
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[120] ^= 255
+    flipped[len(whole) // 2] ^= 255
+    for content in (whole[:-1], whole[: len(whole) // 2], whole[:100], b"", b"PK\x03\x04", b"text", bytes(flipped)):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError) as error:
+            read_caffe_filters(path, TWO_TOWER)
+        assert "not a readable .npz file" in message(error, path)
+    with path.open("wb") as stream:
+        np.save(stream, np.zeros(3))
+    with pytest.raises(CheckpointError, match=r"not a readable \.npz file"):
+        read_caffe_filters(path, TWO_TOWER)
+
+
+def test_newest_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        newest_checkpoint(tmp_path)
+    for age, name in ((30, "first"), (10, "last"), (20, "middle")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"")
+        moment = time.time() - age
+        os.utime(folder / "model.safetensors", (moment, moment))
+    assert newest_checkpoint(tmp_path) == tmp_path / "last" / "model.safetensors"

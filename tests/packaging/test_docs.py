@@ -1,0 +1,95 @@
+"""What the documentation shows exists: its commands with their options, its links, its examples."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from alexnet_edge.cli import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+UNITS = sorted((ROOT / "docs" / "examples").glob("*.service")) + sorted((ROOT / "docs" / "examples").glob("*.path"))
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@cache
+def options() -> dict[str, set[str]]:
+    """The options of each command."""
+    commands: Any = get_command(app)
+    return {
+        name: {"--help"}.union(*((*parameter.opts, *parameter.secondary_opts) for parameter in command.params))
+        for name, command in commands.commands.items()
+    }
+
+
+def check_words(words: list[str]) -> None:
+    """`words` are a command of the command line and its arguments."""
+    name, *arguments = words
+    if name not in ("--version", "--help"):
+        given = {word.partition("=")[0] for word in arguments if word.startswith("--") and word != "--"}
+        assert given <= options()[name], f"{name} has no {given - options()[name]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_that_are_shown_exist(page: Path) -> None:
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        for command in re.split(r"&&|\|\|", line):
+            if found := re.match(r"\s*(?:\$ )?(?:\S*/)?alexnet-edge ([a-z-].*)", command):
+                check_words(shlex.split(found.group(1).partition(" | ")[0], comments=True))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+://|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path) if path else page
+        assert other.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in anchors, target
+
+
+def test_the_units_are_what_systemd_takes(tmp_path: Path) -> None:
+    program = tmp_path / "alexnet-edge" / "current" / "alexnet-edge"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    starts = [
+        line.partition("=")[2].split()
+        for unit in UNITS
+        for line in unit.read_text(encoding="utf-8").splitlines()
+        if line.startswith("ExecStart=%h/alexnet-edge/current/alexnet-edge")
+    ]
+    assert starts
+    for _, *words in starts:
+        check_words(words)
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("no systemd-analyze here: the units are not checked by systemd itself")
+    done = subprocess.run(
+        [analyze, "verify", "--user", *map(str, UNITS)],
+        env={**os.environ, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -1,0 +1,155 @@
+"""`bench --loader`: what it compares, that it tells a slow feed from a slow step, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_network
+import torch
+from conftest import Cli
+
+from alexnet_edge.environment import usable_cpus
+from alexnet_edge.errors import MissingComponentError, UserError
+from alexnet_edge.images import preprocess
+from alexnet_edge.images.datasets import open_split
+from alexnet_edge.network import layers
+from alexnet_edge.network.layers import architecture
+from alexnet_edge.progress import QuietReporter
+from alexnet_edge.training.feed_speed import LoaderSettings, Way, _timed, loader_verdict, measure_loader, ways
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> layers.Architecture:
+    monkeypatch.setitem(layers.ARCHITECTURES, "tiny", tiny_network.TINY)
+    monkeypatch.setitem(preprocess.PRESETS, "tiny-67", tiny_network.TINY_PREPROCESSING)
+    return architecture("tiny", 4)
+
+
+def measure(folder: Path, arch: layers.Architecture, **settings: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {"batch": 8, "seconds": 0.05, "rounds": 2, "device": "cpu", "threads": 1, **settings}
+    before = torch.get_num_threads()
+    try:
+        images = open_split(folder, "train")
+        return measure_loader(images, arch, LoaderSettings(**options), command=["x"], reporter=QuietReporter())
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_every_way_is_measured_in_every_round(image_folder: Path, tiny: layers.Architecture) -> None:
+    found = measure(image_folder, tiny, workers=(0, 1))
+    assert json.loads(json.dumps(found, allow_nan=False)) == {
+        **found,
+        "settings": {**found["settings"], "workers": [0, 1]},
+    }
+    assert [(row["label"], row["kept"]) for row in found["rows"]] == [
+        ("training thread", False),
+        ("training thread", True),
+        ("1 thread", False),
+        ("1 thread", True),
+        ("1 process", False),
+    ]
+    assert len(found["step_images_per_s"]) == 2
+    for row in found["rows"]:
+        assert len(row["feed_images_per_s"]) == len(row["training_images_per_s"]) == len(row["wait_share"]) == 2
+        assert all(value > 0 for value in row["feed_images_per_s"] + row["training_images_per_s"])
+        assert all(0 <= value < 1 for value in row["wait_share"])
+    assert found["data"] == {"source": str(image_folder), "images": 24}
+    assert found["environment"]["cpus"] == usable_cpus()
+
+
+def test_ways_on_a_gpu_are_tried_with_light_on_both_sides() -> None:
+    found = ways(LoaderSettings(workers=(4,), device="cuda"))
+    assert Way(pool="processes", workers=4, augment_on="device", kept=False) in found
+    assert len(found) == len(set(found)) == 6
+    assert found[2].label == "4 threads, light on the device"
+    assert {way.workers for way in ways(LoaderSettings())} == {usable_cpus()}
+
+
+@pytest.mark.parametrize(("feed_s", "step_s"), [(0.03, 0.0), (0.0, 0.03)])
+def test_waiting_is_told_from_working(feed_s: float, step_s: float) -> None:
+    closed = []
+
+    def batches() -> Generator[Batch, None, None]:
+        try:
+            for _ in itertools.count():
+                time.sleep(feed_s)
+                yield torch.zeros(2), torch.zeros(2)
+        finally:
+            closed.append(1)
+
+    found = _timed(batches(), lambda x, labels_N: time.sleep(step_s), seconds=0.2)
+    assert (found.wait_share > 0.5) == (feed_s > 0)
+    assert 0 < found.images_per_s < 2 / 0.03
+    assert closed == [1], "no worker goes on into the next measurement"
+
+
+def test_verdict_is_of_the_way_that_trains_fastest() -> None:
+    rows = [
+        {"label": "1 thread", "kept": False, "training_images_per_s": [5.0, 6.0, 7.0], "wait_share": [0.0, 0.0, 0.0]},
+        {"label": "2 threads", "kept": True, "training_images_per_s": [8.0, 9.0, 1.0], "wait_share": [0.2, 0.3, 0.1]},
+    ]
+    assert loader_verdict({"rows": rows}) == (
+        "the feed holds training up: with 2 threads, images kept, steps wait 20.0% of their time"
+    )
+    rows[1]["wait_share"] = [0.02, 0.01, 0.9]
+    assert "is not the bottleneck" in loader_verdict({"rows": rows})
+
+
+def test_settings_out_of_range_are_refused(image_folder: Path, tiny: layers.Architecture) -> None:
+    for change, text in (
+        ({"batch": 0}, "batch must be 1 or more: 0"),
+        ({"rounds": 0}, "rounds must be 1 or more: 0"),
+        ({"workers": (2, -1)}, "workers must be 0 or more: -1"),
+        ({"seconds": float("nan")}, "seconds must be above 0"),
+    ):
+        with pytest.raises(UserError, match=text):
+            measure(image_folder, tiny, **change)
+    if not torch.cuda.is_available():
+        with pytest.raises(MissingComponentError, match="no CUDA GPU here; use --device cpu"):
+            measure(image_folder, tiny, device="cuda")
+
+
+def test_command_line(image_folder: Path, run_cli: Cli) -> None:
+    result = run_cli(
+        *[
+            "bench",
+            "--loader",
+            "--arch",
+            "torchvision",
+            "--batch",
+            "2",
+            "--workers",
+            "0",
+            "--seconds",
+            "0.01",
+            "--rounds",
+            "1",
+            "--device",
+            "cpu",
+            "--images",
+        ],
+        image_folder,
+    )
+    assert result.returncode == 0, result.stderr
+    first, *_ = result.stdout.splitlines()
+    assert first.startswith("The feed ")
+    assert "training thread  decoded" in result.stdout
+    found = json.loads((run_cli.folder / "reports/loader.json").read_text())
+    assert found["architecture"] == "torchvision"
+    assert found["verdict"] in first[:1].lower() + first[1:]
+
+
+def test_command_line_refuses_what_does_not_belong_together(run_cli: Cli) -> None:
+    assert "--loader measures how training gets its images, without: --scenario" in run_cli.refuses(
+        *["bench", "--loader", "--scenario", "all"]
+    )
+    assert "with --loader, --batch is one number: 1,8" in run_cli.refuses(*["bench", "--loader", "--batch", "1,8"])
+    assert "only --loader takes: --workers; add --loader" in run_cli.refuses(*["bench", "--workers", "2"])

@@ -1,0 +1,121 @@
+"""Training with rounded weights: the values of an export, the straight-through gradient, and what is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from narrow_network import NARROW, write_checkpoint
+from torch import nn
+
+from alexnet_edge.errors import UserError
+from alexnet_edge.images.datasets import reopen
+from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.network import layers
+from alexnet_edge.network.load import load_checkpoint
+from alexnet_edge.network.model import AlexNet
+from alexnet_edge.network.quantize import quantize_blocks_full, quantize_weight
+from alexnet_edge.proof.evaluate import evaluate
+from alexnet_edge.sessions import open_session
+from alexnet_edge.training.distributed import World
+from alexnet_edge.training.learner import Learner, prepare_network
+from alexnet_edge.training.recipe import RECIPES, Qat, TrainSettings
+from alexnet_edge.training.rounding import rounded
+from alexnet_edge.training.run import train as run_training
+
+FC = ("fc6.weight", "fc7.weight", "fc8.weight")
+KINDS: tuple[Qat, ...] = ("int8", "int4")
+
+
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
+
+
+def exported(weight: FloatArray, kind: Qat) -> tuple[FloatArray, FloatArray]:
+    """The integers that an export stores, and what they stand for."""
+    if kind == "int8":
+        values, scale = quantize_weight(weight)
+        return values, values.astype(np.float32) * scale[:, None]
+    values, scale = quantize_blocks_full(weight, 128)
+    blocks = values.astype(np.float32).reshape(len(values), -1, 128)
+    return values, (blocks * scale[:, :, None]).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_rounded_as_an_export_rounds_them(kind: Qat) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 256), np.float32) ** 3
+    weight[3] = 0
+    weight[4, 128:] = 1e-42
+    weight[5, 7] = -weight[5].max() * 2
+    integers, expected = exported(weight, kind)
+    found = rounded(torch.from_numpy(weight), kind).numpy()
+    np.testing.assert_array_equal(found, expected)
+    again, _ = exported(found, kind)
+    np.testing.assert_array_equal(again, integers, "rounding once more changes nothing")
+
+
+def narrow_learner(kind: Qat) -> Learner:
+    model = AlexNet(NARROW)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05, generator=generator)
+    recipe = replace(RECIPES["qat"], qat=kind, batch=8)
+    prepare_network(model, recipe, torch.device("cpu"))
+    return Learner(model, recipe, World(), seed=0, steps=10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_at_the_rounded_weights(kind: Qat) -> None:
+    features, labels_N = torch.rand(8, 1152, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 4
+    through, at = narrow_learner(kind), narrow_learner("none")
+    weights = {name: value.detach().clone() for name, value in through.model.named_parameters()}
+    for name in FC:
+        at.model.get_parameter(name).data.copy_(rounded(weights[name], kind))
+    found = through.step(features, labels_N, count=8, rate=0.0, place=(0, 0))
+    expected = at.step(features, labels_N, count=8, rate=0.0, place=(0, 0))
+    assert found.loss == expected.loss
+    for name, parameter in through.trainable().items():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, at.trainable()[name].grad, rtol=0, atol=0)
+        assert parameter.grad.abs().max() > 0
+    assert torch.equal(through.logits(features), at.logits(features))
+
+
+def test_small_steps_add_up(image_folder: Path, tmp_path: Path) -> None:
+    """No single step reaches the next INT4 value; the weights behind them remember, and what is kept is rounded."""
+    start = write_checkpoint(tmp_path / "start.safetensors")
+    settings = TrainSettings(
+        data=str(image_folder),
+        runs=str(tmp_path / "runs"),
+        arch="narrow",
+        init=str(start),
+        overrides={"qat": "int4", "epochs": 3, "batch": 8},
+        workers=0,
+        threads=1,
+    )
+    result = run_training(settings)
+    kept = load_checkpoint(result.checkpoint)
+    assert kept.info.recipe["recipe"] is None
+    assert kept.info.recipe["qat"] == "int4"
+    before = load_checkpoint(start).weights
+    for name in FC:
+        _, values = exported(kept.weights[name], "int4")
+        np.testing.assert_allclose(values, kept.weights[name], rtol=1e-6, atol=0)
+    changed = exported(before["fc7.weight"], "int4")[0] != exported(kept.weights["fc7.weight"], "int4")[0]
+    assert 0 < changed.mean() < 0.5
+    np.testing.assert_array_equal(kept.weights["conv3.weight"], before["conv3.weight"])
+    with open_session(result.checkpoint) as session:
+        again = evaluate(session, reopen(kept.info.data["val"]["source"]))
+    assert again.loss == pytest.approx(result.best.val_loss, rel=1e-4), "what was validated is what is kept"
+
+
+def test_it_needs_frozen_features() -> None:
+    with pytest.raises(UserError, match="only fc6 to fc8"):
+        TrainSettings(data="x", overrides={"freeze": "none", "qat": "int4"}).resolved()
+    with pytest.raises(UserError, match="no such qat"):
+        TrainSettings(data="x", overrides={"qat": "int2"}).resolved()
+    assert TrainSettings(data="x", init="f.safetensors", overrides={"qat": "int4"}).resolved() == RECIPES["qat"]
