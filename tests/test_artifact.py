@@ -111,7 +111,7 @@ def test_trust_does_not_replace_a_manifest(tmp_path: Path) -> None:
     other = exported(tmp_path)
     manifest_path(other).unlink()
     with pytest.raises(ArtifactError, match="the artifact has no manifest"):
-        load_artifact(other, trust=True)
+        open_artifact(other, trust=True)
 
 
 def test_label_says_what_is_known(tmp_path: Path) -> None:

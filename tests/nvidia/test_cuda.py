@@ -13,7 +13,7 @@ import pytest
 from cuda_machine import Machine, has_driver, real_bindings
 
 from alexnet_edge.errors import MissingComponentError, UserError
-from alexnet_edge.nvidia.libraries import cuda
+from alexnet_edge.nvidia import cuda
 
 needs_bindings = pytest.mark.skipif(real_bindings() is None, reason="cuda-python is not installed")
 without_driver = pytest.mark.skipif(has_driver(), reason="there is an NVIDIA driver here")
