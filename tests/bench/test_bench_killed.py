@@ -14,7 +14,7 @@ import pytest
 from machine_tree import Tools
 from small_artifacts import write_artifact
 
-from alexnet_edge.bench.machine.state import power_mode
+from alexnet_edge.bench.machine import power_mode
 from alexnet_edge.bench.report.text import csv_of, markdown_of
 from alexnet_edge.bench.rounds.results import read_results
 

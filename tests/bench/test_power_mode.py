@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from machine_tree import DATA, Tools, grow
 
+from alexnet_edge.bench.machine import power_mode as module
 from alexnet_edge.bench.machine.power_mode import left_over, power_mode, restore_left_over
-from alexnet_edge.bench.machine.state import power_mode as module
 from alexnet_edge.errors import AlexNetEdgeError, UserError
 
 BEFORE = ("2", "as before")

@@ -491,7 +491,7 @@ class Lines:
 def test_the_null_session_shows_the_harness(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("alexnet_edge.bench.loadgen.system._NULL_SECONDS", 0.1)
+    monkeypatch.setattr("alexnet_edge.bench.loadgen.scenarios._NULL_SECONDS", 0.1)
     result = run_scenario(NULL, short("single-stream"), inputs=inputs, logs=tmp_path / "logs")
     assert (result["verdict"], result["harness_share"]) == ("VALID", None)
     assert (tmp_path / "logs" / "mlperf_log_summary.txt").read_text(encoding="utf-8") == result["summary"]
@@ -508,8 +508,8 @@ def test_the_null_session_shows_the_harness(
 
 def test_the_server_search_in_processes(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patched_null(tmp_path / "patch", "time.sleep(0.005)", monkeypatch)
-    monkeypatch.setattr("alexnet_edge.bench.loadgen.system._SEARCH_RUNS", 2)
-    monkeypatch.setattr("alexnet_edge.bench.loadgen.system._CONFIRMATIONS", 1)
+    monkeypatch.setattr("alexnet_edge.bench.loadgen.scenarios._SEARCH_RUNS", 2)
+    monkeypatch.setattr("alexnet_edge.bench.loadgen.scenarios._CONFIRMATIONS", 1)
     lines = Lines()
     settings = ScenarioSettings(scenario="server", seconds=0.4, percentile=90, max_batch=1)
     result = run_scenario(NULL, settings, inputs=inputs, logs=tmp_path / "logs", reporter=lines)
@@ -544,7 +544,7 @@ def test_missing_inputs_are_one_line(tmp_path: Path) -> None:
 
 def test_a_real_networks_share_of_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
-    monkeypatch.setattr("alexnet_edge.bench.loadgen.system._NULL_SECONDS", 0.1)
+    monkeypatch.setattr("alexnet_edge.bench.loadgen.scenarios._NULL_SECONDS", 0.1)
     monkeypatch.setenv("PYTHONPATH", sitecustomize(tmp_path / "patch"))
     x = tmp_path / "x.npy"
     np.save(x, np.random.default_rng(0).standard_normal((4, 3, 227, 227), np.float32))

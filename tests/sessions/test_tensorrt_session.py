@@ -37,14 +37,15 @@ from tensorrt_library import (
     images,
 )
 
-from alexnet_edge.artifact import Artifact, Manifest, TensorSpec, commit, load_artifact, manifest_path, rebuild_command
+from alexnet_edge.artifact import Artifact, Manifest, TensorSpec, commit, manifest_path, rebuild_command
 from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError
 from alexnet_edge.images.preprocess import preset
-from alexnet_edge.nvidia.libraries import cuda
+from alexnet_edge.nvidia import cuda
 from alexnet_edge.sessions import engine_file as loading
 from alexnet_edge.sessions import open_session, runnable
 from alexnet_edge.sessions import tensorrt as module
 from alexnet_edge.sessions.engine_file import RTX_MAGIC, refusal, trusted_engine
+from alexnet_edge.sessions.open import open_artifact
 from alexnet_edge.sessions.tensorrt import TensorRTSession
 
 
@@ -643,7 +644,7 @@ def bare_engine(folder: Path, size: int = 227, **change: Any) -> Path:
 @pytest.mark.parametrize("size", [227, 224])
 def test_a_trusted_engine_says_itself_what_it_takes(tmp_path: Path, trt: Library, size: int) -> None:
     path = bare_engine(tmp_path, size)
-    artifact = load_artifact(path, trust=True)
+    artifact = open_artifact(path, trust=True)
     manifest = artifact.manifest
     assert manifest.input == TensorSpec(name="data", dtype="float32", shape=(3, size, size), max_batch=4)
     assert manifest.output == TensorSpec(name="prob", dtype="float32", shape=(CLASSES,), max_batch=4)
@@ -679,7 +680,7 @@ def test_a_trusted_engine_with_a_fixed_batch(tmp_path: Path, trt: Library) -> No
 )
 def test_trust_does_not_make_it_fit(tmp_path: Path, trt: Library, change: dict[str, Any], expected: str) -> None:
     path = bare_engine(tmp_path, **change)
-    line = one_line(lambda: load_artifact(path, trust=True))
+    line = one_line(lambda: open_artifact(path, trust=True))
     assert expected in line
     assert str(path) in line
     assert "--trust" not in line
@@ -698,13 +699,13 @@ def test_a_trusted_file_that_is_no_engine(tmp_path: Path, trt: Library) -> None:
 def test_trust_is_for_engines(tmp_path: Path, trt: Library) -> None:
     path = tmp_path / "a.onnx"
     path.write_bytes(b"graph")
-    assert "the artifact has no manifest (a.onnx.json)" in one_line(lambda: load_artifact(path, trust=True))
+    assert "the artifact has no manifest (a.onnx.json)" in one_line(lambda: open_artifact(path, trust=True))
 
 
 def test_trust_needs_a_gpu(tmp_path: Path, trt: Library, machine: Machine) -> None:
     machine.fail["cudaGetDeviceCount"] = 100
     path = bare_engine(tmp_path)
-    assert "there is no NVIDIA GPU here" in one_line(lambda: load_artifact(path, trust=True), MissingComponentError)
+    assert "there is no NVIDIA GPU here" in one_line(lambda: open_artifact(path, trust=True), MissingComponentError)
 
 
 # --- garbage ------------------------------------------------------------------------------------------------------------
