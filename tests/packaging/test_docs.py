@@ -67,6 +67,35 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors, target
 
 
+def modules_of_the_map() -> dict[str, set[str]]:
+    """The modules that the tree in docs/architecture.md names, by folder."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = text.partition("## The rooms\n\n```\n")[2].partition("```\n")[0]
+    modules: dict[str, set[str]] = {}
+    top = folder = ""
+    for line in tree.splitlines():
+        indent = len(line) - len(line.lstrip())
+        first = line.split()[0]
+        if indent == 0:
+            top = folder = first.rstrip("/")
+        elif indent == 2:
+            folder = f"{top}/{first.rstrip('/')}" if first.endswith("/") else top
+        modules.setdefault(folder, set()).update(name for name in re.findall(r"[\w*]+\.py\b", line) if "*" not in name)
+    return modules
+
+
+def test_the_map_names_every_module() -> None:
+    shown = modules_of_the_map()
+    for folder in ("alexnet_edge", "export", "bench"):
+        for path in [ROOT / folder, *(ROOT / folder).iterdir()]:
+            name = path.relative_to(ROOT).as_posix()
+            if not path.is_dir() or path.is_symlink() or name in ("alexnet_edge/cli", "bench/__pycache__"):
+                continue
+            modules = {module.name for module in path.glob("*.py") if not module.name.startswith(("__", "test_"))}
+            if modules:
+                assert shown.get(name, set()) == modules, f"docs/architecture.md, {name}/"
+
+
 def test_the_units_are_what_systemd_takes(tmp_path: Path) -> None:
     program = tmp_path / "alexnet-edge" / "current" / "alexnet-edge"
     program.parent.mkdir(parents=True)
