@@ -27,35 +27,6 @@ from alexnet_edge.cli.common import (
 )
 from alexnet_edge.errors import AlexNetEdgeError, UserError
 
-RECIPE_FIELDS = (
-    "epochs",
-    "batch",
-    "accumulate",
-    "lr",
-    "schedule",
-    "patience",
-    "reductions",
-    "warmup",
-    "momentum",
-    "weight_decay",
-    "label_smoothing",
-    "dropout",
-    "clip",
-    "ema",
-    "first_weights",
-    "rescale",
-    "preprocessing",
-    "lighting_sigma",
-    "freeze",
-    "features_lr",
-    "views",
-    "qat",
-    "precision",
-    "channels_last",
-    "compile",
-)
-"""Options that are fields of the recipe as they are; `--milestones` is one, too, as a list."""
-
 RECIPE: dict[str, Any] = {"rich_help_panel": "Recipe: what is not given is the recipe's"}
 
 
@@ -166,13 +137,10 @@ def train_command(
     """Train a network; its best weights go to runs/NAME/model.safetensors. Start it with torchrun for several processes."""
     from alexnet_edge.cli.show import base as console
     from alexnet_edge.cli.show.training import show_training
-    from alexnet_edge.training.recipe import CHOICES, TrainSettings
+    from alexnet_edge.training.recipe import RECIPE_FIELDS, TrainSettings
 
     given = context.params
     overrides = {key: given[key] for key in RECIPE_FIELDS if given[key] is not None}
-    for key, allowed in CHOICES.items():
-        if key in overrides:
-            choice(f"--{key.replace('_', '-')}", overrides[key], allowed)
     if milestones is not None:
         overrides["milestones"] = _milestones(milestones)
     machine = {
@@ -201,7 +169,7 @@ def train_command(
         arch=arch,
         init=init,
         recipe=recipe,
-        overrides=overrides,
+        **overrides,
         seed=seed,
         runs=str(runs),
         name=name,

@@ -1,4 +1,7 @@
-"""Recipes: the numbers of a training run, as data. Needs no torch.
+"""The settings of a training run and its recipes, as data. Needs no torch.
+
+`TrainSettings` has every option of `alexnet-edge train`: those of the run, and the numbers that a recipe decides where they
+are not set. `settings.resolved()` is the complete `Recipe`.
 
 Sources: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks" (NIPS 2012),
 sections 4 and 5; the reference scripts of torchvision, https://github.com/pytorch/vision/tree/main/references.
@@ -7,9 +10,11 @@ sections 4 and 5; the reference scripts of torchvision, https://github.com/pytor
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from cyclopts import Group, Parameter
 
 from alexnet_edge.errors import UserError
 from alexnet_edge.images.datasets import SYNTHETIC, OnBadImage
@@ -23,93 +28,113 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Qat = Literal["none", "int8", "int4"]
 FirstWeights = Literal["kaiming", "paper"]
 
-FIRST_WEIGHTS: tuple[FirstWeights, ...] = ("kaiming", "paper")
-CHOICES: dict[str, tuple[str, ...]] = {
-    "schedule": ("steps", "cosine", "plateau"),
-    "freeze": ("none", "features"),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
-    "first_weights": FIRST_WEIGHTS,
-    "qat": ("none", "int8", "int4"),
-}
-"""What the fields of a recipe that are words may be."""
+BY_RECIPE: Any = None
+"""Default of the numbers that the recipe decides. In a resolved recipe every number is set; only `preprocessing` may be None."""
+
+_DATA = Parameter(group=Group.create_ordered("Data"))
+_NETWORK = Parameter(group=Group.create_ordered("Network"))
+_RUN = Parameter(group=Group.create_ordered("Run"))
+_MACHINE = Parameter(group=Group.create_ordered("Machine"))
+_RECIPE = Parameter(group=Group.create_ordered("Recipe (numbers that are not set come from --recipe)"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """The numbers of a training run. Counts of images and steps are of all processes together."""
 
-    epochs: int
+    epochs: Annotated[int, _RECIPE] = BY_RECIPE
     """Times that every image is seen."""
-    batch: int
+    batch: Annotated[int, _RECIPE] = BY_RECIPE
     """Images per step, over all processes."""
-    accumulate: int = 1
-    """Parts in which each process takes its share of a batch, to save memory; the gradients are summed."""
-    lr: float
+    accumulate: Annotated[int, _RECIPE] = BY_RECIPE
+    """Parts in which each process computes its share of a batch, to save memory; the gradients are summed."""
+    lr: Annotated[float, _RECIPE] = BY_RECIPE
     """Learning rate at the start, after the warm-up."""
-    schedule: Schedule = "steps"
-    """`steps` divides the rate by ten at each milestone, `plateau` when the validation error stands still; `cosine` lets it
-    fall to zero."""
-    milestones: tuple[float, ...] = (25 / 90, 50 / 90, 75 / 90)
-    """Where `steps` divides: shares of the run up to 1, or epochs above 1."""
-    patience: int = 5
+    schedule: Annotated[Schedule, _RECIPE] = BY_RECIPE
+    """`steps` divides the rate by 10 at each milestone, `plateau` when the validation error stops falling; `cosine` lowers it
+    to 0."""
+    milestones: Annotated[tuple[float, ...], _RECIPE] = BY_RECIPE
+    """Where `steps` divides: shares of the run up to 1, epochs above 1."""
+    patience: Annotated[int, _RECIPE] = BY_RECIPE
     """Epochs without a lower validation error after which `plateau` divides."""
-    reductions: int = 3
+    reductions: Annotated[int, _RECIPE] = BY_RECIPE
     """Times that `plateau` divides at most."""
-    warmup: float = 0.0
-    """Share of the run in which the rate rises from zero."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
+    warmup: Annotated[float, _RECIPE] = BY_RECIPE
+    """Share of the run in which the rate rises from 0."""
+    momentum: Annotated[float, _RECIPE] = BY_RECIPE
+    """Momentum of the gradient descent."""
+    weight_decay: Annotated[float, _RECIPE] = BY_RECIPE
+    """Weight decay, of biases too."""
+    label_smoothing: Annotated[float, _RECIPE] = BY_RECIPE
     """Share of each label that is spread evenly over all classes, in the training loss only."""
-    dropout: float = DROPOUT
+    dropout: Annotated[float, _RECIPE] = BY_RECIPE
     """Share of activations left out before or after fc6 and fc7, as the architecture says."""
-    clip: float = 0.0
-    """Largest norm of the gradient, which is scaled down to it; 0 for none."""
-    ema: float = 0.0
-    """Share of the run over which the weights are averaged, exponentially: the average is validated and kept; 0 for none."""
-    first_weights: FirstWeights = "kaiming"
-    """First weights of layers that are not read from a file: `alexnet_edge.network.model.initialise`."""
-    rescale: bool = False
-    """Fit these first weights to a sample of the data: `alexnet_edge.training.rescale`."""
-    preprocessing: str | None = None
-    """Name of the preprocessing; None for that of the file to start from, or the architecture's."""
-    lighting_sigma: float = 0.0
-    """Standard deviation of the random shift along the principal components of the colours (section 4.1 of the paper)."""
-    freeze: Freeze = "none"
-    """`features` keeps conv1 to conv5 as they are, and computes what they answer once."""
-    features_lr: float = 1.0
+    clip: Annotated[float, _RECIPE] = BY_RECIPE
+    """Largest norm of the gradient; a larger one is scaled down to it. 0: no limit."""
+    ema: Annotated[float, _RECIPE] = BY_RECIPE
+    """Share of the run over which the weights are averaged exponentially; the average is validated and kept. 0: no average."""
+    first_weights: Annotated[FirstWeights, _RECIPE] = BY_RECIPE
+    """First weights of layers that are not read from a file."""
+    rescale: Annotated[bool, _RECIPE] = BY_RECIPE
+    """Fit these first weights to a sample of the data."""
+    preprocessing: Annotated[str | None, _RECIPE] = BY_RECIPE
+    """Name of the preprocessing [that of the file to start from, or the architecture's]."""
+    lighting_sigma: Annotated[float, _RECIPE] = BY_RECIPE
+    """Standard deviation of the random shift along the principal components of the colours (section 4.1 of the paper). 0: none."""
+    freeze: Annotated[Freeze, _RECIPE] = BY_RECIPE
+    """`features` keeps conv1 to conv5 as they are and computes their output once."""
+    features_lr: Annotated[float, _RECIPE] = BY_RECIPE
     """Learning rate of conv1 to conv5, as a share of `lr`."""
-    views: int = 2
-    """Fixed views of each image whose features are computed, with frozen features."""
-    qat: Qat = "none"
-    """Train fc6 to fc8 with their weights rounded as an export to this type rounds them; frozen features are needed. The
-    checkpoint holds the rounded ones: `alexnet_edge.training.rounding`."""
-    precision: Precision = "fp32"
-    """Of the training steps; weights stay FP32, and validation is FP32. `auto` is BF16 where the device computes it, FP16
-    on other GPUs, FP32 on other processors."""
-    channels_last: bool = False
-    """Keep images and filters in memory channel by channel of each pixel, as fast convolutions want them."""
-    compile: bool = False
-    """Compile the network with `torch.compile`; it needs a C++ compiler, on GPUs Triton."""
+    views: Annotated[int, _RECIPE] = BY_RECIPE
+    """Fixed views of each image, with frozen features."""
+    qat: Annotated[Qat, _RECIPE] = BY_RECIPE
+    """Train fc6 to fc8 with weights rounded as an export to this type rounds them; needs frozen features."""
+    precision: Annotated[Precision, _RECIPE] = BY_RECIPE
+    """Of the training steps; weights and validation stay FP32. `auto`: BF16 where the device computes it, else FP16 on GPUs
+    and FP32 on processors."""
+    channels_last: Annotated[bool, _RECIPE] = BY_RECIPE
+    """Keep the channels of a pixel together in memory, which fast convolutions want."""
+    compile: Annotated[bool, _RECIPE] = BY_RECIPE
+    """Compile the network with `torch.compile`; needs a C++ compiler, on GPUs Triton."""
 
+
+_NOTEBOOK = Recipe(
+    epochs=90,
+    batch=128,
+    accumulate=1,
+    lr=0.01,
+    schedule="steps",
+    milestones=(25 / 90, 50 / 90, 75 / 90),
+    patience=5,
+    reductions=3,
+    warmup=0.0,
+    momentum=0.9,
+    weight_decay=5e-4,
+    label_smoothing=0.0,
+    dropout=DROPOUT,
+    clip=0.0,
+    ema=0.0,
+    first_weights="kaiming",
+    rescale=False,
+    lighting_sigma=0.0,
+    freeze="none",
+    features_lr=1.0,
+    views=2,
+    qat="none",
+    precision="fp32",
+    channels_last=False,
+    compile=False,
+)
+_COSINE = replace(_NOTEBOOK, schedule="cosine", warmup=0.05)
 
 RECIPES: dict[str, Recipe] = {
-    "paper": Recipe(
-        epochs=90,
-        batch=128,
-        lr=0.01,
-        schedule="plateau",
-        first_weights="paper",
-        preprocessing="paper-227",
-        lighting_sigma=0.1,
+    "paper": replace(
+        _NOTEBOOK, schedule="plateau", first_weights="paper", preprocessing="paper-227", lighting_sigma=0.1
     ),
-    "notebook": Recipe(epochs=90, batch=128, lr=0.01),
-    "modern": Recipe(
-        epochs=90,
-        batch=128,
+    "notebook": _NOTEBOOK,
+    "modern": replace(
+        _COSINE,
         lr=0.005,
-        schedule="cosine",
-        warmup=0.05,
         label_smoothing=0.1,
         clip=20.0,
         ema=0.02,
@@ -117,12 +142,11 @@ RECIPES: dict[str, Recipe] = {
         precision="auto",
         channels_last=True,
     ),
-    "finetune": Recipe(
+    "finetune": replace(
+        _COSINE,
         epochs=20,
         batch=64,
         lr=0.001,
-        schedule="cosine",
-        warmup=0.05,
         label_smoothing=0.1,
         ema=0.05,
         rescale=True,
@@ -130,20 +154,18 @@ RECIPES: dict[str, Recipe] = {
         precision="auto",
         channels_last=True,
     ),
-    "frozen": Recipe(epochs=15, batch=128, lr=0.001, schedule="cosine", warmup=0.05, rescale=True, freeze="features"),
-    "qat": Recipe(
-        epochs=5, batch=128, lr=0.0002, schedule="cosine", warmup=0.05, dropout=0.0, freeze="features", qat="int4"
-    ),
-    "synthetic": Recipe(epochs=2, batch=16, lr=0.002, schedule="cosine", warmup=0.05, dropout=0.0, rescale=True),
+    "frozen": replace(_COSINE, epochs=15, lr=0.001, rescale=True, freeze="features"),
+    "qat": replace(_COSINE, epochs=5, lr=0.0002, dropout=0.0, freeze="features", qat="int4"),
+    "synthetic": replace(_COSINE, epochs=2, batch=16, lr=0.002, dropout=0.0, rescale=True),
 }
-"""`paper` is section 5 of the paper, with its colour shifts; `notebook` the seed notebook's; `modern` what is done today
-from scratch; `finetune` goes on from trained filters, at a tenth of the rate in conv1 to conv5; `frozen` trains fc6 to fc8
-alone, on features computed once: minutes on a processor; `qat` goes on from such a checkpoint with their weights rounded to INT4;
-`synthetic` learns the built-in set in about a minute on two cores."""
+"""`paper` is section 5 of the paper, with its colour shifts. `notebook` is the seed notebook's. `modern` is current practice
+for training from scratch. `finetune` starts from trained filters and trains conv1 to conv5 at a tenth of the rate. `frozen`
+trains fc6 to fc8 alone, on features computed once: minutes on a processor. `qat` continues from such a checkpoint with these
+weights rounded to INT4. `synthetic` learns the built-in set in about a minute on two cores."""
 
-_BY_MACHINE = (
-    "runs",
-    "name",
+RECIPE_FIELDS = tuple(entry.name for entry in fields(Recipe))
+
+CHANGEABLE = (
     "max_minutes",
     "save_minutes",
     "keep",
@@ -154,54 +176,58 @@ _BY_MACHINE = (
     "augment_on",
     "tensorboard",
 )
-"""Settings that may change when a run goes on."""
+"""Settings that may change when a run resumes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSettings:
-    """What to train on what, and how."""
+class TrainSettings(Recipe):
+    """What to train, on which images, and how. Numbers of the recipe that are not set come from `RECIPES`."""
 
-    data: str = SYNTHETIC
-    """`synthetic`, or a folder as `alexnet_edge.images.datasets` describes."""
-    class_list: str | None = None
-    """CSV file with `wnid,index,name`, for folders named by WordNet id."""
-    arch: str = DEFAULT_ARCHITECTURE
-    """One of `alexnet_edge.network.layers.ARCHITECTURES`."""
-    init: str | None = None
-    """What to start from: `torchvision` for the weights it publishes, or a file: convolution filters (`.npz`), a checkpoint or
-    a state dict; None for new weights."""
-    recipe: str | None = None
-    """One of `RECIPES`; by default chosen by the data and by `init`."""
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the recipe that this run has otherwise."""
-    seed: int = 0
-    """Of the first weights, the order, the views and dropout."""
-    runs: str = "runs"
-    """Folder of the runs."""
-    name: str | None = None
-    """Name of this run's folder; by default made from data and architecture, with a number when it is taken."""
-    on_bad_image: OnBadImage = "fail"
-    """`skip` leaves images out that cannot be used, and lists them."""
-    max_minutes: float | None = None
-    """Stop after so many minutes, evaluate, and write a snapshot."""
-    save_minutes: float = 10.0
-    """Longest time between two snapshots; each epoch ends with one, too."""
-    keep: int = 2
-    """Snapshots kept; 0 keeps one while the run goes on, and none when it is complete."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = None
-    """Processor threads; by default this process's share of the processors it may use."""
-    workers: int | None = None
-    """Readers of images; by default as many as `threads`; 0 reads in the training thread."""
-    pool: Pool = "threads"
+    data: Annotated[str, _DATA] = SYNTHETIC
+    """Folder of class folders, or `synthetic`."""
+    class_list: Annotated[str | None, _DATA] = None
+    """CSV file with `wnid,index,name`, for folders named by WordNet id [classes.csv beside the images]."""
+    on_bad_image: Annotated[OnBadImage, _DATA] = "fail"
+    """`skip` leaves out images that cannot be used, and lists them."""
+    arch: Annotated[str, _NETWORK] = DEFAULT_ARCHITECTURE
+    """one-tower, two-tower, torchvision or notebook."""
+    init: Annotated[str | None, _NETWORK] = None
+    """Start from `torchvision`'s published weights, or from a file: convolution filters (.npz), a checkpoint or a state dict."""
+    recipe: Annotated[str | None, _NETWORK] = None
+    """paper, notebook, modern, finetune, frozen, qat or synthetic [modern; finetune with --init; synthetic; frozen with
+    --freeze features; qat with --qat]."""
+    seed: Annotated[int, _NETWORK] = 0
+    """Seed of first weights, order, crops and dropout."""
+    runs: Annotated[str, _RUN] = "runs"
+    """Folder of the training runs."""
+    name: Annotated[str | None, _RUN] = None
+    """Name of this run's folder [data and architecture, numbered]."""
+    max_minutes: Annotated[float | None, _RUN] = None
+    """Stop after this many minutes, evaluate and write a snapshot."""
+    save_minutes: Annotated[float, _RUN] = 10.0
+    """Longest time between two snapshots; each epoch ends with one."""
+    keep: Annotated[int, _RUN] = 2
+    """Snapshots to keep. 0: one while the run goes on, none when it is complete."""
+    tensorboard: Annotated[bool, _RUN] = False
+    """Also write curves and first filters for TensorBoard."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], _MACHINE] = "auto"
+    """Where to train; `auto` is the GPU where there is one."""
+    threads: Annotated[int | None, _MACHINE] = None
+    """Processor threads [this process's share of the processors it may use]."""
+    workers: Annotated[int | None, _MACHINE] = None
+    """Readers of images; 0 reads in the training thread [as many as --threads]."""
+    pool: Annotated[Pool, _MACHINE] = "threads"
     """What the readers are: `threads`, which share the images kept in memory, or `processes`."""
-    augment_on: AugmentOn = "workers"
-    """`device` mirrors, lights and normalises images on the device, which takes a quarter of the bytes."""
-    tensorboard: bool = False
-    """Write curves and first filters for TensorBoard into the run's folder."""
+    augment_on: Annotated[AugmentOn, _MACHINE] = "workers"
+    """Where images are mirrored, lit and normalised; `device` sends a quarter of the bytes."""
+
+    def overrides(self) -> dict[str, Any]:
+        """The numbers of the recipe that are set here."""
+        return {name: getattr(self, name) for name in RECIPE_FIELDS if getattr(self, name) is not None}
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in RECIPE_FIELDS}
+        return {**own, "overrides": self.overrides()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainSettings:
@@ -210,14 +236,14 @@ class TrainSettings:
         Raises:
             KeyError, TypeError: when a field is missing or of the wrong kind.
         """
-        entries = {entry.name: value[entry.name] for entry in fields(cls)}
-        entries["overrides"] = {
-            name: tuple(given) if isinstance(given, list) else given for name, given in dict(value["overrides"]).items()
+        own = {entry.name: value[entry.name] for entry in fields(cls) if entry.name not in RECIPE_FIELDS}
+        overrides: dict[str, Any] = {
+            name: tuple(number) if isinstance(number, list) else number for name, number in value["overrides"].items()
         }
-        return cls(**entries)
+        return cls(**own, **overrides)
 
     def resolved(self) -> Recipe:
-        """The recipe with this run's own numbers in it.
+        """The complete recipe of this run.
 
         Raises:
             UserError: when a number is out of its range or a name is unknown.
@@ -225,23 +251,31 @@ class TrainSettings:
         name = self.recipe or self._default_recipe()
         if name not in RECIPES:
             raise UserError("no such recipe", value=name, fix=f"choose one of {', '.join(RECIPES)}")
-        known = [entry.name for entry in fields(Recipe)]
-        unknown = [key for key in self.overrides if key not in known]
-        if unknown:
-            raise UserError("a recipe has no such field", value=unknown[0], fix=f"choose one of {', '.join(known)}")
-        recipe = replace(RECIPES[name], **self.overrides)
-        _check(recipe, self)
+        check_numbers(self)
+        recipe = replace(RECIPES[name], **self.overrides())
+        if recipe.preprocessing is not None:
+            preset(recipe.preprocessing)
+        if recipe.qat != "none" and recipe.freeze != "features":
+            raise UserError(
+                "only fc6 to fc8 are trained with rounded weights", value=recipe.qat, fix="add --freeze features"
+            )
+        if recipe.accumulate > recipe.batch:
+            raise UserError(
+                f"a batch of {recipe.batch} cannot be split into this many parts",
+                value=recipe.accumulate,
+                fix="lower it",
+            )
         return recipe
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same one: everything but where, how long and on which machine it runs."""
-        same = {key: value for key, value in self.to_json().items() if key not in _BY_MACHINE}
+        """What makes two runs the same one: all settings except the run's folder, its duration and the machine's."""
+        same = {key: value for key, value in self.to_json().items() if key not in (*CHANGEABLE, "runs", "name")}
         return {**same, "recipe": recipe_json(self.resolved()), "overrides": {}}
 
     def _default_recipe(self) -> str:
-        if self.overrides.get("qat", "none") != "none":
+        if self.qat not in (None, "none"):
             return "qat"
-        if self.overrides.get("freeze") == "features":
+        if self.freeze == "features":
             return "frozen"
         if self.init is not None:
             return "finetune"
@@ -253,52 +287,51 @@ def recipe_json(recipe: Recipe) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}
 
 
-def _check(recipe: Recipe, settings: TrainSettings) -> None:
-    limits: list[tuple[str, float | None, bool, str]] = [
-        ("epochs", recipe.epochs, recipe.epochs >= 1, "1 or more"),
-        ("batch", recipe.batch, recipe.batch >= 1, "1 or more"),
-        ("accumulate", recipe.accumulate, recipe.accumulate >= 1, "1 or more"),
-        ("lr", recipe.lr, 0 < recipe.lr < math.inf, "above 0"),
-        ("milestones", min(recipe.milestones, default=1), min(recipe.milestones, default=1) > 0, "above 0"),
-        ("patience", recipe.patience, recipe.patience >= 1, "1 or more"),
-        ("reductions", recipe.reductions, recipe.reductions >= 0, "0 or more"),
-        ("momentum", recipe.momentum, 0 <= recipe.momentum < 1, "from 0 to below 1"),
-        ("weight_decay", recipe.weight_decay, 0 <= recipe.weight_decay < math.inf, "0 or more"),
-        ("label_smoothing", recipe.label_smoothing, 0 <= recipe.label_smoothing < 1, "from 0 to below 1"),
-        ("dropout", recipe.dropout, 0 <= recipe.dropout < 1, "from 0 to below 1"),
-        ("clip", recipe.clip, 0 <= recipe.clip < math.inf, "0 or more"),
-        ("ema", recipe.ema, 0 <= recipe.ema < 1, "from 0 to below 1"),
-        ("warmup", recipe.warmup, 0 <= recipe.warmup < 1, "from 0 to below 1"),
-        ("lighting_sigma", recipe.lighting_sigma, 0 <= recipe.lighting_sigma < math.inf, "0 or more"),
-        ("features_lr", recipe.features_lr, 0 <= recipe.features_lr < math.inf, "0 or more"),
-        ("views", recipe.views, 1 <= recipe.views <= 10, "from 1 to 10"),
-        ("seed", settings.seed, settings.seed >= 0, "0 or more"),
-        ("save_minutes", settings.save_minutes, settings.save_minutes >= 0, "0 or more"),
-        ("keep", settings.keep, settings.keep >= 0, "0 or more"),
-        ("threads", settings.threads, settings.threads is None or settings.threads >= 1, "1 or more"),
-        ("workers", settings.workers, settings.workers is None or settings.workers >= 0, "0 or more"),
-        ("max_minutes", settings.max_minutes, settings.max_minutes is None or settings.max_minutes > 0, "above 0"),
-    ]
-    for name, value, holds, range_text in limits:
-        if not holds:
+_Range = tuple[Callable[[Any], bool], str]
+_ABOVE_0: _Range = (lambda value: 0 < value < math.inf, "above 0")
+_FROM_0: _Range = (lambda value: 0 <= value < math.inf, "0 or more")
+_FROM_1: _Range = (lambda value: 1 <= value < math.inf, "1 or more")
+_SHARE: _Range = (lambda value: 0 <= value < 1, "from 0 to below 1")
+
+RANGES: dict[str, _Range] = {
+    "epochs": _FROM_1,
+    "batch": _FROM_1,
+    "accumulate": _FROM_1,
+    "lr": _ABOVE_0,
+    "milestones": (lambda value: all(0 < place < math.inf for place in value), "above 0"),
+    "patience": _FROM_1,
+    "reductions": _FROM_0,
+    "warmup": _SHARE,
+    "momentum": _SHARE,
+    "weight_decay": _FROM_0,
+    "label_smoothing": _SHARE,
+    "dropout": _SHARE,
+    "clip": _FROM_0,
+    "ema": _SHARE,
+    "lighting_sigma": _FROM_0,
+    "features_lr": _FROM_0,
+    "views": (lambda value: 1 <= value <= 10, "from 1 to 10"),
+    "seed": _FROM_0,
+    "max_minutes": _ABOVE_0,
+    "save_minutes": _FROM_0,
+    "keep": _FROM_0,
+    "threads": _FROM_1,
+    "workers": _FROM_0,
+}
+"""The ranges of the numbers of `TrainSettings`."""
+
+
+def check_numbers(settings: TrainSettings) -> None:
+    """Check each setting that is a number or a word by itself.
+
+    Raises:
+        UserError: when a number is out of its range or a word is not one of its choices.
+    """
+    for name, (holds, range_text) in RANGES.items():
+        value = getattr(settings, name)
+        if value is not None and not holds(value):
             raise UserError(f"{name} must be {range_text}", value=value, fix="change it")
-    choices = [(name, getattr(recipe, name), known) for name, known in CHOICES.items()]
-    choices += [
-        ("on_bad_image", settings.on_bad_image, ("skip", "fail")),
-        ("device", settings.device, ("auto", "cpu", "cuda")),
-        ("pool", settings.pool, ("threads", "processes")),
-        ("augment_on", settings.augment_on, ("workers", "device")),
-    ]
-    for name, chosen, known in choices:
-        if chosen not in known:
-            raise UserError(f"no such {name}", value=chosen, fix=f"choose one of {', '.join(known)}")
-    if recipe.preprocessing is not None:
-        preset(recipe.preprocessing)
-    if recipe.qat != "none" and recipe.freeze != "features":
-        raise UserError(
-            "only fc6 to fc8 are trained with rounded weights", value=recipe.qat, fix="add --freeze features"
-        )
-    if recipe.accumulate > recipe.batch:
-        raise UserError(
-            f"a batch of {recipe.batch} cannot be taken in so many parts", value=recipe.accumulate, fix="lower it"
-        )
+    for name, hint in get_type_hints(TrainSettings).items():
+        value = getattr(settings, name)
+        if get_origin(hint) is Literal and value is not None and value not in get_args(hint):
+            raise UserError(f"no such {name}", value=value, fix=f"choose one of {', '.join(get_args(hint))}")

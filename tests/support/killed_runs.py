@@ -50,8 +50,8 @@ def ended(pid: int, within_s: float) -> bool:
 
 def main(data: str, runs: str, kills: int) -> None:
     tiny_network.register()
-    overrides = {**tiny_network.OVERRIDES, "epochs": EPOCHS, "ema": 0.1, "dropout": 0.5}
-    quick = {**tiny_network.QUICK, "overrides": overrides, "save_minutes": 0.0}  # a snapshot after every step
+    quick = {**tiny_network.QUICK, "epochs": EPOCHS, "ema": 0.1, "dropout": 0.5}
+    quick["save_minutes"] = 0.0  # a snapshot after every step
     settings = TrainSettings(data=data, runs=runs, arch="tiny", name="undisturbed", **quick)
     begin = time.monotonic()
     if not ended(attempt(settings), 600):

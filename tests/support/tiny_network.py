@@ -33,8 +33,7 @@ TINY = layers.Architecture(
 
 TINY_PREPROCESSING = Preprocessing(resize=80, crop=67)
 
-OVERRIDES: dict[str, Any] = {"epochs": 2, "batch": 8, "lr": 1e-3}
-QUICK: dict[str, Any] = {"recipe": "notebook", "overrides": OVERRIDES, "workers": 0, "threads": 1}
+QUICK: dict[str, Any] = {"recipe": "notebook", "epochs": 2, "batch": 8, "lr": 1e-3, "workers": 0, "threads": 1}
 """Settings of a run of two epochs on the `image_folder`, three steps each."""
 
 

@@ -97,14 +97,21 @@ def ended(process: subprocess.Popen[str]) -> str:
 
 
 def one_process(image_folder: Path, runs: Path, **overrides: Any) -> TrainResult:
-    own = {"epochs": EPOCHS, "batch": 10, "lr": 0.002, "ema": 0.2, "dropout": 0.0, "schedule": "plateau"}
+    own: dict[str, Any] = {
+        "epochs": EPOCHS,
+        "batch": 10,
+        "lr": 0.002,
+        "ema": 0.2,
+        "dropout": 0.0,
+        "schedule": "plateau",
+    }
     return train(
         TrainSettings(
             data=str(image_folder),
             runs=str(runs),
             arch="tiny",
             recipe="notebook",
-            overrides={**own, **overrides},
+            **{**own, **overrides},
             threads=1,
             workers=0,
             device="cpu",

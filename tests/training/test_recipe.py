@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +16,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from alexnet_edge.cli import _run
-from alexnet_edge.cli import training as cli
 from alexnet_edge.errors import UserError
-from alexnet_edge.training.recipe import CHOICES, RECIPES, Recipe, TrainSettings, recipe_json
+from alexnet_edge.training.recipe import RECIPES, TrainSettings, recipe_json
 from alexnet_edge.training.schedule import learning_rate, plateaus
 
 
@@ -48,7 +46,7 @@ def test_every_recipe_is_valid() -> None:
 def test_steps_and_cosine() -> None:
     by_epochs = replace(RECIPES["notebook"], epochs=10, milestones=(4.0, 8.0))
     assert [learning_rate(by_epochs, epoch) for epoch in (3.9, 4.0, 8.0)] == pytest.approx([0.01, 1e-3, 1e-4])
-    cosine = Recipe(epochs=10, batch=1, lr=1.0, schedule="cosine", warmup=0.2)
+    cosine = replace(RECIPES["notebook"], epochs=10, lr=1.0, schedule="cosine", warmup=0.2)
     rates = [learning_rate(cosine, epoch) for epoch in (0, 1, 2, 6, 10)]
     assert rates == pytest.approx([0.01, 0.5, 1.0, 0.5, 0.0])
 
@@ -99,9 +97,9 @@ def test_plateau_equals_torchs(errors: list[int], patience: int) -> None:
         ({"epochs": 0}, "epochs must be 1 or more: 0"),
         ({"batch": 0}, "batch must be 1 or more: 0"),
         ({"accumulate": 0}, "accumulate must be 1 or more: 0"),
-        ({"accumulate": 17}, "a batch of 16 cannot be taken in so many parts: 17"),
+        ({"accumulate": 17}, "a batch of 16 cannot be split into this many parts: 17"),
         ({"lr": math.nan}, "lr must be above 0: nan"),
-        ({"milestones": (0.5, -1.0)}, r"milestones must be above 0: -1\.0"),
+        ({"milestones": (0.5, -1.0)}, r"milestones must be above 0: \(0\.5, -1\.0\)"),
         ({"patience": 0}, "patience must be 1 or more: 0"),
         ({"reductions": -1}, "reductions must be 0 or more"),
         ({"momentum": 1.0}, "momentum must be from 0 to below 1"),
@@ -119,12 +117,11 @@ def test_plateau_equals_torchs(errors: list[int], patience: int) -> None:
         ({"precision": "int8"}, "no such precision: int8; choose one of auto, fp32, bf16, fp16"),
         ({"first_weights": "zero"}, "no such first_weights: zero; choose one of kaiming, paper"),
         ({"preprocessing": "none"}, "no such preprocessing: none"),
-        ({"learning_rate": 1.0}, "a recipe has no such field: learning_rate; choose one of epochs, batch"),
     ],
 )
 def test_numbers_of_a_recipe_out_of_range_are_refused(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TrainSettings(overrides=overrides).resolved()
+        TrainSettings(**overrides).resolved()
 
 
 @pytest.mark.parametrize(
@@ -149,10 +146,10 @@ def test_recipe_is_chosen_by_the_data_and_the_start_and_overridden() -> None:
     assert TrainSettings().resolved() == RECIPES["synthetic"]
     assert TrainSettings(data="x").resolved() == RECIPES["modern"]
     assert TrainSettings(data="x", init="weights.pt").resolved() == RECIPES["finetune"]
-    assert TrainSettings(data="x", init="f.npz", overrides={"freeze": "features"}).resolved() == RECIPES["frozen"]
-    own = {"lr": 0.5, "dropout": 0.0, "rescale": True}
-    assert TrainSettings(recipe="notebook", overrides=own).resolved() == replace(RECIPES["notebook"], **own)
-    for settings in (TrainSettings(overrides={"milestones": (0.5,)}), TrainSettings(data="x", recipe="frozen")):
+    assert TrainSettings(data="x", init="f.npz", freeze="features").resolved() == RECIPES["frozen"]
+    own: dict[str, Any] = {"lr": 0.5, "dropout": 0.0, "rescale": True}
+    assert TrainSettings(recipe="notebook", **own).resolved() == replace(RECIPES["notebook"], **own)
+    for settings in (TrainSettings(milestones=(0.5,)), TrainSettings(data="x", recipe="frozen")):
         assert TrainSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
 
 
@@ -160,15 +157,8 @@ def test_runs_are_the_same_wherever_and_however_long_they_run() -> None:
     one = TrainSettings(data="x")
     assert one.identity() == replace(one, name="a", threads=3, max_minutes=5.0, recipe="modern").identity()
     assert one.identity() != replace(one, seed=1).identity()
-    assert one.identity() != replace(one, overrides={"lr": 0.5}).identity()
+    assert one.identity() != replace(one, lr=0.5).identity()
     assert json.loads(json.dumps(one.identity())) == one.identity()
-
-
-def test_every_field_of_a_recipe_has_an_option() -> None:
-    names = {entry.name for entry in fields(Recipe)}
-    assert {*cli.RECIPE_FIELDS, "milestones"} == names
-    assert names <= set(inspect.signature(cli.train_command).parameters)
-    assert set(CHOICES) <= names
 
 
 OTHER: dict[str, Any] = {
@@ -220,14 +210,14 @@ def test_every_option_reaches_the_recipe_and_the_record(monkeypatch: pytest.Monk
             arguments += [f"--{option}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     assert _run(arguments) == 0
     (settings,) = asked
-    assert settings.resolved() == Recipe(**OTHER)
+    assert asdict(settings.resolved()) == OTHER
     assert json.loads(json.dumps(recipe_json(settings.resolved()))) == {**OTHER, "milestones": [2.0, 3.0]}
 
 
 def test_options_that_do_not_fit_are_refused(run_cli: Any, image_folder: Any) -> None:
     given = "--batch 7 --accumulate 9 --schedule plateau --milestones 3,5 --compile --no-channels-last --ema 0.5"
     problem = run_cli.refuses("train", "--data", image_folder, "--recipe", "modern", *given.split())
-    assert "a batch of 7 cannot be taken in so many parts: 9" in problem
+    assert "a batch of 7 cannot be split into this many parts: 9" in problem
     assert "--milestones takes numbers: a,b" in run_cli.refuses("train", "--milestones", "a,b")
     problem = run_cli.refuses("train", "--resume", image_folder, "--lr", "0.1")
     assert "--resume FOLDER goes on with the run as it was started, without: --lr" in problem

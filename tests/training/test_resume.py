@@ -71,10 +71,6 @@ def settings(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return TrainSettings(data=str(image_folder), runs=str(tmp_path / "runs"), arch="tiny", **tiny_network.QUICK)
 
 
-def having(settings: TrainSettings, **overrides: Any) -> TrainSettings:
-    return replace(settings, overrides={**settings.overrides, **overrides})
-
-
 def stopped(settings: TrainSettings, steps: int, number: int = signal.SIGINT) -> Path:
     """The folder of a run that a signal stopped."""
     before = {path.name for path in Path(settings.runs).glob("*")}
@@ -105,7 +101,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("steps", [1, 3, 4])  # within the first epoch, at its end, within the second
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_resumed_run_is_the_undisturbed_one_bit_for_bit(settings: TrainSettings, steps: int, recipe: str) -> None:
-    settings = having(settings, **RECIPES[recipe])
+    settings = replace(settings, **RECIPES[recipe])
     undisturbed = run_training(settings)
     if recipe in ("frozen", "qat"):
         steps += 2 + 1  # two views of the training images and one of the others are reported before the steps
@@ -121,7 +117,7 @@ def test_resumed_run_is_the_undisturbed_one_bit_for_bit(settings: TrainSettings,
 
 
 def test_resumed_run_of_a_real_network_is_the_undisturbed_one(settings: TrainSettings) -> None:
-    real = having(replace(settings, arch="two-tower", keep=1), lr=1e-4)
+    real = replace(replace(settings, arch="two-tower", keep=1), lr=1e-4)
     undisturbed = run_training(real)
     folder = stopped(real, 2)
     assert tiny_network.same_weights(resume(folder).checkpoint, undisturbed.checkpoint)
@@ -199,7 +195,7 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once_and_leaves_nothing(
             signal.raise_signal(number)  # at the first features
 
     with pytest.raises(kind) as caught:
-        run_training(replace(having(settings, freeze="features"), pool="processes", workers=1), reporter=Early())
+        run_training(replace(replace(settings, freeze="features"), pool="processes", workers=1), reporter=Early())
     if isinstance(caught.value, InterruptedRunError):
         assert caught.value.exit_code == 143
         assert str(caught.value) == "stopped before the first step; start it again with the same command"
@@ -264,7 +260,7 @@ def test_time_limit_ends_the_run_with_a_checkpoint(settings: TrainSettings) -> N
 
 @pytest.mark.parametrize(("keep", "left"), [(0, []), (1, [3]), (2, [3, 2])])
 def test_last_snapshots_and_the_best_weights_stay(settings: TrainSettings, keep: int, left: list[int]) -> None:
-    result = run_training(having(replace(settings, keep=keep), epochs=3))
+    result = run_training(replace(replace(settings, keep=keep), epochs=3))
     names = [path.name for path in snapshot.newest_first(result.run)]
     assert names == [f"epoch-{epoch:04d}-step-000000.safetensors" for epoch in left]
     assert (result.run / "snapshots").exists() == bool(left)
@@ -272,7 +268,7 @@ def test_last_snapshots_and_the_best_weights_stay(settings: TrainSettings, keep:
 
 
 def test_snapshots_within_an_epoch_come_every_so_many_minutes(settings: TrainSettings) -> None:
-    result = run_training(having(replace(settings, save_minutes=0.0, keep=99), epochs=1))
+    result = run_training(replace(replace(settings, save_minutes=0.0, keep=99), epochs=1))
     names = [path.name for path in snapshot.newest_first(result.run)]
     steps = [f"epoch-0000-step-00000{step}.safetensors" for step in (3, 2, 1)]
     assert names == ["epoch-0001-step-000000.safetensors", *steps]
@@ -363,7 +359,7 @@ def test_resume_auto_by_name(settings: TrainSettings) -> None:
     (Path(settings.runs) / "mine").mkdir(parents=True)  # its run was killed before it wrote anything
     assert run_training(mine, go_on=True).run.name == "mine"
     with pytest.raises(UserError, match=r"started with another lr: .*mine; choose another --name, or --resume it"):
-        run_training(having(mine, lr=0.5), go_on=True)
+        run_training(replace(mine, lr=0.5), go_on=True)
     with pytest.raises(UserError, match=r"started with another seed: .*mine"):
         run_training(replace(mine, seed=3), go_on=True)
 

@@ -93,7 +93,9 @@ def test_small_steps_add_up(image_folder: Path, tmp_path: Path) -> None:
         runs=str(tmp_path / "runs"),
         arch="narrow",
         init=str(start),
-        overrides={"qat": "int4", "epochs": 3, "batch": 8},
+        qat="int4",
+        epochs=3,
+        batch=8,
         workers=0,
         threads=1,
     )
@@ -115,7 +117,10 @@ def test_small_steps_add_up(image_folder: Path, tmp_path: Path) -> None:
 
 def test_it_needs_frozen_features() -> None:
     with pytest.raises(UserError, match="only fc6 to fc8"):
-        TrainSettings(data="x", overrides={"freeze": "none", "qat": "int4"}).resolved()
+        TrainSettings(data="x", freeze="none", qat="int4").resolved()
     with pytest.raises(UserError, match="no such qat"):
-        TrainSettings(data="x", overrides={"qat": "int2"}).resolved()
-    assert TrainSettings(data="x", init="f.safetensors", overrides={"qat": "int4"}).resolved() == RECIPES["qat"]
+        TrainSettings(
+            data="x",
+            qat="int2",  # type: ignore[arg-type]
+        ).resolved()
+    assert TrainSettings(data="x", init="f.safetensors", qat="int4").resolved() == RECIPES["qat"]

@@ -74,11 +74,6 @@ def settings(real: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> TrainSetti
     return replace(real, arch="tiny", keep=2)
 
 
-def having(settings: TrainSettings, **overrides: Any) -> TrainSettings:
-    """The settings with further fields of the recipe."""
-    return replace(settings, overrides={**settings.overrides, **overrides})
-
-
 def prepared(settings: TrainSettings, reporter: Any = None) -> Any:
     """A run before its first step."""
     run = run_module._Run(settings, World(), reporter or QuietReporter(), Stop(), 0.0)
@@ -145,7 +140,7 @@ def test_rescale_of_the_notebook_network_without_biases() -> None:
 
 # --- one step -----------------------------------------------------------------------------------------------------------
 
-STEP = Recipe(epochs=2, batch=8, lr=1e-3, dropout=0.0)
+STEP = replace(RECIPES["notebook"], epochs=2, batch=8, lr=1e-3, dropout=0.0)
 
 
 def tiny_learner(recipe: Recipe, *, steps: int = 10) -> Learner:
@@ -312,7 +307,7 @@ def test_compiled_network_learns_the_same(
 
 
 def test_run_leaves_a_checkpoint_that_says_everything(real: TrainSettings, image_folder: Path) -> None:
-    result = run_training(having(real, lr=1e-4, weight_decay=1e-3))
+    result = run_training(replace(real, lr=1e-4, weight_decay=1e-3))
     assert result.complete
     assert result.run.name == f"{image_folder.name}-two-tower"
     assert sorted(path.name for path in result.run.iterdir()) == ["history.json", "model.safetensors"]
@@ -344,7 +339,7 @@ def test_run_leaves_a_checkpoint_that_says_everything(real: TrainSettings, image
 def test_every_recipe_runs(settings: TrainSettings, recipe: str) -> None:
     own: dict[str, Any] = {"epochs": 1, "batch": 8}
     own |= {"paper": {"preprocessing": "tiny-67"}, "qat": {"qat": "int8"}}.get(recipe, {})  # no blocks fit its layers
-    result = run_training(replace(settings, recipe=recipe, overrides=own))
+    result = run_training(replace(settings, recipe=recipe, lr=None, **own))
     checkpoint = load_checkpoint(result.checkpoint)
     assert checkpoint.info.recipe["recipe"] == recipe
     for name, value in asdict(replace(RECIPES[recipe], **own)).items():
@@ -370,7 +365,7 @@ def test_runs_never_write_into_one_another(settings: TrainSettings) -> None:
 
 
 def test_seed_decides_the_weights(settings: TrainSettings) -> None:
-    one_epoch = having(settings, epochs=1)
+    one_epoch = replace(settings, epochs=1)
     paths = [run_training(replace(one_epoch, seed=seed)).checkpoint for seed in (0, 0, 1)]
     assert tiny_network.same_weights(paths[0], paths[1])
     assert not tiny_network.same_weights(paths[0], paths[2])
@@ -383,13 +378,13 @@ def test_plateau_schedule_follows_the_validation(settings: TrainSettings, monkey
         return SimpleNamespace(loss=1.0, top1=1 - next(errors), top5=1.0)
 
     monkeypatch.setattr(run_module, "score", script)
-    result = run_training(having(settings, epochs=6, schedule="plateau", patience=2))
+    result = run_training(replace(settings, epochs=6, schedule="plateau", patience=2))
     assert [row.lr for row in result.history] == pytest.approx([1e-3] * 4 + [1e-4] * 2)
 
 
 def test_divergence_names_step_rate_norm_and_what_was_saved(settings: TrainSettings) -> None:
     with pytest.raises(DivergedError, match=r"the loss is (nan|inf)|not finite") as caught:
-        run_training(having(settings, lr=1e30, epochs=3))
+        run_training(replace(settings, lr=1e30, epochs=3))
     assert caught.value.exit_code == 1
     for part in ("in epoch 1, step 2, learning rate 1e+30, gradient norm ", "no checkpoint was written"):
         assert part in str(caught.value)
@@ -433,7 +428,7 @@ def test_a_loss_that_stays_absurd_ends_the_run(settings: TrainSettings) -> None:
 
 
 def test_fp16_that_overflows_at_every_scale_has_diverged(settings: TrainSettings) -> None:
-    run = prepared(having(settings, precision="fp16"))
+    run = prepared(replace(settings, precision="fp16"))
     run._check_step(1.0, math.inf, 0.1)
     run.learner.scaler.load_state_dict({**run.learner.scaler.state_dict(), "scale": 1e-4})
     with pytest.raises(DivergedError, match=r"FP16 overflows at every scale down to 0\.0001"):
@@ -444,12 +439,12 @@ def test_bad_images_in_training(settings: TrainSettings, image_folder: Path, tmp
     copy = shutil.copytree(image_folder, tmp_path / "copy")
     (copy / "train/red/1.jpg").write_bytes(b"broken")
     (copy / "val/blue/0.jpg").write_bytes(b"broken")
-    broken = having(replace(settings, data=str(copy)), epochs=1)
+    broken = replace(replace(settings, data=str(copy)), epochs=1)
     with pytest.raises(ImageError, match=r"red/1\.jpg"):
         run_training(broken)
     assert list(Path(settings.runs).iterdir()) == []
     for freeze in ("none", "features"):
-        result = run_training(having(replace(broken, on_bad_image="skip"), freeze=freeze))
+        result = run_training(replace(replace(broken, on_bad_image="skip"), freeze=freeze))
         assert len(result.skipped) == 2
         assert "red/1.jpg" in result.skipped[0]
         assert load_checkpoint(result.checkpoint).info.data["skipped"] == list(result.skipped)
@@ -466,7 +461,7 @@ def test_a_batch_whose_images_are_all_skipped_teaches_nothing(
         run_training(settings)
     assert list(Path(settings.runs).iterdir()) == []
     shutil.copy(image_folder / "train/red/0.jpg", copy / "train/red/0.jpg")
-    result = run_training(having(settings, batch=2))
+    result = run_training(replace(settings, batch=2))
     assert len(result.skipped) == 23
     assert all(row.loss > 0 for row in result.history)
 
@@ -485,7 +480,7 @@ def filters(path: Path, name: str = "two-tower") -> Path:
 
 def test_frozen_filters_stay_and_the_whole_network_is_saved(real: TrainSettings, tmp_path: Path) -> None:
     path = filters(tmp_path / "filters.npz")
-    result = run_training(having(replace(real, init=str(path), recipe="frozen"), epochs=1))
+    result = run_training(replace(replace(real, init=str(path), recipe="frozen"), epochs=1))
     checkpoint = load_checkpoint(result.checkpoint)
     assert checkpoint.info.preprocessing == preset("caffe-227")
     with np.load(path) as archive:
@@ -573,7 +568,7 @@ def test_synthetic_set_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "open_split",
         lambda data, split, class_list: synthetic(split, count=480 if split == "train" else 100),
     )
-    result = run_training(TrainSettings(runs=str(tmp_path), overrides={"epochs": 1}, keep=0))
+    result = run_training(TrainSettings(runs=str(tmp_path), epochs=1, keep=0))
     assert result.best.top1 >= 0.5
     assert result.history[-1].val_loss < math.log(10) * 0.75
 
