@@ -10,27 +10,29 @@ the artifact's own name, never from what the manifest says; the manifest holds i
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from alexnet_edge import records
 from alexnet_edge.errors import ArtifactError
-from alexnet_edge.files import MALFORMED, sha256_file, sync_and_replace, write_json, writing
+from alexnet_edge.files import sha256_file, sync_and_replace, write_json, writing
 from alexnet_edge.images.preprocess import Preprocessing
-from alexnet_edge.network.layers import LAYER_NAMES
-
-SCHEMA = 1
+from alexnet_edge.network.layers import ARCHITECTURES, LAYER_NAMES, fc6_inputs
+from alexnet_edge.records import NEWER, Count, Positive, Seconds
 
 Format = Literal["torchscript", "pt2", "onnx", "openvino", "trt"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4-fc", "int8-int4-fc", "mixed"]
 """What the eight layers compute in. `fp8` leaves conv1 in FP16: TensorRT has no FP8 convolution of more than 32 weights per
 channel, and conv1 has 121. `int4-fc` stores the weights of fc6 to fc8 in INT4 and computes in FP16. `int8-int4-fc`, for
 processors, has convolutions in INT8 and the weights of fc6 to fc8 in INT4. `mixed` is any other plan."""
+
+ELEMENT_TYPES = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
+"""What one layer may be asked to compute in."""
 
 Plan = Mapping[str, str]
 """The type of each of the eight layers, by name: one of `LAYER_TYPES`."""
@@ -61,26 +63,12 @@ class TensorSpec:
     """Name, element type and shape of an input or output; the first extent is the batch."""
 
     name: str
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: Literal["float32"]
+    shape: tuple[Positive, ...]
     """Without the batch: `(3, 227, 227)` or `(1000,)`."""
-    min_batch: int = 1
-    max_batch: int | None = None
+    min_batch: Positive = 1
+    max_batch: Positive | None = None
     """None where the runtime sets no bound."""
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> TensorSpec:
-        """Read a JSON object; raises KeyError, TypeError or ValueError when a field is missing or of the wrong kind."""
-        bound = value["max_batch"]
-        if value["dtype"] != "float32":
-            raise ValueError(f"dtype {value['dtype']} is not float32")
-        return cls(
-            name=str(value["name"]),
-            dtype="float32",
-            shape=tuple(int(extent) for extent in value["shape"]),
-            min_batch=int(value["min_batch"]),
-            max_batch=None if bound is None else int(bound),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,13 +77,14 @@ class LayerPrecision:
 
     name: str
     requested: str
+    """One of `ELEMENT_TYPES`."""
     built: str
     """`unknown` where the runtime gives no way to see it."""
     evidence: str
     """Where `built` was read from."""
-    placement: str = ""
+    placement: str = field(default="", metadata=NEWER)
     """`GPU` or `DLA` in an engine that was inspected; empty where that is not known."""
-    kernel: str = ""
+    kernel: str = field(default="", metadata=NEWER)
     """Name of the engine's layer that this one was fused into; empty where that is not known."""
 
     @property
@@ -122,21 +111,28 @@ class Companion:
     """What the manifest says of the second file of an artifact."""
 
     sha256: str
-    bytes: int
+    bytes: Count
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Companion:
-        """Read a JSON object; raises TypeError when it has other fields than these, or one of the wrong kind."""
-        found = cls(**value)
-        if not isinstance(found.sha256, str) or type(found.bytes) is not int:
-            raise TypeError("sha256 of the companion is not a text, or bytes no number")
-        return found
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoweredFor:
+    """The processors that a graph is written for: `build["target"]` of a manifest."""
+
+    name: str
+    machines: tuple[str, ...]
+    """Architectures, as `platform.machine()` names them."""
+    instructions: tuple[str, ...]
+    """What a processor must have; empty where any of the machines will do."""
+    weight_bits: Positive = field(default=8, metadata=NEWER)
+    lowering: Mapping[str, Any] = field(default_factory=dict, metadata=NEWER)
+    plan: Mapping[str, str] = field(default_factory=dict, metadata=NEWER)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What an artifact says of itself; the file `<artifact>.json`."""
+    """What an artifact says of itself; the file `<artifact>.json`, in which every field is there."""
 
+    schema: Literal[1] = 1
     format: Format
     runtime: str
     """The runtime it is meant for: `torch`, `onnxruntime`, `tensorrt-rtx`, ..."""
@@ -158,52 +154,22 @@ class Manifest:
     """Method, number of images, hash of the ordered list, hash of the table; None without INT8."""
     build: Mapping[str, Any] = field(default_factory=dict)
     """Options the runtime was given, and what it answered."""
-    build_seconds: float = 0.0
+    build_seconds: Seconds = 0.0
     environment: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     """The parity verdict and its figures, or the reason why it could not be run here."""
     sha256: str = ""
     """Of the artifact's bytes; filled in by `commit`."""
-    bytes: int = 0
+    bytes: Count = 0
     """Size of the artifact, its companion included."""
-    companion: Companion | None = None
+    companion: Companion | None = field(default=None, metadata=NEWER)
     """The second file, of the formats in `COMPANIONS`; filled in by `commit`."""
 
-    def to_json(self) -> dict[str, Any]:
-        value = asdict(self)
-        value["preprocessing"] = self.preprocessing.to_json()
-        return {"schema": SCHEMA, **value}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        """Read what `to_json` wrote.
-
-        Raises:
-            KeyError, TypeError, ValueError: when a field is missing or of the wrong kind.
-        """
-        if value["schema"] != SCHEMA:
-            raise ValueError(f"schema {value['schema']} is not {SCHEMA}")
-        if value["format"] not in SUFFIXES:
-            raise ValueError(f"unknown format {value['format']}")
-        if value["precision"] not in get_args(Precision) or value["head"] not in ("logits", "probabilities"):
-            raise ValueError(f"unknown precision {value['precision']} or head {value['head']}")
-        fields = {name: value[name] for name in cls.__dataclass_fields__ if name != "companion"}
-        for name in ("runtime", "architecture", "checkpoint", "checkpoint_sha256", "sha256"):
-            if not isinstance(fields[name], str):
-                raise TypeError(f"{name} is not a text")
-        for name in ("sources", "build", "environment", "parity"):
-            if not isinstance(fields[name], Mapping):
-                raise TypeError(f"{name} is not an object")
-        fields["classes"] = tuple(str(name) for name in value["classes"])
-        fields["preprocessing"] = Preprocessing.from_json(value["preprocessing"])
-        fields["input"] = TensorSpec.from_json(value["input"])
-        fields["output"] = TensorSpec.from_json(value["output"])
-        fields["layers"] = tuple(LayerPrecision(**layer) for layer in value["layers"])
-        companion = value.get("companion")  # manifests of the other formats may be older than the field
-        if (companion is not None) != (value["format"] in COMPANIONS):
-            raise ValueError(f"{value['format']} has {'no' if companion is not None else 'a'} second file")
-        fields["companion"] = None if companion is None else Companion.from_json(companion)
-        return cls(**fields)
+    @property
+    def lowered_for(self) -> LoweredFor | None:
+        """The processors that the graph is written for; None for a portable one."""
+        target = self.build.get("target")
+        return None if target is None else records.convert(LoweredFor, target)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,9 +202,8 @@ def rebuild_command(manifest: Manifest) -> str:
     if isinstance(corrections, Mapping):
         words += ["--equalise"] if "equalised" in corrections else []
         words += ["--correct-bias"] if "bias" in corrections else []
-    target = manifest.build.get("target")
-    if isinstance(target, Mapping) and "name" in target:
-        words.append(f"--target {target['name']}")
+    if manifest.lowered_for is not None:
+        words.append(f"--target {manifest.lowered_for.name}")
     if manifest.format == "trt":
         named = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}.get(manifest.runtime, "tensorrt")
         words.append(f"--runtime {'trtexec' if manifest.build.get('builder') == 'trtexec' else named}")
@@ -293,7 +258,7 @@ def commit(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
             second = Companion(sha256=sha256_file(staged), bytes=staged.stat().st_size)
             manifest = replace(manifest, bytes=manifest.bytes + second.bytes, companion=second)
         with _locked(path.parent):
-            write_json(waiting_name(manifest_path(path)), manifest.to_json())
+            write_json(waiting_name(manifest_path(path)), records.to_builtins(manifest))
             if staged is not None and companion is not None:
                 sync_and_replace(staged, waiting_name(companion))
             sync_and_replace(temporary, path)
@@ -348,7 +313,7 @@ def _load(path: Path) -> Artifact:
         raise _mismatch(path, digest, manifest.sha256, manifest)
     companion = companion_path(path, manifest.format)
     if companion is not None and _matching(path, manifest, companion) is None:
-        assert manifest.companion is not None, "from_json asks for one where the format has one"
+        assert manifest.companion is not None, "`decode_manifest` asks for one where the format has one"
         raise _mismatch(companion, _digest(companion), manifest.companion.sha256, manifest)
     return Artifact(path=path, manifest=manifest, companion=companion)
 
@@ -359,7 +324,7 @@ def _matching(path: Path, manifest: Manifest, *places: Path) -> Path | None:
     Raises:
         ArtifactError: when a place leads out of the artifact's folder.
     """
-    assert manifest.companion is not None, "from_json asks for one where the format has one"
+    assert manifest.companion is not None, "`decode_manifest` asks for one where the format has one"
     for place in places:
         with suppress(FileNotFoundError):
             if place.resolve(strict=True).parent not in {path.parent.resolve(), path.resolve().parent}:
@@ -431,13 +396,58 @@ def _digest(path: Path) -> str:
 def _read_manifest(sidecar: Path) -> Manifest | None:
     """The manifest in a file, None when there is no such file."""
     try:
-        return Manifest.from_json(json.loads(sidecar.read_text(encoding="utf-8")))
+        return decode_manifest(sidecar.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, *MALFORMED) as error:
+    except (OSError, records.RecordError) as error:
         raise ArtifactError(
-            f"the manifest is damaged ({type(error).__name__}: {error})", value=sidecar, fix="export the artifact again"
+            f"the manifest is damaged ({error})", value=sidecar, fix="export the artifact again"
         ) from error
+
+
+def decode_manifest(text: str | bytes) -> Manifest:
+    """The manifest in a JSON text, with nothing in it that contradicts the rest.
+
+    Raises:
+        RecordError: when it is damaged, or contradicts itself; the message begins with the path of what is wrong.
+    """
+    manifest = records.decode(Manifest, text)
+    try:
+        _ = manifest.lowered_for
+    except records.RecordError as error:
+        raise records.RecordError(f"build.target.{error}") from error
+    contradiction = next(_contradictions(manifest), None)
+    if contradiction is not None:
+        raise records.RecordError(contradiction)
+    return manifest
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    num_classes, crop = len(manifest.classes), manifest.preprocessing.crop
+    if len(manifest.output.shape) != 1:
+        yield f"output.shape: expected the number of classes, got {list(manifest.output.shape)}"
+    elif manifest.output.shape != (num_classes,):
+        yield f"classes: expected {manifest.output.shape[0]} names, got {num_classes}"
+    if manifest.input.shape != (3, crop, crop):
+        yield f"input.shape: expected [3, {crop}, {crop}], got {list(manifest.input.shape)}"
+    for name, spec in (("input", manifest.input), ("output", manifest.output)):
+        if spec.max_batch is not None and spec.max_batch < spec.min_batch:
+            yield f"{name}.max_batch: expected {spec.min_batch} or more, got {spec.max_batch}"
+    for index, layer in enumerate(manifest.layers):
+        if layer.name not in LAYER_NAMES or layer.name in [other.name for other in manifest.layers[:index]]:
+            yield f"layers[{index}].name: expected each of {', '.join(LAYER_NAMES)} once, got {layer.name}"
+        if layer.requested not in ELEMENT_TYPES:
+            yield f"layers[{index}].requested: expected one of {', '.join(ELEMENT_TYPES)}, got {layer.requested}"
+    if (manifest.companion is not None) != (manifest.format in COMPANIONS):
+        yield f"companion: {'missing' if manifest.companion is None else f'{manifest.format} has no second file'}"
+    arch = ARCHITECTURES.get(manifest.architecture)
+    if arch is not None and manifest.head != arch.head:
+        yield f"head: expected {arch.head} of {arch.name}, got {manifest.head}"
+    if arch is not None and fc6_inputs(arch, crop) != arch.layers[5].in_channels:
+        yield (
+            f"preprocessing.crop: {crop} pixels leave {fc6_inputs(arch, crop)} values before fc6 of {arch.name}, "
+            f"which takes {arch.layers[5].in_channels}"
+        )
 
 
 def waiting_name(path: Path) -> Path:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import alexnet_edge
+from alexnet_edge import records
 from alexnet_edge.artifact import INPUT, TensorSpec
 from alexnet_edge.errors import AlexNetEdgeError, ArtifactError, MissingComponentError, UserError
 from alexnet_edge.files import MALFORMED, sha256_json, write_json
@@ -390,7 +391,7 @@ def read_peer(path: Path) -> Prepared:
             python=str(value["python"]),
             checkpoint=Path(value["checkpoint"]),
             checkpoint_sha256=str(value["checkpoint_sha256"]),
-            info=CheckpointInfo.from_json(value["info"]),
+            info=records.convert(CheckpointInfo, value["info"]),
             batches=tuple(int(batch) for batch in value["batches"]),
             bytes=int(value["bytes"]),
             parity=dict(value["parity"]),
@@ -588,7 +589,7 @@ def _prepare_here(given: argparse.Namespace) -> None:
         "python": sys.executable,
         "checkpoint": given.checkpoint,
         "checkpoint_sha256": checkpoint.sha256,
-        "info": checkpoint.info.to_json(),
+        "info": records.to_builtins(checkpoint.info),
         "batches": list(sizes),
         "bytes": written or checkpoint.path.stat().st_size,
         "parity": {},

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_edge import records
 from alexnet_edge.artifact import Artifact, Format, Plan
 from alexnet_edge.bench.rounds.run import Plan as BenchPlan
 from alexnet_edge.bench.rounds.run import run_bench
@@ -221,7 +222,7 @@ class _Search:
         self._context = {
             "version": _VERSION,
             "checkpoint": exporter.checkpoint.sha256,
-            "preprocessing": exporter.checkpoint.info.preprocessing.to_json(),
+            "preprocessing": records.to_builtins(exporter.checkpoint.info.preprocessing),
             "format": self.format,
             "target": exporter.target.name if exporter.target is not None else None,
             "calibration": exporter.calibration("int8").table_sha256,

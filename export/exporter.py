@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_edge import artifact as artifacts
+from alexnet_edge import records
 from alexnet_edge.artifact import (
     INPUT,
     SUFFIXES,
@@ -90,7 +91,7 @@ class Outcome:
             "precision": self.precision,
             "file": str(self.artifact.path) if self.artifact else None,
             "error": str(self.error) if self.error else None,
-            "manifest": self.artifact.manifest.to_json() if self.artifact else None,
+            "manifest": records.to_builtins(self.artifact.manifest) if self.artifact else None,
         }
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alexnet_edge import artifact as artifacts
+from alexnet_edge import records
 from alexnet_edge.artifact import Artifact, Manifest, companion_path, load_artifact
 from alexnet_edge.errors import GateError, UserError
 from alexnet_edge.files import write_text, writing
@@ -387,7 +388,7 @@ def _provenance(manifest: Manifest) -> dict[str, str]:
         "architecture": manifest.architecture,
         "precision": manifest.precision,
         "head": manifest.head,
-        "preprocessing": json.dumps(manifest.preprocessing.to_json()),
+        "preprocessing": json.dumps(records.to_builtins(manifest.preprocessing)),
     }
 
 

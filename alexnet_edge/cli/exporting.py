@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from alexnet_edge import records
 from alexnet_edge.cli.common import (
     ArtifactsFolder,
     BadImageOption,
@@ -729,9 +730,9 @@ def inspect_command(
             )
         if file.suffix in {".safetensors", ".pt", ".pth"}:
             checkpoint = load_checkpoint(file)
-            facts = {"file": str(file), "sha256": checkpoint.sha256, **checkpoint.info.to_json()}
+            facts = {"file": str(file), "sha256": checkpoint.sha256, **records.to_builtins(checkpoint.info)}
         else:
-            facts = {"file": str(file), **load_artifact(file).manifest.to_json()}
+            facts = {"file": str(file), **records.to_builtins(load_artifact(file).manifest)}
         name, number = facts["architecture"], len(facts["classes"])
     elif classes is not None and classes < 1:
         raise UserError("a network needs at least one class", value=classes, fix="give 1 or more")

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from alexnet_edge import records
 from alexnet_edge.artifact import Artifact, Precision, load_artifact, manifest_path
 from alexnet_edge.deploy.board import MOST_BYTES
 from alexnet_edge.deploy.golden import write_golden
@@ -195,8 +196,10 @@ def _safe(path: Path) -> str:
 
 def _lowered_for(artifact: Artifact) -> dict[str, Any] | None:
     """The processor that a graph was written for; None for the portable one."""
-    target = artifact.manifest.build.get("target")
-    return {name: target[name] for name in ("name", "machines", "instructions")} if isinstance(target, dict) else None
+    target = artifact.manifest.lowered_for
+    if target is None:
+        return None
+    return {"name": target.name, "machines": list(target.machines), "instructions": list(target.instructions)}
 
 
 def _source(order: Order, artifact: Artifact) -> Artifact:
@@ -265,7 +268,7 @@ def _golden(order: Order, artifact: Artifact, source: Artifact, cache: Path, rep
             **reference,
             "images": images.content_hash(),
             "classes": list(images.classes),
-            "preprocessing": artifact.manifest.preprocessing.to_json(),
+            "preprocessing": records.to_builtins(artifact.manifest.preprocessing),
         }
     )
     path = cache / f"golden-{key[:16]}.tar"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alexnet_edge.artifact import Manifest
+from alexnet_edge.artifact import decode_manifest
 from alexnet_edge.deploy.board import REPORTS
 from alexnet_edge.deploy.bundle import Bundle
 from alexnet_edge.deploy.link import Link, LinkSettings, number, printable
@@ -383,7 +383,7 @@ def _as_text(name: str, data: bytes) -> str:
     try:
         value = json.loads(data)
         if name == "manifest.json":
-            Manifest.from_json(value)
+            decode_manifest(data)
         elif not isinstance(value, dict):
             raise TypeError("not an object")
     except MALFORMED as error:

@@ -9,12 +9,11 @@ Letters: N batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,24 +46,11 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
     """Divides R, G, B after the subtraction; 1/255 keeps the 0-255 scale of the paper and of Caffe."""
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
-        """Read what `to_json` wrote.
-
-        Raises:
-            KeyError, TypeError, ValueError: when a field is missing or of the wrong kind.
-        """
-        mean = tuple(float(entry) for entry in value["mean"])
-        std = tuple(float(entry) for entry in value["std"])
-        if len(mean) != 3 or len(std) != 3 or not all(std) or not np.isfinite([*mean, *std]).all():
-            raise ValueError("mean and std must hold three finite numbers, std none of them 0")
-        resize, crop = int(value["resize"]), int(value["crop"])
-        if not 0 < crop <= resize <= 4096:
-            raise ValueError("crop must be positive and not above resize, resize not above 4096")
-        return cls(resize=resize, crop=crop, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= self.resize <= 4096:
+            raise ValueError(f"crop and resize must be 1 <= crop <= resize <= 4096, got {self.crop} and {self.resize}")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError(f"mean and std must be finite, and std above 0, got {self.mean} and {self.std}")
 
 
 _CAFFE_MEAN = (123 / 255, 117 / 255, 104 / 255)

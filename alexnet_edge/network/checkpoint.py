@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from alexnet_edge import records
 from alexnet_edge.errors import CheckpointError, needs
 from alexnet_edge.files import MALFORMED, staged
 from alexnet_edge.images.preprocess import FloatArray, Preprocessing
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from alexnet_edge.network.model import AlexNet
 
 
-SCHEMA = 1
 HISTORY_FILE = "history.json"
 """Every epoch of a training run, beside its checkpoint."""
 _HEADER_KEY = "alexnet-edge"
@@ -39,8 +39,9 @@ Weights = dict[str, FloatArray]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointInfo:
-    """What a checkpoint says of itself."""
+    """What a checkpoint says of itself; in its file every field is there."""
 
+    schema: Literal[1] = 1
     architecture: str
     classes: tuple[str, ...]
     """Class names; position is the network's output index."""
@@ -54,47 +55,15 @@ class CheckpointInfo:
     tools: Mapping[str, str] = field(default_factory=dict)
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {self.architecture}")
+        if not self.classes:
+            raise ValueError("classes: expected one name or more, got none")
+
     @property
     def arch(self) -> Architecture:
         return architecture(self.architecture, len(self.classes))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "architecture": self.architecture,
-            "classes": list(self.classes),
-            "preprocessing": self.preprocessing.to_json(),
-            "recipe": dict(self.recipe),
-            "data": dict(self.data),
-            "metrics": dict(self.metrics),
-            "tools": dict(self.tools),
-            "created": self.created,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> CheckpointInfo:
-        """Read what `to_json` wrote.
-
-        Raises:
-            KeyError, TypeError, ValueError: when a field is missing or of the wrong kind.
-        """
-        if value["schema"] != SCHEMA:
-            raise ValueError(f"schema {value['schema']} is not {SCHEMA}")
-        classes = tuple(value["classes"])
-        if not classes or not all(isinstance(name, str) for name in classes):
-            raise ValueError("classes must be a list of names")
-        if value["architecture"] not in ARCHITECTURES:
-            raise ValueError(f"unknown architecture {value['architecture']}")
-        return cls(
-            architecture=str(value["architecture"]),
-            classes=classes,
-            preprocessing=Preprocessing.from_json(value["preprocessing"]),
-            recipe=dict(value["recipe"]),
-            data=dict(value["data"]),
-            metrics=dict(value["metrics"]),
-            tools=dict(value["tools"]),
-            created=str(value["created"]),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +102,7 @@ def save_checkpoint(path: Path, weights: Mapping[str, FloatArray], info: Checkpo
     with needs("export"):
         from safetensors.numpy import save
     check_weights(weights, info.arch, path)
-    header = {_HEADER_KEY: json.dumps(info.to_json(), ensure_ascii=False, allow_nan=False)}
+    header = {_HEADER_KEY: json.dumps(records.to_builtins(info), ensure_ascii=False, allow_nan=False)}
     tensors = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}
     with staged(path) as temporary:
         temporary.write_bytes(save(tensors, metadata=header))  # save_file would hide the reason of a failed write
@@ -155,8 +124,8 @@ def read_info(path: Path) -> CheckpointInfo:
             fix="give it to `alexnet-edge train --init` to start from its weights",
         )
     try:
-        return CheckpointInfo.from_json(json.loads(text))
-    except MALFORMED as error:
+        return records.decode(CheckpointInfo, text)
+    except records.RecordError as error:
         raise CheckpointError(
             f"the checkpoint's header is damaged ({error})", value=path, fix="use another checkpoint"
         ) from error

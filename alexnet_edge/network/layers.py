@@ -271,6 +271,19 @@ def layer_costs(
     return costs
 
 
+def fc6_inputs(arch: Architecture, size: int) -> int:
+    """How many values reach fc6 from an image of `size` pixels; 0 where a kernel is larger than what it reads."""
+    channels = 3
+    for spec in arch.layers:
+        if spec.kind == "fc":
+            break
+        channels, size = spec.out_channels, (size + 2 * spec.padding - spec.kernel) // spec.stride + 1
+        size = (size - POOL_KERNEL) // POOL_STRIDE + 1 if spec.pool else size
+        if size < 1:
+            return 0
+    return channels * size * size
+
+
 def count_parameters(arch: Architecture) -> int:
     """Weights and biases of the whole network."""
     return sum(spec.parameters for spec in arch.layers)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alexnet_edge.artifact import (
     SUFFIXES,
     Artifact,
+    LoweredFor,
     Manifest,
     load_artifact,
     manifest_path,
@@ -134,14 +134,14 @@ def _instead(manifest: Manifest) -> str:
     return "run the FP32 one"
 
 
-def _other_processor(target: Mapping[str, Any]) -> str | None:
+def _other_processor(target: LoweredFor) -> str | None:
     """Why this processor is not one of the target that a manifest records, or None."""
     machine = platform.machine().lower()
-    missing = sorted(set(target["instructions"]) - set(cpu_features()))
-    if machine not in target.get("machines", ()):
-        return f"it is lowered for {target['name']}, and this machine is {machine}"
+    missing = sorted(set(target.instructions) - set(cpu_features()))
+    if machine not in target.machines:
+        return f"it is lowered for {target.name}, and this machine is {machine}"
     if missing:
-        return f"it is lowered for {target['name']}, and this processor has no {', '.join(missing)}"
+        return f"it is lowered for {target.name}, and this processor has no {', '.join(missing)}"
     return None
 
 
@@ -152,8 +152,8 @@ def runnable(artifact: Artifact) -> str | None:
     ONNX file is a source for engines only. A graph lowered for a target needs its instructions, and OpenVINO's INT8 a
     processor whose sums do not overflow.
     """
-    target = artifact.manifest.build.get("target")
-    if isinstance(target, Mapping) and target.get("instructions"):
+    target = artifact.manifest.lowered_for
+    if target is not None and target.instructions:
         return _other_processor(target)
     if artifact.manifest.format == "trt":
         from alexnet_edge.sessions.engine_file import not_here

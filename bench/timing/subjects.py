@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_edge import records
 from alexnet_edge.artifact import Artifact, LayerPrecision
 from alexnet_edge.bench import peers
 from alexnet_edge.errors import AlexNetEdgeError, DataError
@@ -252,11 +253,11 @@ def write_inputs(
         spec = subject.preprocessing
         if spec not in paths and not subject.skipped:
             x_NCHW = input_images(images, spec, count)
-            key = sha256_json(spec.to_json())[:12]
+            key = sha256_json(records.to_builtins(spec))[:12]
             paths[spec] = folder / f"{key}.npy"
             np.save(paths[spec], x_NCHW)
             about[key] = {
-                "preprocessing": spec.to_json(),
+                "preprocessing": records.to_builtins(spec),
                 "shape": list(x_NCHW.shape),
                 "sha256": sha256_file(paths[spec]),
             }

@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
+from alexnet_edge import records
 from alexnet_edge.artifact import INPUT
 from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.files import sha256_json, write_text
@@ -163,7 +164,7 @@ def calibration_key(
     return sha256_json(
         {
             "checkpoint": checkpoint_sha256,
-            "preprocessing": preprocessing.to_json(),
+            "preprocessing": records.to_builtins(preprocessing),
             "images": images_sha256,
             "method": method,
             "tensorrt": trt_version,

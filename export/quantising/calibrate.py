@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from alexnet_edge import records
 from alexnet_edge.artifact import INPUT
 from alexnet_edge.errors import DataError, ImageError, OutputError, UserError, needs
 from alexnet_edge.files import MALFORMED, sha256_json, staged
@@ -208,7 +209,7 @@ def calibrate(
             "version": _VERSION,
             "bins": BINS,
             "checkpoint": checkpoint.sha256,
-            "preprocessing": checkpoint.info.preprocessing.to_json(),
+            "preprocessing": records.to_builtins(checkpoint.info.preprocessing),
             "images": images_sha256,
             **({"outputs": True} if outputs else {}),
         }

@@ -26,6 +26,7 @@ import numpy as np
 from contract import strict, world
 from contract.bindings import RELEASES, Binding
 
+from alexnet_edge import records
 from alexnet_edge.artifact import LayerPrecision, Precision, commit, layer_types, load_artifact
 from alexnet_edge.errors import AlexNetEdgeError
 from alexnet_edge.export.engines.features import Features, check, graph_precision
@@ -247,7 +248,7 @@ class Job:
             for name, kind in layer_types("fp16").items()
         )
         told = {"builder": "tensorrt", "version": self.fakes.version, "platform": platform_name(), "sm": "sm87"}
-        manifest = replace(Manifest.from_json(self.artifact), layers=layers, build=told | dict(build))
+        manifest = replace(records.convert(Manifest, self.artifact), layers=layers, build=told | dict(build))
         staged = folder / "staged.engine"
         staged.write_bytes(content)
         commit(staged, folder / "alexnet_fp16.engine", manifest)

@@ -20,7 +20,7 @@ import pytest
 import torch
 from emulated_board import HOST, Board, check_here, emulated_board, give, wheelhouse
 
-from alexnet_edge.artifact import Manifest
+from alexnet_edge.artifact import decode_manifest
 from alexnet_edge.deploy.wheel import write_wheel
 from alexnet_edge.environment import EMULATED_FIGURES
 from alexnet_edge.images.datasets import ImageSet, batches, open_images
@@ -195,7 +195,7 @@ def test_built_proved_and_marked(work: Path, first: dict[str, Any]) -> None:
     assert bench["verdict"] == "INVALID"
     assert bench["reasons"][0] == f"emulated: {build['emulated']}"
     folder = work / "reports/deploy" / HOST / first["id"]
-    manifest = Manifest.from_json(json.loads((folder / "manifest.json").read_text()))
+    manifest = decode_manifest((folder / "manifest.json").read_bytes())
     assert manifest.build["target"]["name"] == "cpu-arm64"
     assert manifest.environment["machine"] == "aarch64"
     assert manifest.environment["emulated"] == build["emulated"]

@@ -23,6 +23,7 @@ from contract import bindings as wheels
 from contract.bindings import RELEASES, Binding, BindingsError, NoWheelError, Release, prepare, required
 from contract.strict import signatures
 
+from alexnet_edge import records
 from alexnet_edge.artifact import LAYER_NAMES, Manifest, Precision, TensorSpec, layer_types
 from alexnet_edge.images.preprocess import preset
 from alexnet_edge.network import layers
@@ -88,7 +89,7 @@ def write_job(folder: Path) -> dict[str, Any]:
             checkpoint="slim.safetensors",
             checkpoint_sha256="0" * 64,
         )
-    return {"graphs": graphs, "weight_bytes": sizes, "artifact": manifest.to_json()}
+    return {"graphs": graphs, "weight_bytes": sizes, "artifact": records.to_builtins(manifest)}
 
 
 def run(binding: Binding, job: dict[str, Any], folder: Path) -> Answers:

@@ -21,6 +21,7 @@ from contract.triton_server import Running, model_config, triton_server
 from narrow_network import NARROW, sitecustomize, write_checkpoint
 from small_artifacts import write_artifact as artifact_at
 
+from alexnet_edge import records
 from alexnet_edge.artifact import Artifact, TensorSpec, commit, load_artifact
 from alexnet_edge.errors import AlexNetEdgeError, GateError, UserError
 from alexnet_edge.export.triton import TritonOptions, config_of, write_triton_model
@@ -156,7 +157,7 @@ def test_config_of_an_onnx_file(messages: ModuleType, artifact: Artifact, tmp_pa
         assert entry.inputs["input"].random_data
     told = {name: value.string_value for name, value in config.parameters.items()}
     assert told["alexnet_edge.sha256"] == artifact.manifest.sha256
-    assert json.loads(told["alexnet_edge.preprocessing"]) == artifact.manifest.preprocessing.to_json()
+    assert json.loads(told["alexnet_edge.preprocessing"]) == records.to_builtins(artifact.manifest.preprocessing)
     assert any("not on the GPU" in note for note in model.notes)
 
 

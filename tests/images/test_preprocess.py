@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
+from alexnet_edge import records
 from alexnet_edge.errors import ImageError, UserError
 from alexnet_edge.images.preprocess import (
     PRESETS,
@@ -263,7 +264,7 @@ def test_caffe_scale_is_0_to_255_less_the_mean() -> None:
 
 def test_presets_survive_json() -> None:
     for spec in PRESETS.values():
-        assert Preprocessing.from_json(spec.to_json()) == spec
+        assert records.convert(Preprocessing, records.to_builtins(spec)) == spec
     with pytest.raises(UserError, match="no such preprocessing: imagenet-999; choose one of imagenet-227"):
         preset("imagenet-999")
 
@@ -280,5 +281,5 @@ def test_presets_survive_json() -> None:
     ],
 )
 def test_damaged_preprocessing_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must"):
-        Preprocessing.from_json({**Preprocessing().to_json(), **change})
+    with pytest.raises(records.RecordError, match=r"must be|length 3"):
+        records.convert(Preprocessing, {**records.to_builtins(Preprocessing()), **change})

@@ -29,6 +29,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision import models
 
+from alexnet_edge import records
 from alexnet_edge.errors import CheckpointError
 from alexnet_edge.images.preprocess import preset
 from alexnet_edge.network import download, load
@@ -298,7 +299,7 @@ def test_huge_header_length_is_not_allocated(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_info(tmp_path: Path, change: dict[str, Any]) -> None:
-    text = json.dumps({**INFO.to_json(), **change})
+    text = json.dumps({**records.to_builtins(INFO), **change})
     path = header_only(tmp_path / "model.safetensors", {"__metadata__": {"alexnet-edge": text}})
     with pytest.raises(CheckpointError) as error:
         read_info(path)
@@ -336,7 +337,7 @@ def test_wrong_architecture_names_the_layers(tmp_path: Path) -> None:
 
 def test_other_class_count_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    text = json.dumps({**INFO.to_json(), "classes": list("abcde")})
+    text = json.dumps({**records.to_builtins(INFO), "classes": list("abcde")})
     safetensors.numpy.save_file(constant_weights(1), path, metadata={"alexnet-edge": text})
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(path)
@@ -348,7 +349,7 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
     weights = constant_weights(1)
     weights["conv3.weight"][0, 0, 0, 0] = value
     path = tmp_path / "model.safetensors"
-    safetensors.numpy.save_file(weights, path, metadata={"alexnet-edge": json.dumps(INFO.to_json())})
+    safetensors.numpy.save_file(weights, path, metadata={"alexnet-edge": json.dumps(records.to_builtins(INFO))})
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(path)
     assert "conv3.weight holds values that are not finite" in message(error, path)

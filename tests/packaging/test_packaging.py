@@ -182,7 +182,7 @@ def test_what_an_installation_takes(
 
 
 IMPORTS = {
-    "alexnet_edge": ("numpy", "PIL", "rich", "typer"),
+    "alexnet_edge": ("msgspec", "numpy", "PIL", "rich", "typer"),
     "alexnet_edge.cli": ("rich",),
     "alexnet_edge.predict": ("rich", "typer"),
 }

@@ -19,6 +19,7 @@ import torch
 from contract.bindings import RELEASES, Binding, BindingsError, NoWheelError, Release, prepare, required
 from narrow_network import CLASSES, NARROW, write_checkpoint
 
+from alexnet_edge import records
 from alexnet_edge.artifact import LAYER_NAMES, Format, Manifest, Precision, TensorSpec, commit
 from alexnet_edge.bench.machine.peaks import Peaks
 from alexnet_edge.bench.machine.roofline import roofline
@@ -260,7 +261,7 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     """What the session did on each release, plain and with CUDA graphs; or why the release cannot be had."""
     folder = tmp_path_factory.mktemp("contract")
     bindings = prepare()
-    artifact = replace(manifest("trt", "tensorrt", "fp16"), architecture="one-tower").to_json()
+    artifact = records.to_builtins(replace(manifest("trt", "tensorrt", "fp16"), architecture="one-tower"))
     jobs = [(version, how) for version in bindings for how in ("plain", "graph")]
 
     def run(job: tuple[str, str]) -> Any:

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from alexnet_edge.artifact import Artifact, Manifest, TensorSpec, commit
 from alexnet_edge.environment import usable_cpus
 from alexnet_edge.errors import ArtifactError, CheckpointError, MissingComponentError, UserError
-from alexnet_edge.images.preprocess import preset
+from alexnet_edge.images.preprocess import Preprocessing
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.nvidia.cuda import gpu_info
 from alexnet_edge.sessions import Session, open_session, runnable
@@ -37,10 +37,10 @@ MANIFEST = Manifest(
     format="onnx",
     runtime="onnxruntime",
     precision="fp32",
-    architecture="two-tower",
+    architecture="one-product",
     classes=tuple("abcde"),
     head="logits",
-    preprocessing=preset("imagenet-227"),
+    preprocessing=Preprocessing(resize=SIZE, crop=SIZE),
     input=TensorSpec(name="input", dtype="float32", shape=(3, SIZE, SIZE)),
     output=TensorSpec(name="logits", dtype="float32", shape=(CLASSES,)),
     checkpoint="model.safetensors",

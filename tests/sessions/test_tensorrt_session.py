@@ -37,6 +37,7 @@ from tensorrt_library import (
     images,
 )
 
+from alexnet_edge import records
 from alexnet_edge.artifact import Artifact, Manifest, TensorSpec, commit, manifest_path, rebuild_command
 from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError
 from alexnet_edge.images.preprocess import preset
@@ -652,7 +653,7 @@ def test_a_trusted_engine_says_itself_what_it_takes(tmp_path: Path, trt: Library
     assert manifest.preprocessing == preset(f"imagenet-{size}")
     assert manifest.runtime == "tensorrt"
     assert artifact.label == "trt of unknown precision"
-    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    assert records.decode(Manifest, json.dumps(records.to_builtins(manifest))) == manifest
     with open_session(path, trust=True) as session:
         assert session.details()["version"] == VERSION
 

@@ -12,7 +12,7 @@ import numpy as np
 from cuda_machine import Machine
 
 from alexnet_edge.artifact import Artifact, Manifest, TensorSpec, commit
-from alexnet_edge.images.preprocess import preset
+from alexnet_edge.images.preprocess import Preprocessing
 from alexnet_edge.nvidia import libraries as nvidia
 
 SIZE, CLASSES = 4, 5
@@ -25,10 +25,10 @@ MANIFEST = Manifest(
     format="trt",
     runtime="tensorrt",
     precision="int8",
-    architecture="two-tower",
+    architecture="one-product",
     classes=tuple("abcde"),
     head="logits",
-    preprocessing=preset("imagenet-227"),
+    preprocessing=Preprocessing(resize=SIZE, crop=SIZE),
     input=TensorSpec(name="input", dtype="float32", shape=(3, SIZE, SIZE), max_batch=4),
     output=TensorSpec(name="logits", dtype="float32", shape=(CLASSES,), max_batch=4),
     checkpoint="model.safetensors",
