@@ -48,8 +48,15 @@ from alexnet_edge.export.graphs.targets import (
     target_record,
     this_machine_or_none,
 )
-from alexnet_edge.export.precision import CALIBRATED, EMULATED, onnx_precisions, require_precision, weight_bytes
-from alexnet_edge.export.quantising.corrections import CORRECTED, Corrector
+from alexnet_edge.export.precision import (
+    CALIBRATED,
+    CORRECTED,
+    EMULATED,
+    onnx_precisions,
+    require_precision,
+    weight_bytes,
+)
+from alexnet_edge.export.quantising.corrections import Corrector
 from alexnet_edge.files import sha256_file, write_text, writing
 from alexnet_edge.images.datasets import ImageSet, OnBadImage
 from alexnet_edge.images.preprocess import FloatArray
@@ -499,8 +506,8 @@ class Exporter:
             layers=files.built.layers,
             build={**files.built.build, **build},
             sources={name: sha256_file(path) for name, path in files.sources.items()},
-            min_batch=self.engine.min_batch,
-            max_batch=self.engine.max_batch,
+            min_batch=self.engine.batches[0],
+            max_batch=self.engine.batches[2],
             stand_in=files.stand_in,
         )
 

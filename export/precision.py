@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CALIBRATED: tuple[Precision, ...] = ("int8", "fp8", "int8-int4-fc", "mixed")
 """The precisions whose activations need ranges from real images."""
+CORRECTED: tuple[Precision, ...] = ("int8", "int8-int4-fc", "mixed")
+"""The precisions that corrections are for: see `alexnet_edge.export.quantising.corrections`."""
 EMULATED: tuple[Precision, ...] = ("bf16",)
 """The precisions that ONNX Runtime has no processor kernels for: proved with an emulation in FP32."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, get_args
@@ -150,7 +149,7 @@ def table_version(asked: str | None, runtime: Runtime | None) -> str:
     """The TensorRT version that a calibration table is written for: the one asked for, or that of the builder here.
 
     Raises:
-        UserError: when none is asked for and no TensorRT is here, or it is no version.
+        UserError: when none is asked for and TensorRT-RTX builds the engines.
         MissingComponentError: when `runtime` is not here.
     """
     if asked is None:
@@ -162,6 +161,4 @@ def table_version(asked: str | None, runtime: Runtime | None) -> str:
                 "which TensorRT shall read the calibration table? TensorRT-RTX has none", fix="add --table-for 10.3.0"
             )
         return builder_version(here)
-    if not re.fullmatch(r"\d+\.\d+\.\d+(\.\d+)?", asked):
-        raise UserError("a TensorRT version is written as 10.3.0", value=asked, fix="correct --table-for")
     return asked

@@ -28,6 +28,7 @@ from alexnet_edge import artifact as artifacts
 from alexnet_edge import records
 from alexnet_edge.artifact import Artifact, Manifest, companion_path, load_artifact
 from alexnet_edge.errors import GateError, UserError
+from alexnet_edge.export.fields import flag, require_choices
 from alexnet_edge.files import write_text, writing
 
 InstanceKind = Literal["cpu", "gpu"]
@@ -66,32 +67,35 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TritonOptions:
-    """How the model is served."""
+    """How a model is served."""
 
-    name: str | None = None
-    """The model's name, in the server's address; by default the artifact's, such as `alexnet_int8`."""
-    max_batch: int | None = None
-    """The largest batch; by default the engine's, or `DEFAULT_MAX_BATCH` where the runtime has no bound."""
+    artifact: Path | None = None
+    """A proved artifact to serve [the ONNX file, exported]"""
+    repository: Path = Path("triton")
+    """Folder of the models"""
+    model_name: str | None = None
+    """The model's name, in the server's address [the artifact's]"""
     instances: int = 1
-    """Copies of the model that answer side by side, on each GPU or on the processor."""
-    kind: InstanceKind | None = None
-    """Where they run; None for the GPU with an engine, the processor with everything else."""
-    queue_delay_us: int = 0
-    """How long a request may wait for others to be answered with it, in microseconds."""
+    """Copies that answer side by side, on each GPU or on the processor"""
+    instance_kind: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where they run: cpu, gpu, or auto: the GPU for engines"""
+    queue_delay: int = 0
+    """How long a request may wait for others, microseconds"""
     keep_versions: int = 1
-    """How many of the newest versions are served; 2 keeps the former one within reach of a client that asks for it."""
+    """Newest versions that are served"""
 
     def __post_init__(self) -> None:
-        if self.name is not None and not _NAME.fullmatch(self.name):
+        require_choices(self)
+        if self.model_name is not None and not _NAME.fullmatch(self.model_name):
             raise UserError(
                 "a model's name has letters, digits, `_`, `.` and `-` only, and begins with a letter or digit",
-                value=self.name,
+                value=self.model_name,
                 fix="choose another --model-name",
             )
-        for field, least in (("max_batch", 1), ("instances", 1), ("queue_delay_us", 0), ("keep_versions", 1)):
-            value = getattr(self, field)
-            if value is not None and value < least:
-                raise UserError(f"{field} must be {least} or more", value=value, fix="give a larger number")
+        for name, least in (("instances", 1), ("queue_delay", 0), ("keep_versions", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise UserError(f"{flag(name)} must be {least} or more", value=value, fix="give a larger number")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,8 +126,13 @@ class TritonModel:
         }
 
 
-def write_triton_model(artifact: Artifact, repository: Path, options: TritonOptions | None = None) -> TritonModel:
-    """Put `artifact` into the model repository `repository`, as the next version of its model.
+def write_triton_model(artifact: Artifact, options: TritonOptions, max_batch: int | None = None) -> TritonModel:
+    """Put `artifact` into the model repository of `options`, as the next version of its model.
+
+    Args:
+        artifact: a proved ONNX file, OpenVINO IR or TensorRT engine.
+        options: the repository, and how the model is served.
+        max_batch: the largest batch; by default the engine's, or `DEFAULT_MAX_BATCH` where the runtime has no bound.
 
     Raises:
         UserError: when Triton has no backend for it, or the options or the versions already there do not fit it.
@@ -131,10 +140,10 @@ def write_triton_model(artifact: Artifact, repository: Path, options: TritonOpti
         ArtifactError: when the artifact or a version that stays in service is damaged.
         OutputError: when the repository cannot be written.
     """
-    options = options or TritonOptions()
-    _check(artifact, options)
+    _check(artifact, options, max_batch)
     backend = BACKENDS[artifact.manifest.format]
-    folder = repository / (options.name or artifact.path.stem)
+    repository = options.repository
+    folder = repository / (options.model_name or artifact.path.stem)
     if not _NAME.fullmatch(folder.name):
         raise UserError("this file name is no name of a model", value=folder.name, fix="give one with --model-name")
     with writing(folder):
@@ -146,7 +155,7 @@ def write_triton_model(artifact: Artifact, repository: Path, options: TritonOpti
         served = [*kept.values(), *([artifact] if added else [])][-options.keep_versions :]
         for other in served:
             _need_same_network(other.manifest, artifact.manifest, folder)
-        config = config_of([other.manifest for other in served], folder.name, options)
+        config = config_of([other.manifest for other in served], folder.name, options, max_batch)
         labels = _labels(artifact.manifest)
         if added:
             with _staged_version(artifact, repository, backend) as staged:
@@ -160,11 +169,11 @@ def write_triton_model(artifact: Artifact, repository: Path, options: TritonOpti
         added=added,
         artifact=load_artifact(folder / str(version) / backend.file),
         backend=backend.backend,
-        notes=_notes(artifact.manifest, options.kind or backend.kind),
+        notes=_notes(artifact.manifest, _kind(options, backend)),
     )
 
 
-def _check(artifact: Artifact, options: TritonOptions) -> None:
+def _check(artifact: Artifact, options: TritonOptions, max_batch: int | None) -> None:
     manifest = artifact.manifest
     if manifest.format not in BACKENDS:
         raise UserError(
@@ -192,23 +201,25 @@ def _check(artifact: Artifact, options: TritonOptions) -> None:
             "only what was proved is served: run `alexnet-edge export` where the file can run"
         )
     backend = BACKENDS[manifest.format]
-    if options.kind is not None and options.kind not in backend.kinds:
+    if _kind(options, backend) not in backend.kinds:
         raise UserError(
             f"Triton's {backend.backend} backend runs on {' or '.join(backend.kinds)}",
-            value=options.kind,
+            value=options.instance_kind,
             fix="leave --instance-kind out",
         )
-    _batches(manifest, options)
+    _batches(manifest, max_batch)
 
 
-def _batches(manifest: Manifest, options: TritonOptions) -> tuple[int, int]:
+def _kind(options: TritonOptions, backend: Backend) -> InstanceKind:
+    return backend.kind if options.instance_kind == "auto" else options.instance_kind
+
+
+def _batches(manifest: Manifest, max_batch: int | None) -> tuple[int, int]:
     """The smallest and largest batch that are served."""
     least, most = manifest.input.min_batch, manifest.input.max_batch
     if most is not None and least == most:
-        if options.max_batch not in (None, most):
-            raise UserError(
-                f"the artifact takes a batch of {most} only", value=options.max_batch, fix="leave --max-batch out"
-            )
+        if max_batch not in (None, most):
+            raise UserError(f"the artifact takes a batch of {most} only", value=max_batch, fix="leave --max-batch out")
         return least, most
     if least != 1:
         raise UserError(
@@ -216,7 +227,7 @@ def _batches(manifest: Manifest, options: TritonOptions) -> tuple[int, int]:
             value=least,
             fix="export it with --min-batch 1, or with one fixed batch",
         )
-    asked = options.max_batch or (most if most is not None else DEFAULT_MAX_BATCH)
+    asked = max_batch or (most if most is not None else DEFAULT_MAX_BATCH)
     if most is not None and asked > most:
         raise UserError(
             f"the artifact takes a batch of {most} at most", value=asked, fix="leave --max-batch out, or export again"
@@ -300,7 +311,7 @@ class _Word:
     text: str
 
 
-def config_of(manifests: Sequence[Manifest], name: str, options: TritonOptions) -> str:
+def config_of(manifests: Sequence[Manifest], name: str, options: TritonOptions, max_batch: int | None = None) -> str:
     """The text of `config.pbtxt` for a model of which these versions are served, the newest last.
 
     An engine has one optimisation profile, number 0, which every instance names; its largest batch is the server's. A
@@ -309,13 +320,13 @@ def config_of(manifests: Sequence[Manifest], name: str, options: TritonOptions) 
     """
     manifest = manifests[-1]
     backend = BACKENDS[manifest.format]
-    bounds = [_batches(each, options) for each in manifests]
+    bounds = [_batches(each, max_batch) for each in manifests]
     fixed = {least for least, most in bounds if manifest.input.max_batch is not None and least == most}
     if fixed and len(set(bounds)) > 1:
         raise UserError("the versions that stay in service take other batches", value=name, fix="add --keep-versions 1")
     most = min(most for _, most in bounds)
     lead = [most] if fixed else []
-    kind = options.kind or backend.kind
+    kind = _kind(options, backend)
     group: dict[str, Any] = {"count": options.instances, "kind": _Word(text=f"KIND_{kind.upper()}")}
     if backend.backend == "tensorrt":
         group["profile"] = ["0"]
@@ -346,7 +357,7 @@ def config_of(manifests: Sequence[Manifest], name: str, options: TritonOptions) 
     if not fixed and most > 1:
         config["dynamic_batching"] = {
             **_preferred(manifest, most),
-            **({"max_queue_delay_microseconds": options.queue_delay_us} if options.queue_delay_us else {}),
+            **({"max_queue_delay_microseconds": options.queue_delay} if options.queue_delay else {}),
         }
     config["model_warmup"] = [
         {

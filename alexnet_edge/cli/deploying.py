@@ -212,8 +212,8 @@ def deploy_command(
         engine={
             name: value
             for name, value in {
-                "memory_cap_mib": memory_cap,
-                "workspace_mib": workspace,
+                "memory_cap": memory_cap,
+                "workspace": workspace,
                 "max_batch": max_batch,
                 "optimization_level": optimization_level,
             }.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,27 +25,23 @@ from alexnet_edge.cli.common import (
     checkpoint_or_onnx,
     choice,
     chosen_device,
-    one_precision,
     print_json,
-    refuse_given,
 )
 from alexnet_edge.errors import GateError, UserError
 
 if TYPE_CHECKING:
-    from alexnet_edge.artifact import Artifact, Format, Precision
+    from alexnet_edge.artifact import Artifact, Format
     from alexnet_edge.bench.search import SearchResult
     from alexnet_edge.export.exporter import Exporter
+    from alexnet_edge.export.request import ExportRequest
     from alexnet_edge.images.datasets import ImageSet, OnBadImage
     from alexnet_edge.network.checkpoint import Checkpoint
 
 ENGINES = "TensorRT engines (--format trt)"
 TRITON = "Triton model repository (--format triton)"
-CALIBRATORS = ("entropy2", "minmax", "table")
-HARDWARE_COMPATIBILITY = ("none", "ampere-plus", "same-compute-capability")
 
 
 def export_command(
-    context: typer.Context,
     how: Annotated[
         str | None, typer.Argument(metavar="[auto]", help="After --int8: search the fastest type of each layer")
     ] = None,
@@ -256,256 +252,127 @@ def export_command(
 ) -> None:
     """Write a checkpoint in another format, and prove it gives the same answers."""
     from alexnet_edge.cli.show import base as console
-    from alexnet_edge.cli.show.export import show_exports, show_search
-    from alexnet_edge.export import exporter as build
-    from alexnet_edge.export import selection as selecting
+    from alexnet_edge.cli.show.export import show_exports
     from alexnet_edge.export.engines.options import EngineOptions
-    from alexnet_edge.export.graphs import targets
-    from alexnet_edge.export.precision import CALIBRATED
-    from alexnet_edge.export.quantising.calibrate import METHODS
-    from alexnet_edge.export.quantising.corrections import CORRECTED
-    from alexnet_edge.export.selection import FORMATS, check_engines, selection
-    from alexnet_edge.images.datasets import open_images
-    from alexnet_edge.network.load import load_checkpoint, newest_checkpoint
-    from alexnet_edge.proof import recorded
+    from alexnet_edge.export.exporter import Outcome, require_outcomes
+    from alexnet_edge.export.request import CalibrationOptions, CorrectionOptions, ExportRequest, SearchOptions
+    from alexnet_edge.export.run import export_all
+    from alexnet_edge.export.triton import TritonOptions
 
-    asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8, "int4-fc": int4_fc, "int8-int4-fc": int8_int4_fc}
-    one = one_precision(asked)
-    precisions = [] if one is None else [one]
-    auto = how == "auto" and int8
-    if how is not None and not auto:
+    if how not in (None, "auto"):
         raise UserError(
             "export takes one word, `auto`, with --int8", value=how, fix="write --int8 auto, or leave it out"
         )
-    if not auto:
-        refuse_given(context, ("max_drop", "search_images"), "this option is for --int8 auto", fix="add `auto`")
-    elif format not in ("onnx", "openvino"):
-        raise UserError(
-            "--int8 auto writes one format", value=f"--format {format}", fix="add --format openvino or onnx"
-        )
-    if runtime is not None:
-        choice("--runtime", runtime, ("tensorrt", "trtexec", "rtx"))
-    choice("--format", format, ("all", *FORMATS, "triton"))
-    choice("--method", method, METHODS)
-    if recommended:
-        refuse_given(
-            context,
-            ("format", *(name.replace("-", "_") for name in asked)),
-            "--recommended chooses format and precision itself",
-            fix="leave it out",
-        )
-        best = targets.find_target(target)
-        format, precisions = best.recommended[0], [best.recommended[1]]
-    _only_where_it_counts(context, format)
-    triton = None
-    if format == "triton":
-        from alexnet_edge.export.triton import TritonOptions
-
-        triton = TritonOptions(
-            name=model_name,
+    request = ExportRequest(
+        format=format,  # type: ignore[arg-type]  # the request checks every choice
+        fp16=fp16,
+        bf16=bf16,
+        int8=int8,
+        auto=how == "auto",
+        fp8=fp8,
+        int4_fc=int4_fc,
+        int8_int4_fc=int8_int4_fc,
+        search=SearchOptions(max_drop=max_drop, search_images=search_images),
+        target=target,  # type: ignore[arg-type]
+        recommended=recommended,
+        checkpoint=checkpoint,
+        onnx=onnx,
+        out=out,
+        images=images,
+        limit=limit,
+        class_list=class_list,
+        on_bad_image=on_bad_image,  # type: ignore[arg-type]
+        calibration=CalibrationOptions(
+            calibration=calibration,
+            calibration_images=calibration_images,
+            method=method,  # type: ignore[arg-type]
+            calibration_table=calibration_table,
+            table_for=table_for,
+        ),
+        corrections=CorrectionOptions(equalise=equalise, correct_bias=correct_bias),
+        runtime=runtime,  # type: ignore[arg-type]
+        engine=EngineOptions(
+            min_batch=min_batch,
+            opt_batch=opt_batch,
             max_batch=max_batch,
+            compute_capability=tuple(compute_capability or ()),
+            workspace=workspace,
+            pool=tuple(pool or ()),
+            memory_cap=memory_cap,
+            optimization_level=optimization_level,
+            timing_cache=timing_cache,
+            timing_cache_mode=timing_cache_mode,  # type: ignore[arg-type]
+            tf32=tf32,
+            sparsity=sparsity,
+            dla_core=dla_core,
+            gpu_fallback=gpu_fallback,
+            calibrator=calibrator,  # type: ignore[arg-type]
+            version_compatible=version_compatible,
+            hardware_compatibility=hardware_compatibility,  # type: ignore[arg-type]
+            refit=refit,
+            stripped=stripped,
+            weight_streaming=weight_streaming,
+            allow_fallback=allow_fallback,
+        ),
+        triton=TritonOptions(
+            artifact=artifact,
+            repository=repository,
+            model_name=model_name,
             instances=instances,
-            kind=None if choice("--instance-kind", instance_kind, ("auto", "cpu", "gpu")) == "auto" else instance_kind,  # type: ignore[arg-type]
-            queue_delay_us=queue_delay,
+            instance_kind=instance_kind,  # type: ignore[arg-type]
+            queue_delay=queue_delay,
             keep_versions=keep_versions,
-        )
-        if artifact is not None:
-            refuse_given(context, _NOT_WITH_ARTIFACT, "the artifact is served as it is", fix="leave it out")
-            _serve(artifact, repository, triton, as_json)
-            return
-        format = "onnx"
-    lowered_for = None
-    if target is not None:
-        lowered_for = targets.find_target(target)
-    elif triton is None:  # another machine than this one serves a repository
-        lowered_for = targets.this_machine_or_none()
-    lower_fp32 = target is not None and lowered_for is not None and bool(lowered_for.lowerings)
-    if target is not None:
-        targets.check_target(targets.find_target(target), format, precisions[0] if precisions else None)
-    wanted = selection(
-        format,
-        precisions[0] if precisions else None,
-        lowered_for,
-        lower_fp32=lower_fp32,
+        ),
+        threads=threads,
+        runs=runs,
     )
-    written_precisions = {precision for _, precision in wanted}
-    if not written_precisions & set(CALIBRATED):
-        refuse_given(
-            context,
-            ("method", "calibration", "calibration_images", "calibration_table", "table_for"),
-            "only INT8 and FP8 are calibrated",
-            fix="add --int8 or --fp8, or leave it out",
-        )
-    if not written_precisions & set(CORRECTED) and not auto:
-        refuse_given(
-            context, ("equalise", "correct_bias"), "corrections are for INT8", fix="add --int8, or leave it out"
-        )
-    table_version = ""
-    if calibration_table is not None:
-        refuse_given(
-            context, ("equalise",), "TensorRT would use the table for the network as it is", fix="leave it out"
-        )
-        if "int8" not in written_precisions:
-            raise UserError(
-                "a calibration table is for INT8", value=calibration_table, fix="add --int8, or leave it out"
-            )
-        table_version = selecting.table_version(table_for, runtime)  # type: ignore[arg-type]  # checked above
-    engine = EngineOptions(
-        min_batch=min_batch if min_batch is not None else 1 if dla_core is None else opt_batch,
-        opt_batch=opt_batch,
-        max_batch=max_batch if max_batch is not None and triton is None else 16 if dla_core is None else opt_batch,
-        compute_capabilities=tuple(compute_capability or ()),
-        workspace_mib=workspace,
-        pools=_pools(pool or ()),
-        memory_cap_mib=memory_cap,
-        optimization_level=optimization_level,
-        timing_cache=timing_cache,
-        timing_cache_mode=choice("--timing-cache-mode", timing_cache_mode, ("update", "load", "require")),
-        tf32=tf32,
-        sparsity=sparsity,
-        dla_core=dla_core,
-        gpu_fallback=gpu_fallback,
-        calibrator=None if calibrator is None else choice("--calibrator", calibrator, CALIBRATORS),
-        version_compatible=version_compatible,
-        hardware_compatibility=choice("--hardware-compatibility", hardware_compatibility, HARDWARE_COMPATIBILITY),
-        refit=refit,
-        stripped=stripped,
-        weight_streaming=weight_streaming,
-        allow_fallback=allow_fallback,
-    )
-    if onnx is not None and checkpoint is not None:
-        raise UserError("an export has one source", value="--checkpoint --onnx", fix="give one of them")
-    check_engines(wanted, runtime, engine)  # type: ignore[arg-type]  # checked above
-    if onnx is not None:
-        from alexnet_edge.export.graphs.source import checkpoint_from_onnx
-
-        loaded = checkpoint_from_onnx(onnx)
-    else:
-        loaded = load_checkpoint(checkpoint or newest_checkpoint(runs))
-    if images is None:
-        proof = recorded.validation_images(loaded)
-        proof = proof if limit is None else proof.spread(limit)
-    else:
-        proof = open_images(images, limit=limit, classes=loaded.info.classes, class_list=class_list)
+    if request.triton.artifact is not None:
+        _serve(request.triton.artifact, request, as_json)
+        return
+    outcomes: list[Outcome] = []
     with console.reporter(quiet) as reporter:
-        exporter = build.Exporter(
-            loaded,
-            out=out,
-            proof_images=proof,
-            calibration_images=recorded.calibration_images(loaded, calibration, calibration_images, class_list)
-            if any(precision in CALIBRATED for _, precision in wanted)
-            else None,
-            method=method,
-            engine=engine,
-            runtime=runtime,  # type: ignore[arg-type]  # checked above
-            outputs=calibration_table is not None,
-            target=lowered_for,
-            lower_fp32=lower_fp32,
-            equalise=equalise,
-            correct_bias=correct_bias,
-            threads=threads,
-            on_bad_image=choice("--on-bad-image", on_bad_image, ("skip", "fail")),
-            reporter=reporter,
-        )
-        outcomes: list[build.Outcome] = []
         try:
-            if calibration_table is not None:
-                exporter.write_calibration_table(calibration_table, table_version)
-            if auto:
-                chosen: tuple[Format, Precision] = (wanted[0][0], "mixed")
-                wanted = [chosen]
-                show_search(_search(exporter, wanted[0][0], search_images, max_drop, class_list), as_json)
-            outcomes.extend(exporter.export_all(wanted))
-        finally:  # what was written before a mistake was noticed is told all the same
-            if outcomes and as_json and triton is None:
+            for outcome in export_all(
+                request, search=_search(request, as_json) if request.auto else None, reporter=reporter
+            ):
+                outcomes.append(outcome)
+        finally:  # what was written before a mistake was noticed is shown all the same
+            if outcomes and as_json and format != "triton":
                 print_json([outcome.to_json() for outcome in outcomes])
             elif outcomes and not as_json:
                 show_exports(outcomes)
-    build.require_outcomes(outcomes, everything=format == "all")
-    if triton is not None:
+    require_outcomes(outcomes, everything=format == "all" and not recommended)
+    if format == "triton":
         assert outcomes[0].artifact is not None, "require_outcomes raises what kept it from being written"
-        _serve(outcomes[0].artifact.path, repository, triton, as_json)
+        _serve(outcomes[0].artifact.path, request, as_json)
 
 
-def _search(
-    exporter: Exporter, format: Format, named: str | None, points: float, class_list: Path | None
-) -> SearchResult:
-    """Find the plan that the exporter then writes."""
+def _search(request: ExportRequest, as_json: bool) -> Callable[[Exporter, Format], SearchResult]:
+    """What finds the plan of `--int8 auto`, and shows it."""
     from alexnet_edge.bench.search import SearchSettings, search_images, search_plan
+    from alexnet_edge.cli.show.export import show_search
 
-    settings = SearchSettings(max_drop=points / 100)
-    result = search_plan(exporter, format, search_images(exporter, named, class_list), settings)
-    exporter.plan, exporter.max_drop, exporter.search = result.plan, settings.max_drop, result.to_json()
-    return result
+    settings = SearchSettings(max_drop=request.search.max_drop / 100)
 
+    def search(exporter: Exporter, format: Format) -> SearchResult:
+        images = search_images(exporter, request.search.search_images, request.class_list)
+        result = search_plan(exporter, format, images, settings)
+        show_search(result, as_json)
+        return result
 
-_NOT_WITH_ARTIFACT = (
-    *(
-        "fp16",
-        "bf16",
-        "int8",
-        "fp8",
-        "int4_fc",
-        "checkpoint",
-        "onnx",
-        "out",
-        "images",
-        "limit",
-        "calibration",
-        "target",
-    ),
-    *(
-        "calibration_images",
-        "method",
-        "equalise",
-        "correct_bias",
-        "calibration_table",
-        "table_for",
-        "class_list",
-        "on_bad_image",
-        "threads",
-        "runs",
-    ),
-)
-"""Options of an export, which has taken place when its artifact is named."""
+    return search
 
 
-def _serve(path: Path, repository: Path, options: Any, as_json: bool) -> None:
+def _serve(path: Path, request: ExportRequest, as_json: bool) -> None:
     from alexnet_edge.artifact import load_artifact
     from alexnet_edge.cli.show.export import show_triton_model
     from alexnet_edge.export.triton import write_triton_model
 
-    model = write_triton_model(load_artifact(path), repository, options)
+    model = write_triton_model(load_artifact(path), request.triton, request.engine.max_batch)
     if as_json:
         print_json(model.to_json())
     else:
         show_triton_model(model)
-
-
-def _only_where_it_counts(context: typer.Context, format: str) -> None:
-    """Refuse options of engines and of servers where none is written, rather than drop them in silence."""
-    panels = {ENGINES: ("trt", "all"), TRITON: ("triton",)}
-    words = {ENGINES: ("TensorRT engines", "trt"), TRITON: ("a Triton model repository", "triton")}
-    for panel, formats in panels.items():
-        if format in formats:
-            continue
-        names = [
-            entry.name or "" for entry in context.command.params if getattr(entry, "rich_help_panel", None) == panel
-        ]
-        if format == "triton":
-            names.remove("max_batch")
-        what, flag = words[panel]
-        refuse_given(context, names, f"this option is for {what} only", fix=f"add --format {flag}, or leave it out")
-
-
-def _pools(given: Sequence[str]) -> dict[str, int]:
-    pools = {}
-    for entry in given:
-        name, equals, size = entry.partition("=")
-        if not equals or not size.isdigit():
-            raise UserError("a memory pool is NAME=MIB", value=entry, fix="for example --pool dla-local-dram=512")
-        pools[name] = int(size)
-    return pools
 
 
 def check_command(

@@ -134,8 +134,8 @@ def _built(release: Path, out: Path, golden: Golden, settings: Mapping[str, Any]
     if settings["format"] == "trt":
         cache = release.parents[1] / "cache" / "timing.cache"
         options = {name: value for name, value in settings["engine"].items() if value is not None}
-        engine = EngineOptions(**{"memory_cap_mib": memory_cap_mib(), "timing_cache": cache, **options})
-        reporter.note(f"memory for the builder: {engine.memory_cap_mib} MiB")
+        engine = EngineOptions(**{"memory_cap": memory_cap_mib(), "timing_cache": cache, **options})
+        reporter.note(f"memory for the builder: {engine.memory_cap} MiB")
     lowered = settings["format"] == "onnx" and (calibration is None or bool(calibration.output_amax))
     exporter = Exporter(
         checkpoint_from_onnx(release / "files" / settings["source"]),

@@ -83,7 +83,7 @@ def build_engine_files(
         reporter.note(warning)
     features = _features(runtime)
     fed = graph_precision(precision, features, options)
-    for_dla = None if options.dla_core is None else options.max_batch
+    for_dla = None if options.dla_core is None else options.batches[2]
     graph = staging / f"building_{fed}.onnx"
     write_onnx(onnx_from_checkpoint(checkpoint, precision=fed, amax=ranges(fed), for_dla=for_dla), graph)
     engine = staging / "building.engine"
@@ -191,7 +191,7 @@ def _calibrator(
     from alexnet_edge.nvidia import cuda
 
     trt = load_library("tensorrt")
-    batch = options.max_batch if options.dla_core is not None else CALIBRATION_BATCH  # that of the graph, or any
+    batch = options.batches[2] if options.dla_core is not None else CALIBRATION_BATCH  # that of the graph, or any
     memory = stack.enter_context(cuda.DeviceBuffer())
     if table is not None:
         return make_calibrator(trt, "entropy2", [], batch=batch, cache=table, memory=memory)

@@ -174,8 +174,8 @@ def capabilities(options: EngineOptions, precision: Precision, features: Feature
         for sm80 and later.
     """
     first = FIRST_SM.get(precision, 0)
-    if options.compute_capabilities or first <= FIRST_PORTABLE_SM:
-        return options.compute_capabilities
+    if options.compute_capability or first <= FIRST_PORTABLE_SM:
+        return options.compute_capability
     return tuple(name for name in features.compute_capabilities if int(name[2:]) >= first)
 
 
@@ -228,7 +228,7 @@ def _check_version(
             f"{name} ignores hardware compatibility: its engines are made for each GPU when they are loaded"
         )
     chosen = capabilities(options, precision, features)
-    if chosen and not options.compute_capabilities:
+    if chosen and not options.compute_capability:
         warnings.append(f"{precision} runs on no older GPU: built for {', '.join(chosen)} only")
     return tuple(warnings)
 
@@ -251,7 +251,7 @@ def _check_precision(options: EngineOptions, precision: Precision, features: Fea
 
 
 def _check_capabilities(options: EngineOptions, precision: Precision, features: Features, name: str) -> None:
-    asked = options.compute_capabilities
+    asked = options.compute_capability
     if asked and not features.compute_capabilities:
         raise UserError(
             f"{name} builds for the GPU it runs on", value=", ".join(asked), fix="leave --compute-capability out"
@@ -360,8 +360,8 @@ def support_table() -> Mapping[str, Mapping[str, str]]:
         "DLA, fp16": ("fp16", EngineOptions(dla_core=0, max_batch=1)),
         "DLA, int8 (Q/DQ)": ("int8", EngineOptions(dla_core=0, max_batch=1)),
         "DLA, int8 (calibrator)": ("int8", EngineOptions(dla_core=0, max_batch=1, calibrator="entropy2")),
-        "workspace": ("fp16", EngineOptions(workspace_mib=1)),
-        "pool tactic-shared-memory": ("fp16", EngineOptions(pools={"tactic-shared-memory": 1})),
+        "workspace": ("fp16", EngineOptions(workspace=1)),
+        "pool tactic-shared-memory": ("fp16", EngineOptions(pool=("tactic-shared-memory=1",))),
         "optimization level": ("fp16", EngineOptions(optimization_level=3)),
         "timing cache": ("fp16", EngineOptions(timing_cache=cache)),
         "timing cache, require": ("fp16", EngineOptions(timing_cache=cache, timing_cache_mode="require")),
@@ -375,8 +375,8 @@ def support_table() -> Mapping[str, Mapping[str, str]]:
         "refit": ("fp16", EngineOptions(refit=True)),
         "stripped": ("fp16", EngineOptions(stripped=True)),
         "weight streaming": ("fp16", EngineOptions(weight_streaming=True)),
-        "memory cap": ("fp16", EngineOptions(memory_cap_mib=1024)),
-        "compute capability": ("fp16", EngineOptions(compute_capabilities=("sm89",))),
+        "memory cap": ("fp16", EngineOptions(memory_cap=1024)),
+        "compute capability": ("fp16", EngineOptions(compute_capability=("sm89",))),
     }
     builders: dict[str, tuple[Features, Runtime]] = {
         version: (Features.of_version(version), "tensorrt") for version in TABLE_VERSIONS

@@ -239,10 +239,11 @@ class _Build:
             )
         batch = int(network.get_input(0).shape[0])
         self.batch = batch if batch > 0 else None
-        if self.batch is not None and not self.options.min_batch == self.options.max_batch == self.batch:
+        low, _, high = self.options.batches
+        if self.batch is not None and not low == high == self.batch:
             raise UserError(
                 "the graph has a fixed batch, and other batches were asked for",
-                value=f"{self.batch}, not {self.options.min_batch} to {self.options.max_batch}",
+                value=f"{self.batch}, not {low} to {high}",
                 fix=f"give --min-batch, --opt-batch and --max-batch {self.batch}",
             )
         return network, parser
@@ -296,7 +297,7 @@ class _Build:
     def _set_memory(self, config: Any) -> None:
         for pool, mebibytes in self.options.pool_limits().items():
             config.set_memory_pool_limit(getattr(self.trt.MemoryPoolType, pool_member(pool)), mebibytes << 20)
-        if self.options.memory_cap_mib is not None:
+        if self.options.memory_cap is not None:
             config.max_aux_streams = 0
 
     def _set_capabilities(self, config: Any) -> None:
@@ -311,8 +312,7 @@ class _Build:
     def _set_shapes(self, builder: Any, config: Any) -> None:
         if self.batch is not None:
             return
-        options = self.options
-        batches = (options.min_batch, options.opt_batch, options.max_batch)
+        batches = self.options.batches
         profile = builder.create_optimization_profile()
         profile.set_shape(INPUT, *[(batch, 3, self.size, self.size) for batch in batches])
         if config.add_optimization_profile(profile) < 0:

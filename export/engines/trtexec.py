@@ -266,18 +266,19 @@ class _Job:
         self.arguments.append(self.trtexec.option(name, what, value))
 
     def _shapes(self, graph: _Graph) -> None:
+        low, best, high = self.options.batches
         if graph.batch is not None:  # trtexec refuses shapes for a graph that has its own
-            if not self.options.min_batch == self.options.max_batch == graph.batch:
+            if not low == high == graph.batch:
                 raise UserError(
                     "the graph has a fixed batch, and other batches were asked for",
-                    value=f"{graph.batch}, not {self.options.min_batch} to {self.options.max_batch}",
+                    value=f"{graph.batch}, not {low} to {high}",
                     fix=f"give --min-batch, --opt-batch and --max-batch {graph.batch}",
                 )
             return
         for name, batch in (
-            ("--minShapes", self.options.min_batch),
-            ("--optShapes", self.options.opt_batch),
-            ("--maxShapes", self.options.max_batch),
+            ("--minShapes", low),
+            ("--optShapes", best),
+            ("--maxShapes", high),
         ):
             shape = f"{INPUT}:{batch}x{'x'.join(map(str, graph.image))}"
             self._add(name, "a range of batches", shape)
@@ -350,7 +351,7 @@ class _Job:
             # A bare number is MiB in every version; `1024MiB` is read as 1024 bytes by TensorRT 10.
             sizes = ",".join(f"{pool}:{size}" for pool, size in named.items())
             self._add("--memPoolSize", "a bound on memory", sizes)
-        if self.options.memory_cap_mib is not None:
+        if self.options.memory_cap is not None:
             self._add("--maxAuxStreams", "a cap on memory", 0)
         if self.options.optimization_level is not None:
             self._add("--builderOptimizationLevel", "the optimization level", self.options.optimization_level)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alexnet_edge.artifact import Plan, Precision
+from alexnet_edge.artifact import Plan
 from alexnet_edge.errors import DataError
 from alexnet_edge.export.graphs.targets import Lowering, Ranges
 from alexnet_edge.export.quantising.calibrate import observed
@@ -44,8 +44,6 @@ from alexnet_edge.network.quantize import quantize_blocks_full, quantize_weight
 from alexnet_edge.progress import Reporter
 from alexnet_edge.proof.layerwise import convolve
 
-CORRECTED: tuple[Precision, ...] = ("int8", "int8-int4-fc", "mixed")
-"""The precisions that corrections are for."""
 IMAGES = 128
 """Calibration images of which channels' ranges and means are taken, evenly spread."""
 

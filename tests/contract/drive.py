@@ -289,10 +289,10 @@ def _precisions() -> Iterator[tuple[str, Case]]:
 def _options() -> Iterator[tuple[str, Case]]:
     plain: dict[str, tuple[Precision, dict[str, Any]]] = {
         "batches": ("fp16", {"min_batch": 2, "opt_batch": 4, "max_batch": 8}),
-        "workspace": ("fp16", {"workspace_mib": 64}),
-        "pool tactic-shared-memory": ("fp16", {"pools": {"tactic-shared-memory": 1}}),
-        "pools": ("fp16", {"pools": {"workspace": 64, "tactic-dram": 512}}),
-        "pools of a dla": ("fp16", {**DLA, "gpu_fallback": True, "pools": {"dla-local-dram": 256}}),
+        "workspace": ("fp16", {"workspace": 64}),
+        "pool tactic-shared-memory": ("fp16", {"pool": ("tactic-shared-memory=1",)}),
+        "pools": ("fp16", {"pool": ("workspace=64", "tactic-dram=512")}),
+        "pools of a dla": ("fp16", {**DLA, "gpu_fallback": True, "pool": ("dla-local-dram=256",)}),
         "optimization level": ("fp16", {"optimization_level": 5}),
         "tf32": ("fp32", {"tf32": True}),
         "sparsity": ("fp16", {"sparsity": True}),
@@ -302,11 +302,11 @@ def _options() -> Iterator[tuple[str, Case]]:
         "refit": ("fp16", {"refit": True}),
         "stripped": ("fp16", {"stripped": True}),
         "weight streaming": ("fp16", {"weight_streaming": True}),
-        "memory cap": ("fp16", {"memory_cap_mib": 1024}),
+        "memory cap": ("fp16", {"memory_cap": 1024}),
         "dla fp16": ("fp16", {**DLA, "gpu_fallback": True}),
         "dla int8": ("int8", {**DLA, "gpu_fallback": True}),
         "dla without fallback": ("fp16", DLA),
-        "compute capability": ("fp16", {"compute_capabilities": ("sm89",)}),
+        "compute capability": ("fp16", {"compute_capability": ("sm89",)}),
         "calibrator on fp16": ("fp16", {"calibrator": "entropy2"}),
     }
     for name, (precision, options) in plain.items():

@@ -134,7 +134,7 @@ def test_an_engine_names_the_graph_it_was_built_from(exported: Exported) -> None
 @needs_rtx
 def test_an_engine_for_chosen_gpus(exporter: Exporter) -> None:
     """Without an ONNX export before it: its own graph is proved."""
-    exporter.engine = EngineOptions(min_batch=2, opt_batch=3, max_batch=4, compute_capabilities=("sm86", "sm89"))
+    exporter.engine = EngineOptions(min_batch=2, opt_batch=3, max_batch=4, compute_capability=("sm86", "sm89"))
     manifest = exporter.export("trt", "fp16").manifest
     assert manifest.build["compute_capabilities"] == ["sm86", "sm89"]
     assert (manifest.input.min_batch, manifest.input.max_batch) == (2, 4)
@@ -144,7 +144,7 @@ def test_an_engine_for_chosen_gpus(exporter: Exporter) -> None:
 
 @needs_rtx
 def test_a_gpu_that_it_does_not_build_for(exporter: Exporter) -> None:
-    exporter.engine = EngineOptions(compute_capabilities=("sm87",))
+    exporter.engine = EngineOptions(compute_capability=("sm87",))
     with pytest.raises(UserError, match=r"does not build for this GPU architecture.*choose from sm75, sm80, sm86"):
         exporter.export("trt", "fp16")
     assert not exporter.out.exists(), "refused before any work"

@@ -168,7 +168,7 @@ def test_real_engines(written: Callable[[Precision], Path], tmp_path: Path, prec
         runtime="rtx",
         weight_bytes=expected,
         size=227,
-        options=EngineOptions(compute_capabilities=("sm89",)),
+        options=EngineOptions(compute_capability=("sm89",)),
     )
     require_precision(built.layers, "this")
     assert {layer.name: layer.built for layer in built.layers} == layer_types(precision)
@@ -190,7 +190,7 @@ def test_types_that_a_gpu_does_not_have(
             runtime="rtx",
             weight_bytes=weight_bytes(architecture("two-tower", 4), precision),
             size=227,
-            options=EngineOptions(compute_capabilities=(target,)),
+            options=EngineOptions(compute_capability=(target,)),
         )
     assert "\n" not in str(error.value)
     assert target in str(error.value)

@@ -51,23 +51,29 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"min_batch": 0}, "1 <= min <= opt <= max: 0, 1, 16"),
         ({"min_batch": 4, "opt_batch": 2}, "1 <= min <= opt <= max: 4, 2, 16"),
         ({"opt_batch": 32}, "1 <= min <= opt <= max: 1, 32, 16"),
-        ({"compute_capabilities": ("8.9",)}, "written as `sm89`: 8.9"),
-        ({"workspace_mib": 0}, "size of workspace must be 1 MiB or more: 0"),
-        ({"memory_cap_mib": -1}, "size of memory cap must be 1 MiB or more: -1"),
-        ({"pools": {"vram": 64}}, "no such memory pool: vram; choose from workspace,"),
-        ({"pools": {"tactic-dram": 0}}, "size of tactic-dram must be 1 MiB or more"),
-        ({"pools": {"tactic-dram": 100}}, "size of tactic-dram must be a power of two: 100"),
-        ({"pools": {"workspace": 64}, "workspace_mib": 32}, "bounded twice: 32 and 64 MiB"),
-        ({"pools": {"dla-local-dram": 64}}, "is a DLA's: dla-local-dram"),
-        ({"pools": {"dla-local-dram": 48}, "dla_core": 0, "max_batch": 1}, "power of two: 48"),
-        ({"workspace_mib": 2048, "memory_cap_mib": 1024}, "larger than the memory cap: 2048 and 1024 MiB"),
+        ({"compute_capability": ("8.9",)}, "written as `sm89`: 8.9"),
+        ({"workspace": 0}, "size of workspace must be 1 MiB or more: 0"),
+        ({"memory_cap": -1}, "size of memory cap must be 1 MiB or more: -1"),
+        ({"pool": ("vram=64",)}, "no such memory pool: vram; choose from workspace,"),
+        ({"pool": ("tactic-dram=0",)}, "size of tactic-dram must be 1 MiB or more"),
+        ({"pool": ("tactic-dram=100",)}, "size of tactic-dram must be a power of two: 100"),
+        ({"pool": ("workspace=64",), "workspace": 32}, "bounded twice: 32 and 64 MiB"),
+        ({"pool": ("dla-local-dram=64",)}, "is a DLA's: dla-local-dram"),
+        ({"pool": ("dla-local-dram=48",), "dla_core": 0, "max_batch": 1}, "power of two: 48"),
+        ({"workspace": 2048, "memory_cap": 1024}, "larger than the memory cap: 2048 and 1024 MiB"),
         ({"optimization_level": 6}, "0 to 5: 6"),
         ({"timing_cache_mode": "require"}, "mode require needs a timing cache"),
-        ({"timing_cache_mode": "write", "timing_cache": CACHE}, "no such timing cache mode: write; choose from update"),
-        ({"hardware_compatibility": "all"}, "no such hardware compatibility: all"),
-        ({"calibrator": "percentile"}, "no such calibrator: percentile; choose from entropy2, minmax, table"),
+        (
+            {"timing_cache_mode": "write", "timing_cache": CACHE},
+            "--timing-cache-mode has no such choice: write; choose one of update",
+        ),
+        ({"hardware_compatibility": "all"}, "--hardware-compatibility has no such choice: all"),
+        (
+            {"calibrator": "percentile"},
+            "--calibrator has no such choice: percentile; choose one of entropy2, minmax, table",
+        ),
         ({"dla_core": -1, "max_batch": 1}, "numbered from 0: -1"),
-        ({"dla_core": 0}, "one fixed batch: min 1, max 16"),
+        ({"dla_core": 0, "max_batch": 4}, "one fixed batch: min 1, max 4"),
         ({"dla_core": 0, "max_batch": 1, "hardware_compatibility": "ampere-plus"}, "does not apply to a DLA"),
         ({"gpu_fallback": True}, "add --dla-core"),
     ],
@@ -81,7 +87,7 @@ def test_what_cannot_be_is_refused_in_one_line(given: dict[str, Any], said: str)
 
 def test_only_what_is_not_the_default_is_recorded() -> None:
     assert EngineOptions().changed() == {}
-    options = EngineOptions(max_batch=8, timing_cache=CACHE, pools={"tactic-dram": 64}, compute_capabilities=("sm89",))
+    options = EngineOptions(max_batch=8, timing_cache=CACHE, pool=("tactic-dram=64",), compute_capability=("sm89",))
     assert options.changed() == {
         "max_batch": 8,
         "timing_cache": "timing.cache",
@@ -93,22 +99,22 @@ def test_only_what_is_not_the_default_is_recorded() -> None:
 
 def test_a_memory_cap_bounds_workspace_and_tactics() -> None:
     assert EngineOptions().pool_limits() == {}
-    assert EngineOptions(memory_cap_mib=1024).pool_limits() == {"workspace": 512, "tactic-dram": 1024}
-    assert EngineOptions(memory_cap_mib=3000).pool_limits() == {"workspace": 1500, "tactic-dram": 2048}
-    assert EngineOptions(memory_cap_mib=1).pool_limits() == {"workspace": 1, "tactic-dram": 1}
+    assert EngineOptions(memory_cap=1024).pool_limits() == {"workspace": 512, "tactic-dram": 1024}
+    assert EngineOptions(memory_cap=3000).pool_limits() == {"workspace": 1500, "tactic-dram": 2048}
+    assert EngineOptions(memory_cap=1).pool_limits() == {"workspace": 1, "tactic-dram": 1}
 
 
 def test_a_memory_cap_leaves_what_is_given_by_itself() -> None:
-    given = EngineOptions(memory_cap_mib=1024, workspace_mib=100, pools={"tactic-dram": 512})
+    given = EngineOptions(memory_cap=1024, workspace=100, pool=("tactic-dram=512",))
     assert given.pool_limits() == {"workspace": 100, "tactic-dram": 512}
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (EngineOptions(workspace_mib=2048), "the workspace is larger than the memory of the GPU (1024 MiB): 2048 MiB"),
-        (EngineOptions(pools={"tactic-dram": 2048}), "the tactic-dram is larger than the memory of the GPU"),
-        (EngineOptions(memory_cap_mib=4096, workspace_mib=1), "the memory cap is larger than the memory of the GPU"),
+        (EngineOptions(workspace=2048), "the workspace is larger than the memory of the GPU (1024 MiB): 2048 MiB"),
+        (EngineOptions(pool=("tactic-dram=2048",)), "the tactic-dram is larger than the memory of the GPU"),
+        (EngineOptions(memory_cap=4096, workspace=1), "the memory cap is larger than the memory of the GPU"),
     ],
 )
 def test_more_memory_than_the_gpu_has(options: EngineOptions, said: str) -> None:
@@ -119,10 +125,10 @@ def test_more_memory_than_the_gpu_has(options: EngineOptions, said: str) -> None
 
 def test_without_a_gpu_the_machines_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"memory of this machine \(65536 MiB\): 65537 MiB"):
-        require_memory(EngineOptions(workspace_mib=65537))
-    require_memory(EngineOptions(workspace_mib=65536))
+        require_memory(EngineOptions(workspace=65537))
+    require_memory(EngineOptions(workspace=65536))
     monkeypatch.setattr("alexnet_edge.export.engines.options.machine_memory_bytes", lambda: None)
-    require_memory(EngineOptions(workspace_mib=65537))  # unknown memory refuses nothing
+    require_memory(EngineOptions(workspace=65537))  # unknown memory refuses nothing
 
 
 # --- what a release has ---------------------------------------------------------------------------------------------------
@@ -192,10 +198,10 @@ def test_which_graph_a_builder_is_fed(version: str, precision: Precision, calibr
         ("10.0.1", "int4-fc", {}, "does not build this precision: int4-fc"),
         ("8.6.1", "fp16", {"stripped": True}, "lacks stripped plans; leave it out, or use TensorRT 10.0 or later"),
         ("8.6.1", "fp16", {"timing_cache": CACHE, "timing_cache_mode": "require"}, "lacks a required timing cache"),
-        ("8.6.1", "fp16", {"pools": {"tactic-shared-memory": 1}}, "lacks memory pool tactic-shared-memory"),
+        ("8.6.1", "fp16", {"pool": ("tactic-shared-memory=1",)}, "lacks memory pool tactic-shared-memory"),
         ("10.3.0", "fp16", {"hardware_compatibility": "same-compute-capability"}, "TensorRT 10.9 or later"),
         ("10.3.0", "fp16", {"weight_streaming": True}, "needs a strongly typed network"),
-        ("10.3.0", "fp16", {"compute_capabilities": ("sm89",)}, "builds for the GPU it runs on: sm89"),
+        ("10.3.0", "fp16", {"compute_capability": ("sm89",)}, "builds for the GPU it runs on: sm89"),
         ("10.3.0", "fp16", {"calibrator": "entropy2"}, "a calibrator is for INT8: fp16"),
         ("10.13.3", "int8", {"calibrator": "minmax"}, "a calibrator needs weak typing, and TensorRT 10.13.3"),
         ("11.0.0", "int8", {"calibrator": "table"}, "a calibrator needs weak typing"),
@@ -216,7 +222,7 @@ def test_what_a_release_lacks_is_refused(version: str, precision: Precision, giv
     ("version", "precision", "given"),
     [
         ("8.6.1", "int8", {"calibrator": "entropy2"}),
-        ("8.6.1", "fp16", {"dla_core": 1, "max_batch": 1, "pools": {"dla-local-dram": 64}}),
+        ("8.6.1", "fp16", {"dla_core": 1, "max_batch": 1, "pool": ("dla-local-dram=64",)}),
         ("10.3.0", "int8", {"dla_core": 0, "max_batch": 1, "calibrator": "table"}),
         ("11.4.1", "int8", {"dla_core": 0, "max_batch": 1}),
         ("10.13.3", "fp8", {"weight_streaming": True, "refit": True}),
@@ -232,11 +238,11 @@ def test_what_a_release_has_is_taken(version: str, precision: Precision, given: 
         ("fp16", {"dla_core": 0, "max_batch": 1}, "is for desktop GPUs and would ignore a DLA"),
         (
             "fp16",
-            {"compute_capabilities": ("sm87",)},
+            {"compute_capability": ("sm87",)},
             "does not build for this GPU architecture: sm87; choose from sm75",
         ),
-        ("fp8", {"compute_capabilities": ("sm89", "sm86")}, "fp8 needs a GPU architecture from sm89 on: sm86"),
-        ("fp32", {"compute_capabilities": ("sm75",)}, "fp32 needs a GPU architecture from sm80 on: sm75"),
+        ("fp8", {"compute_capability": ("sm89", "sm86")}, "fp8 needs a GPU architecture from sm89 on: sm86"),
+        ("fp32", {"compute_capability": ("sm75",)}, "fp32 needs a GPU architecture from sm80 on: sm75"),
         ("fp16", {"timing_cache": CACHE, "timing_cache_mode": "require"}, "has no timing cache"),
     ],
 )
@@ -258,7 +264,7 @@ def test_fp8_is_built_for_the_gpus_that_have_it() -> None:
     assert capabilities(EngineOptions(), "fp8", RTX) == ("sm89", "sm120", "sm121")
     assert check(EngineOptions(), "fp8", RTX, "rtx") == ("fp8 runs on no older GPU: built for sm89, sm120, sm121 only",)
     assert capabilities(EngineOptions(), "bf16", RTX) == ()
-    assert capabilities(EngineOptions(compute_capabilities=("sm120",)), "fp8", RTX) == ("sm120",)
+    assert capabilities(EngineOptions(compute_capability=("sm120",)), "fp8", RTX) == ("sm120",)
 
 
 # --- this machine ---------------------------------------------------------------------------------------------------------
@@ -282,7 +288,7 @@ def test_fp8_is_refused_on_orin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_gpus_memory_bounds_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "gpu_info", lambda: ORIN)
     with pytest.raises(UserError, match=r"larger than the memory of the GPU \(8192 MiB\): 8193 MiB"):
-        check(EngineOptions(workspace_mib=8193), "fp16", Features.of_version("10.3.0"), "tensorrt")
+        check(EngineOptions(workspace=8193), "fp16", Features.of_version("10.3.0"), "tensorrt")
 
 
 def test_hardware_compatibility_is_refused_on_a_jetson(monkeypatch: pytest.MonkeyPatch) -> None:

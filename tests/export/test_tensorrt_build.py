@@ -98,7 +98,7 @@ def test_every_precision_is_built_and_read_back(graph: MakeGraph, tmp_path: Path
 
 
 def test_the_record_of_a_build(graph: MakeGraph, tmp_path: Path) -> None:
-    built = build(graph("fp16"), tmp_path / "alexnet.engine", max_batch=4, compute_capabilities=("sm89", "sm120"))
+    built = build(graph("fp16"), tmp_path / "alexnet.engine", max_batch=4, compute_capability=("sm89", "sm120"))
     record = dict(built.build)
     assert "strongly typed" in record.pop("proof")
     assert record.pop("platform").startswith("linux-")
@@ -140,9 +140,9 @@ def test_an_engine_has_the_size_of_its_weights(tiny_checkpoint: MakeCheckpoint, 
 @pytest.mark.parametrize(
     "given",
     [
-        {"workspace_mib": 64},
-        {"pools": {"tactic-shared-memory": 1}},
-        {"memory_cap_mib": 3000},
+        {"workspace": 64},
+        {"pool": ("tactic-shared-memory=1",)},
+        {"memory_cap": 3000},
         {"optimization_level": 0},
         {"sparsity": True},
         {"tf32": True},
@@ -182,9 +182,9 @@ def test_what_the_library_was_told(graph: MakeGraph, tmp_path: Path, monkeypatch
         graph("fp16"),
         tmp_path / "alexnet.engine",
         sparsity=True,
-        memory_cap_mib=512,
+        memory_cap=512,
         optimization_level=1,
-        compute_capabilities=("sm86",),
+        compute_capability=("sm86",),
     )
     assert told == {
         "tf32": False,
@@ -284,7 +284,7 @@ def test_a_build_that_fails_gives_the_librarys_reason(
 ) -> None:
     monkeypatch.setattr(tensorrt, "check", lambda *arguments: ())  # which knows that Turing has no FP32 here
     with pytest.raises(ArtifactError, match=r"could not build the engine \(.*Turing.*try another precision") as refused:
-        build(graph("fp32"), engine, "fp32", compute_capabilities=("sm75",))
+        build(graph("fp32"), engine, "fp32", compute_capability=("sm75",))
     assert "\n" not in str(refused.value)
     assert kept(engine)
 
@@ -296,7 +296,7 @@ def test_a_kept_error_does_not_keep_the_network(
     first is alive."""
     monkeypatch.setattr(tensorrt, "check", lambda *arguments: ())
     with pytest.raises(ArtifactError) as refused:
-        build(graph("fp32"), engine, "fp32", compute_capabilities=("sm75",))
+        build(graph("fp32"), engine, "fp32", compute_capability=("sm75",))
     told: list[str] = []
 
     class Logger(trt.ILogger):  # type: ignore[misc]
@@ -324,9 +324,9 @@ def test_an_option_that_the_library_refuses_and_only_logs(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"compute_capabilities": ("sm87",)}, "does not build for this GPU architecture: sm87"),
+        ({"compute_capability": ("sm87",)}, "does not build for this GPU architecture: sm87"),
         ({"dla_core": 0, "max_batch": 1}, "would ignore a DLA"),
-        ({"workspace_mib": 1 << 30}, "larger than the memory of"),
+        ({"workspace": 1 << 30}, "larger than the memory of"),
     ],
 )
 def test_what_is_refused_before_the_graph_is_read(

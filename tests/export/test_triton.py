@@ -77,7 +77,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def test_the_repository_holds_the_proved_file_itself(artifact: Artifact, tmp_path: Path) -> None:
-    model = write_triton_model(artifact, tmp_path / "triton")
+    model = write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton"))
     folder = tmp_path / "triton" / "alexnet_fp32"
     assert (model.folder, model.version, model.added) == (folder, 1, True)
     assert set(tree(folder)) == {"config.pbtxt", "labels.txt", "1/model.onnx", "1/model.onnx.json"}
@@ -88,7 +88,9 @@ def test_the_repository_holds_the_proved_file_itself(artifact: Artifact, tmp_pat
 
 
 def test_openvino_takes_its_weights_along(tmp_path: Path) -> None:
-    model = write_triton_model(openvino(tmp_path / "a" / "alexnet_fp32.xml"), tmp_path / "triton")
+    model = write_triton_model(
+        openvino(tmp_path / "a" / "alexnet_fp32.xml"), TritonOptions(repository=tmp_path / "triton")
+    )
     assert set(tree(model.folder)) == {
         "config.pbtxt",
         "labels.txt",
@@ -99,17 +101,17 @@ def test_openvino_takes_its_weights_along(tmp_path: Path) -> None:
 
 def test_the_next_file_is_the_next_version(artifact: Artifact, tmp_path: Path) -> None:
     repository = tmp_path / "triton"
-    write_triton_model(artifact, repository)
+    write_triton_model(artifact, TritonOptions(repository=repository))
     before = tree(repository)
-    again = write_triton_model(artifact, repository)
+    again = write_triton_model(artifact, TritonOptions(repository=repository))
     assert (again.version, again.added) == (1, False)
     assert tree(repository) == before
     other = write_artifact(tmp_path / "other" / "alexnet_fp32.onnx", seed=1)
-    model = write_triton_model(other, repository)
+    model = write_triton_model(other, TritonOptions(repository=repository))
     assert (model.version, model.added) == (2, True)
     assert load_artifact(model.folder / "1" / "model.onnx").manifest.sha256 == artifact.manifest.sha256
     assert "num_versions: 1\n" in (model.folder / "config.pbtxt").read_text(encoding="utf-8")
-    write_triton_model(other, repository, TritonOptions(keep_versions=2))
+    write_triton_model(other, TritonOptions(repository=repository, keep_versions=2))
     assert "num_versions: 2\n" in (model.folder / "config.pbtxt").read_text(encoding="utf-8")
 
 
@@ -135,8 +137,15 @@ def parsed(messages: ModuleType, model: Any) -> Any:
 
 
 def test_config_of_an_onnx_file(messages: ModuleType, artifact: Artifact, tmp_path: Path) -> None:
-    options = TritonOptions(name="flowers", max_batch=6, instances=3, kind="gpu", queue_delay_us=500, keep_versions=2)
-    model = write_triton_model(artifact, tmp_path / "triton", options)
+    options = TritonOptions(
+        repository=tmp_path / "triton",
+        model_name="flowers",
+        instances=3,
+        instance_kind="gpu",
+        queue_delay=500,
+        keep_versions=2,
+    )
+    model = write_triton_model(artifact, options, max_batch=6)
     config = parsed(messages, model)
     assert (config.name, config.backend, config.platform) == ("flowers", "onnxruntime", "onnxruntime_onnx")
     assert config.default_model_filename == "model.onnx"
@@ -162,7 +171,12 @@ def test_config_of_an_onnx_file(messages: ModuleType, artifact: Artifact, tmp_pa
 
 
 def test_config_of_an_engine_follows_its_profile(messages: ModuleType, tmp_path: Path) -> None:
-    config = parsed(messages, write_triton_model(engine(tmp_path / "a" / "alexnet_int8.engine"), tmp_path / "triton"))
+    config = parsed(
+        messages,
+        write_triton_model(
+            engine(tmp_path / "a" / "alexnet_int8.engine"), TritonOptions(repository=tmp_path / "triton")
+        ),
+    )
     assert (config.backend, config.platform) == ("tensorrt", "tensorrt_plan")
     assert config.default_model_filename == "model.plan"
     assert config.max_batch_size == 8
@@ -174,7 +188,7 @@ def test_config_of_an_engine_follows_its_profile(messages: ModuleType, tmp_path:
 
 def test_a_fixed_batch_is_part_of_the_dims(messages: ModuleType, tmp_path: Path) -> None:
     fixed = engine(tmp_path / "a" / "alexnet_int8.engine", least=4, most=4)
-    config = parsed(messages, write_triton_model(fixed, tmp_path / "triton"))
+    config = parsed(messages, write_triton_model(fixed, TritonOptions(repository=tmp_path / "triton")))
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")
     assert list(config.input[0].dims) == [4, 3, 227, 227]
@@ -184,7 +198,12 @@ def test_a_fixed_batch_is_part_of_the_dims(messages: ModuleType, tmp_path: Path)
 
 
 def test_config_of_openvino(messages: ModuleType, tmp_path: Path) -> None:
-    config = parsed(messages, write_triton_model(openvino(tmp_path / "a" / "alexnet_fp32.xml"), tmp_path / "triton"))
+    config = parsed(
+        messages,
+        write_triton_model(
+            openvino(tmp_path / "a" / "alexnet_fp32.xml"), TritonOptions(repository=tmp_path / "triton")
+        ),
+    )
     assert (config.backend, config.platform) == ("openvino", "")
     assert config.default_model_filename == "model.xml"
     assert config.instance_group[0].kind == messages.ModelInstanceGroup.KIND_CPU
@@ -206,7 +225,7 @@ def with_parity(verdict: Any) -> Callable[[Path], Artifact]:
     return lambda folder: write_artifact(folder / "alexnet_fp32.onnx", seed=0, parity=verdict)
 
 
-CASES: dict[str, tuple[Callable[[Path], Artifact], TritonOptions, type[AlexNetEdgeError], str]] = {
+CASES: dict[str, tuple[Any, ...]] = {
     "not proved": (
         with_parity({"verdict": "not run", "reasons": ["built, not run: no GPU"]}),
         TritonOptions(),
@@ -235,27 +254,29 @@ CASES: dict[str, tuple[Callable[[Path], Artifact], TritonOptions, type[AlexNetEd
     ),
     "gpu for openvino": (
         lambda folder: openvino(folder / "a.xml"),
-        TritonOptions(kind="gpu"),
+        TritonOptions(instance_kind="gpu"),
         UserError,
         "runs on cpu: gpu",
     ),
     "cpu for an engine": (
         lambda folder: engine(folder / "a.engine"),
-        TritonOptions(kind="cpu"),
+        TritonOptions(instance_kind="cpu"),
         UserError,
         "runs on gpu: cpu",
     ),
     "batch above the profile": (
         lambda folder: engine(folder / "a.engine"),
-        TritonOptions(max_batch=9),
+        TritonOptions(),
         UserError,
         "8 at most: 9",
+        9,
     ),
     "batch beside a fixed one": (
         lambda folder: engine(folder / "a.engine", least=4, most=4),
-        TritonOptions(max_batch=2),
+        TritonOptions(),
         UserError,
         "a batch of 4 only: 2",
+        2,
     ),
     "no batch of 1": (
         lambda folder: engine(folder / "a.engine", least=2),
@@ -285,11 +306,12 @@ CASES: dict[str, tuple[Callable[[Path], Artifact], TritonOptions, type[AlexNetEd
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_does_not_fit_is_refused_and_leaves_nothing(case: str, tmp_path: Path) -> None:
-    make, options, kind, message = CASES[case]
+    make, options, kind, message, *batches = CASES[case]
+    max_batch = batches[0] if batches else None
     (tmp_path / "artifacts").mkdir()
     made = make(tmp_path / "artifacts")
     with pytest.raises(kind, match=message):
-        write_triton_model(made, tmp_path / "triton", options)
+        write_triton_model(made, replace(options, repository=tmp_path / "triton"), max_batch)
     assert not list((tmp_path / "triton").glob("*")) if (tmp_path / "triton").exists() else True
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
@@ -297,33 +319,35 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(case: str, tmp_path: Pa
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden", "a b", "ü", "a" * 101])
 def test_a_name_that_is_a_path_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="--model-name"):
-        TritonOptions(name=name)
+        TritonOptions(model_name=name)
 
 
-@pytest.mark.parametrize("field", ["max_batch", "instances", "keep_versions"])
+@pytest.mark.parametrize("field", ["instances", "keep_versions"])
 def test_numbers_below_one_are_refused(field: str) -> None:
-    with pytest.raises(UserError, match=f"{field} must be 1 or more: 0"):
+    with pytest.raises(UserError, match=f"--{field.replace('_', '-')} must be 1 or more: 0"):
         TritonOptions(**{field: 0})
 
 
 def test_another_network_does_not_join_a_model(artifact: Artifact, tmp_path: Path) -> None:
     repository = tmp_path / "triton"
-    write_triton_model(artifact, repository)
+    write_triton_model(artifact, TritonOptions(repository=repository))
     before = tree(repository)
     other = write_artifact(tmp_path / "b" / "alexnet_fp32.onnx", seed=1, classes=("w", "x", "y", "z"))
     with pytest.raises(UserError, match="has other classes"):
-        write_triton_model(other, repository, TritonOptions(keep_versions=2))
+        write_triton_model(other, TritonOptions(repository=repository, keep_versions=2))
     with pytest.raises(UserError, match=r"version 1 has no model\.plan"):
-        write_triton_model(engine(tmp_path / "c" / "alexnet_fp32.engine"), repository)
+        write_triton_model(engine(tmp_path / "c" / "alexnet_fp32.engine"), TritonOptions(repository=repository))
     assert tree(repository) == before
-    assert write_triton_model(other, repository).version == 2, "alone in service it may have other classes"
+    assert write_triton_model(other, TritonOptions(repository=repository)).version == 2, (
+        "alone in service it may have other classes"
+    )
 
 
 def test_a_damaged_version_is_noticed(artifact: Artifact, tmp_path: Path) -> None:
-    model = write_triton_model(artifact, tmp_path / "triton")
+    model = write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton"))
     (model.folder / "1" / "model.onnx").write_bytes(b"something else")
     with pytest.raises(AlexNetEdgeError, match="does not match its manifest"):
-        write_triton_model(artifact, tmp_path / "triton")
+        write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton"))
 
 
 # --- the command line -----------------------------------------------------------------------------------------------------
@@ -371,7 +395,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, 
     """A Triton server on a repository with one model, `means`, in two instances; and its folder."""
     folder = tmp_path_factory.mktemp("served")
     first = write_artifact(folder / "artifacts" / "means.onnx", seed=0)
-    write_triton_model(first, folder / "triton", TritonOptions(max_batch=5, instances=2))
+    write_triton_model(first, TritonOptions(repository=folder / "triton", instances=2), max_batch=5)
     try:
         with triton_server(folder / "triton", folder) as server:
             yield server, folder
@@ -450,7 +474,7 @@ def test_no_server_is_one_line(image_folder: Path) -> None:
 def test_a_running_server_takes_the_next_version(served: tuple[Running, Path]) -> None:
     server, folder = served
     second = write_artifact(folder / "next" / "means.onnx", seed=1)
-    model = write_triton_model(second, folder / "triton", TritonOptions(max_batch=5, instances=2))
+    model = write_triton_model(second, TritonOptions(repository=folder / "triton", instances=2), max_batch=5)
     assert model.version == 2
     deadline = time.monotonic() + 60
     while server.get("v2/models/means").get("versions") != ["2"] and time.monotonic() < deadline:

@@ -223,9 +223,9 @@ def test_a_graph_with_a_fixed_batch_gets_no_shapes(stand_in: MakeStandIn, tmp_pa
     program.tell(static=True)
     program.builds(layer_types("fp16"))
     graph = write_graph(tmp_path / "dla.onnx", batch=4)
-    pools = {"dla-local-dram": 64, "dla-managed-sram": 1}
+    pool = ("dla-local-dram=64", "dla-managed-sram=1")
     batches = {"min_batch": 4, "opt_batch": 4, "max_batch": 4}
-    built = build(program, graph, "fp16", **batches, dla_core=1, gpu_fallback=True, pools=pools)
+    built = build(program, graph, "fp16", **batches, dla_core=1, gpu_fallback=True, pool=pool)
     assert program.arguments["--memPoolSize"] == "dlaLocalDRAM:64,dlaSRAM:1"
     assert program.arguments["--useDLACore"] == "1"
     assert "--allowGPUFallback" in program.arguments
@@ -237,10 +237,10 @@ def test_a_graph_with_a_fixed_batch_gets_no_shapes(stand_in: MakeStandIn, tmp_pa
 @pytest.mark.parametrize(
     ("version", "options", "flag", "value"),
     [
-        ("8.6", {"workspace_mib": 512}, "--memPoolSize", "workspace:512"),
-        ("10.6", {"pools": {"tactic-shared-memory": 1}}, "--memPoolSize", "tacticSharedMem:1"),
-        ("10.6", {"memory_cap_mib": 2048}, "--memPoolSize", "workspace:1024"),
-        ("10.6", {"memory_cap_mib": 2048}, "--maxAuxStreams", "0"),
+        ("8.6", {"workspace": 512}, "--memPoolSize", "workspace:512"),
+        ("10.6", {"pool": ("tactic-shared-memory=1",)}, "--memPoolSize", "tacticSharedMem:1"),
+        ("10.6", {"memory_cap": 2048}, "--memPoolSize", "workspace:1024"),
+        ("10.6", {"memory_cap": 2048}, "--maxAuxStreams", "0"),
         ("8.6", {"optimization_level": 5}, "--builderOptimizationLevel", "5"),
         ("8.6", {"sparsity": True}, "--sparsity", "enable"),
         ("8.6", {"version_compatible": True}, "--versionCompatible", ""),
@@ -268,8 +268,8 @@ def test_every_option_reaches_trtexec(
     [
         ("8.6", "bf16", {}, "does not build this precision: bf16"),
         ("8.6", "fp32", {"stripped": True}, "lacks stripped plans"),
-        ("8.6", "fp32", {"pools": {"tactic-shared-memory": 1}}, "lacks memory pool tactic-shared-memory"),
-        ("10.6", "fp32", {"pools": {"tactic-dram": 64}}, "cannot bound the memory pool: tactic-dram"),
+        ("8.6", "fp32", {"pool": ("tactic-shared-memory=1",)}, "lacks memory pool tactic-shared-memory"),
+        ("10.6", "fp32", {"pool": ("tactic-dram=64",)}, "cannot bound the memory pool: tactic-dram"),
         (
             "10.6",
             "fp32",
@@ -277,7 +277,7 @@ def test_every_option_reaches_trtexec(
             "lacks hardware compatibility same-compute-capability",
         ),
         ("10.6", "fp32", {"weight_streaming": True}, "strongly typed"),
-        ("10.6", "fp32", {"compute_capabilities": ("sm87",)}, "builds for the GPU it runs on"),
+        ("10.6", "fp32", {"compute_capability": ("sm87",)}, "builds for the GPU it runs on"),
         ("10.6", "int8", {"calibrator": "entropy2"}, "calibrates on random data"),
     ],
 )
@@ -379,7 +379,7 @@ def test_the_result_says_what_was_built_and_how(stand_in: MakeStandIn, graph: Pa
 
 
 def test_the_memory_that_a_cap_cannot_bound_is_said(stand_in: MakeStandIn, graph: Path) -> None:
-    built = build(stand_in("10.6"), graph, memory_cap_mib=2048)
+    built = build(stand_in("10.6"), graph, memory_cap=2048)
     assert any("cannot bound the memory that kernels are tried in" in message for message in built.messages)
 
 

@@ -472,7 +472,7 @@ def test_rebuild_command_has_options_of_the_command_line() -> None:
         min_batch=2,
         opt_batch=3,
         max_batch=4,
-        workspace_mib=1,
+        workspace=1,
         optimization_level=1,
         tf32=True,
         sparsity=True,
@@ -480,9 +480,9 @@ def test_rebuild_command_has_options_of_the_command_line() -> None:
         hardware_compatibility="ampere-plus",
         refit=True,
         weight_streaming=True,
-        memory_cap_mib=64,
+        memory_cap=64,
         allow_fallback=True,
-        pools={"tactic-dram": 64},
+        pool=("tactic-dram=64",),
         calibrator="minmax",
     ).changed()
     words = rebuild_command(replace(MANIFEST, build={"options": options})).split()

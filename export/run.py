@@ -1,0 +1,124 @@
+"""An export from its request: the source, the images, the search of a plan, and every artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from alexnet_edge.artifact import Format, Plan
+from alexnet_edge.export.exporter import CACHE, Exporter, Outcome
+from alexnet_edge.export.precision import CALIBRATED
+from alexnet_edge.export.request import ExportRequest, Job, resolve
+from alexnet_edge.images.datasets import ImageSet, open_images
+from alexnet_edge.network.checkpoint import Checkpoint
+from alexnet_edge.progress import Reporter
+from alexnet_edge.proof.recorded import calibration_images, validation_images
+
+
+class FoundPlan(Protocol):
+    """The type of each layer, and how it was chosen: `alexnet_edge.bench.search.SearchResult` is one."""
+
+    @property
+    def plan(self) -> Plan:
+        """The type of each layer."""
+
+    @property
+    def max_drop(self) -> float:
+        """Accuracy that may be lost; 0.01 is one point."""
+
+    def to_json(self) -> Mapping[str, Any]:
+        """What the manifest keeps."""
+
+
+def export_all(
+    request: ExportRequest,
+    *,
+    search: Callable[[Exporter, Format], FoundPlan] | None = None,
+    cache: Path = CACHE,
+    reporter: Reporter | None = None,
+) -> Iterator[Outcome]:
+    """Build and prove every artifact of a request; one that fails does not stop the others.
+
+    Args:
+        request: what is asked for.
+        search: chooses the type of each layer; with `request.auto`, and only then.
+        cache: folder for calibration histograms and the journal of a search.
+        reporter: where progress goes.
+
+    Raises:
+        UserError: when an input cannot be used, this machine lacks an option, or the output folder cannot be written.
+        DataError: when images are missing or cannot be read.
+        CheckpointError: when there is no checkpoint.
+    """
+    job = resolve(request)
+    exporter = exporter_of(request, job, cache=cache, reporter=reporter)
+    if job.table_version is not None:
+        assert request.calibration.calibration_table is not None
+        exporter.write_calibration_table(request.calibration.calibration_table, job.table_version)
+    if request.auto:
+        assert search is not None, "`auto` needs a search"
+        found = search(exporter, job.artifacts[0][0])
+        exporter.plan, exporter.max_drop, exporter.search = found.plan, found.max_drop, found.to_json()
+    yield from exporter.export_all(job.artifacts)
+
+
+def exporter_of(request: ExportRequest, job: Job, *, cache: Path = CACHE, reporter: Reporter | None = None) -> Exporter:
+    """The exporter of a request's artifacts, its source and images opened.
+
+    Raises:
+        UserError, DataError, CheckpointError: when one of them cannot be used.
+    """
+    checkpoint = source_of(request)
+    proof = proof_images(request, checkpoint)
+    ranges = request.calibration
+    images = None
+    if any(precision in CALIBRATED for _, precision in job.artifacts):
+        images = calibration_images(checkpoint, ranges.calibration, ranges.calibration_images, request.class_list)
+    return Exporter(
+        checkpoint,
+        out=request.out,
+        proof_images=proof,
+        calibration_images=images,
+        method=ranges.method,
+        engine=request.engine,
+        runtime=request.runtime,
+        outputs=ranges.calibration_table is not None,
+        target=job.target,
+        lower_fp32=job.lower_fp32,
+        equalise=request.corrections.equalise,
+        correct_bias=request.corrections.correct_bias,
+        threads=request.threads,
+        on_bad_image=request.on_bad_image,
+        cache=cache,
+        reporter=reporter,
+    )
+
+
+def source_of(request: ExportRequest) -> Checkpoint:
+    """The network that is exported.
+
+    Raises:
+        CheckpointError, ArtifactError: when there is none, or it cannot be read.
+    """
+    from alexnet_edge.export.graphs.source import checkpoint_from_onnx
+    from alexnet_edge.network.load import load_checkpoint, newest_checkpoint
+
+    if request.onnx is not None:
+        return checkpoint_from_onnx(request.onnx)
+    return load_checkpoint(request.checkpoint or newest_checkpoint(request.runs))
+
+
+def proof_images(request: ExportRequest, checkpoint: Checkpoint) -> ImageSet:
+    """The images on which every artifact must answer like the checkpoint.
+
+    Raises:
+        UserError: when the checkpoint records none and none are named.
+        DataError: when they are gone.
+    """
+    if request.images is not None:
+        return open_images(
+            request.images, limit=request.limit, classes=checkpoint.info.classes, class_list=request.class_list
+        )
+    recorded = validation_images(checkpoint)
+    return recorded if request.limit is None else recorded.spread(request.limit)
