@@ -1,8 +1,7 @@
-"""What in an ONNX file TensorRT's parser refuses, and what it takes and makes slow or wrong.
+"""What TensorRT refuses in an ONNX file, and what it builds slow or wrong.
 
-A finding is an `error` where the parser refuses the graph or builds something else than the graph says, and a `warning`
-where it is slower, less accurate, or read by some versions of the target only. No TensorRT is needed; the tests compare
-the errors with the parser of TensorRT-RTX, which is TensorRT's own.
+NVIDIA's own parser says what is refused; where none can be asked, a table of operators and types guesses. Added is what
+no parser knows: the limits of other versions and of a DLA, batches, and layers that are built slow or inaccurate.
 
 Sources: onnx-tensorrt `docs/operators.md` (8.5, 10.0 and 10.15) and `docs/Changelog.md` (8.6 to 10.15), TensorRT 11 "ONNX
 Opset Guide", TensorRT "Working with Quantized Types", TensorRT "DLA Supported Layers and Restrictions".
@@ -10,22 +9,24 @@ Opset Guide", TensorRT "Working with Quantized Types", TensorRT "DLA Supported L
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from alexnet_edge.errors import UserError, needs
+from alexnet_edge.export.engines.parser import RTX_VERSION, ParserAnswer, Refusal, Version, ask_parser
+from alexnet_edge.export.graphs.index import QDQ, IndexedGraph, all_graphs, attribute, input_name, type_name
+from alexnet_edge.nvidia.libraries import Library
 
 with needs("export"):
     import onnx
-    from onnx import TensorProto, numpy_helper
+    from onnx import TensorProto
 
 Severity = Literal["error", "warning"]
-Version = tuple[int, int]
 
 TARGETS: dict[str, tuple[Version, Version]] = {
     "tensorrt": ((8, 6), (11, 4)),
@@ -33,9 +34,9 @@ TARGETS: dict[str, tuple[Version, Version]] = {
     "tensorrt-10": ((10, 0), (10, 16)),
     "tensorrt-11": ((11, 0), (11, 4)),
     "dla": ((8, 6), (11, 4)),
-    "rtx": ((11, 0), (11, 4)),
+    "rtx": (RTX_VERSION, (11, 4)),
 }
-"""The oldest and the newest TensorRT of each target. TensorRT-RTX 1.7 has the parser of TensorRT 11."""
+"""The oldest and the newest TensorRT of each target."""
 
 OPSETS: dict[Version, int] = {(8, 6): 17, (10, 0): 20, (10, 15): 24, (11, 0): 25}
 """Newest operator set that each version documents, from that version on."""
@@ -95,23 +96,10 @@ Slice Softmax Sub Tanh Transpose
 DLA_OPERATORS = frozenset(_DLA_OPERATORS.split())
 """Operators that become layers a DLA has; their own limits are checked apart."""
 
-DLA_MOST = 8192
-"""Largest size of a dimension, the batch aside, on a DLA."""
-DLA_MOST_BATCH = 4096
-DLA_MOST_KERNEL = 32
-DLA_MOST_STRIDE = 8
-DLA_LRN_SIZES = (3, 5, 7, 9)
-
 MOST_BYTES = 2**31 - 1
 """What a Protocol Buffers message may hold; a larger file cannot be parsed."""
 
-DEFAULT_DOMAINS = ("", "ai.onnx")
-TENSORRT_PREFIX = "TRT_"
-"""Custom operators that the parser knows by name, as `TRT_FP8QuantizeLinear`, begin with it."""
-
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_QDQ = ("QuantizeLinear", "DequantizeLinear")
-_TRANSPARENT = ("Reshape", "Flatten", "Transpose", "Identity", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,30 +107,40 @@ class Finding:
     """One thing that TensorRT refuses, or makes slow or wrong."""
 
     severity: Severity
-    """`error`: refused, or built as something else; `warning`: slower, less accurate, or not in every version."""
+    """`error`: refused; `warning`: slow, inaccurate, or not in every version."""
     node: str
     """Name of the node, the tensor or the file that it is about."""
+    operator: str = ""
+    """Of the node; empty for a tensor or a file."""
     problem: str
     """What is wrong, and what TensorRT does with it."""
     fix: str
     """What to do instead."""
 
 
-def _error(node: str, *, problem: str, fix: str) -> Finding:
-    return Finding(severity="error", node=node, problem=problem, fix=fix)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LintReport:
+    """What a target has against an ONNX file."""
+
+    parser: str | None
+    """The parser that was asked, as `TensorRT-RTX 1.7.1`; None where none could be, so that the errors are a guess."""
+    findings: tuple[Finding, ...]
+    """Errors first. Those about nodes that a parser refuses are the parser's own."""
 
 
-def _warning(node: str, *, problem: str, fix: str) -> Finding:
-    return Finding(severity="warning", node=node, problem=problem, fix=fix)
-
-
-def lint(path: Path, target: str = "tensorrt") -> tuple[Finding, ...]:
-    """Look through an ONNX file for what `target` refuses, or makes slow or wrong; errors come first.
+def lint(
+    path: Path,
+    target: str = "tensorrt",
+    *,
+    ask: Callable[[Path, Sequence[Library], Version], ParserAnswer | None] = ask_parser,
+) -> LintReport:
+    """Look through an ONNX file for what `target` refuses, or makes slow or wrong.
 
     Args:
         path: any ONNX file, not only one of this package.
         target: one of `TARGETS`. `tensorrt` is every version from 8.6 on: what only some of them read is a warning.
             `dla` adds the limits of a Jetson's deep learning accelerator.
+        ask: who asks the parser; None as its answer makes the errors a guess.
 
     Raises:
         UserError: when `path` is no ONNX file, or `target` is none of `TARGETS`.
@@ -153,722 +151,338 @@ def lint(path: Path, target: str = "tensorrt") -> tuple[Finding, ...]:
     if not path.is_file():
         raise UserError("no such ONNX file", value=path, fix="give the path of an .onnx file")
     if path.stat().st_size > MOST_BYTES:
-        return (
-            _error(
-                path.name,
-                problem=f"the file has {path.stat().st_size / 2**30:.1f} GiB; no parser reads a message of 2 GiB or more",
-                fix="save it with its weights as external data",
-            ),
-        )
-    graph = _Graph.of(_load(path), path, target)
-    found = [finding for rule in _RULES for finding in rule(graph)]
-    return tuple(sorted(dict.fromkeys(found), key=lambda finding: finding.severity))  # stable: the graph's order
+        problem = f"the file has {path.stat().st_size / 2**30:.1f} GiB; no parser reads a message of 2 GiB or more"
+        finding = _at(path.name, problem, "save it with its weights as external data", "error")
+        return LintReport(parser=None, findings=(finding,))
+    graph = IndexedGraph.of(_load(path), path)
+    answer = ask(path, ("rtx", "tensorrt") if target == "rtx" else ("tensorrt", "rtx"), TARGETS[target][0])
+    findings = list(_guess(graph)) if answer is None else [_refused(graph, refusal) for refusal in answer.refusals]
+    findings += [finding for rule in _RULES for finding in rule(graph, target)]
+    return LintReport(
+        parser=None if answer is None else answer.parser,
+        findings=tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.severity)),  # errors first
+    )
 
 
 def _load(path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+    damaged = UserError("not an ONNX file, or a damaged one", value=path, fix="export it again")
     try:
-        model = onnx.load_model(str(path), load_external_data=False)
+        model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
     except DecodeError as error:
-        raise _not_onnx(path) from error
+        raise damaged from error
     except OSError as error:
-        raise UserError(
-            f"cannot read the file, {error.strerror or error}", value=path, fix="check its rights"
-        ) from error
-    if not model.opset_import or not model.HasField("graph"):
-        raise _not_onnx(path)  # an empty or foreign file may decode to nothing
+        problem = f"cannot read the file, {error.strerror or error}"
+        raise UserError(problem, value=path, fix="check its rights") from error
+    if not model.opset_import or not model.graph.output:  # an empty or foreign file may decode to nothing
+        raise damaged
     return model
 
 
-def _not_onnx(path: Path) -> UserError:
-    return UserError("not an ONNX file, or a damaged one", value=path, fix="export it again")
+def _at(node: Any, problem: str, fix: str, severity: Severity = "warning") -> Finding:
+    """A finding about a node, or about the tensor or file of that name."""
+    if isinstance(node, str):
+        return Finding(severity=severity, node=node, problem=problem, fix=fix)
+    name = str(node.name or (node.output[0] if node.output else node.op_type))
+    return Finding(severity=severity, node=name, operator=str(node.op_type), problem=problem, fix=fix)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Graph:
-    """The model, indexed: who writes and who reads each tensor, its element type and shape."""
+# --- what the parser refuses ----------------------------------------------------------------------------------------------
 
-    model: Any
-    folder: Path
-    file: str
-    target: str
-    nodes: list[Any]
-    """Of the main graph, and of the branches and bodies inside it."""
-    constants: dict[str, Any]
-    """Initialisers and the values of `Constant` nodes, by tensor name."""
-    writers: dict[str, Any] = field(default_factory=dict)
-    readers: dict[str, list[Any]] = field(default_factory=dict)
-    types: dict[str, int] = field(default_factory=dict)
-    shapes: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
+_NO_OPERATOR = "write it with other operators, or as a plugin of that name"
+_STATIC_QDQ = "quantise statically in the QDQ format"
+_TO_INT8 = "quantise symmetrically to INT8 (onnxruntime: QuantType.QInt8, ActivationSymmetric, WeightSymmetric)"
+_OTHERWISE = "change that setting of the node, or write it with other operators"
+_TYPES = "use FLOAT, FLOAT16, BFLOAT16, INT8, INT4 or FLOAT8E4M3FN"
 
-    @classmethod
-    def of(cls, model: onnx.ModelProto, path: Path, target: str) -> _Graph:
-        graphs = list(_graphs(model.graph))
-        graph = cls(
-            model=model,
-            folder=path.parent,
-            file=path.name,
-            target=target,
-            nodes=[node for part in graphs for node in part.node],
-            constants={tensor.name: tensor for part in graphs for tensor in part.initializer},
+_FIXES: tuple[tuple[str, str], ...] = (
+    (r"^(QLinear\w+|ConvInteger|MatMulInteger|DynamicQuantizeLinear):", _STATIC_QDQ),
+    (r"^DequantizeLinear: .*Int32", "leave biases in floating point (onnxruntime: QuantizeBias=False)"),
+    (r"zero point|^\w*quantizeLinear: .*UINT8", _TO_INT8),
+    (r"Scale coefficients", "calibrate with images that reach every layer; give channels of zeros a positive scale"),
+    (r"number of scales|Scale dim", "quantise again with the axis that the scales belong to"),
+    (r"import initializer", "put its external data beside the model, whole; or store it in a type that TensorRT reads"),
+    (r"not registered|topologically", "export it again: the graph is broken"),
+    (r"more than 1 output|one output", "remove the outputs after the first"),
+    (r"constant|initializer", "store that input as a constant in the file"),
+    (r"plugin|no importer", _NO_OPERATOR),
+    (r"\b[Tt]ypes?\b", _TYPES),
+    (r"^: the parser (crashed|failed|gave)", "export it another way: a build would end like this"),
+)
+"""What helps against a refusal, by `operator: reason`; the first that matches."""
+
+
+def _refused(graph: IndexedGraph, refusal: Refusal) -> Finding:
+    """A refusal of the parser, with the node by name and the fix."""
+    operator, problem = refusal.operator, refusal.reason
+    if problem == "false":
+        problem = f"the parser has no importer for {operator}"
+    problem = problem.replace("mode than 1 outputs", "more than 1 output").replace("ONNX date type", "ONNX data type")
+    node = refusal.node
+    if not node and operator:
+        parts = [part.node for part in all_graphs(graph.model.graph)] + [part.node for part in graph.model.functions]
+        places = [part[refusal.index] for part in parts if 0 <= refusal.index < len(part)]
+        node = next((_at(place, "", "").node for place in places if place.op_type == operator), operator)
+    elif not node:  # about the file: name the tensor that stopped it
+        _, stopped, name = problem.partition("Failed to import initializer: ")
+        unread = [name] if stopped else [name for name in graph.inputs if graph.types.get(name) not in TYPES]
+        node = unread[0] if unread and ("type" in problem or stopped) else graph.path.name
+        problem += f" ({graph.types[node]})" if node in graph.types else ""
+    if "lugin" in problem and operator in OPERATORS:
+        fix = "TensorRT brings a plugin for it: ask where TensorRT is installed; TensorRT-RTX has none"
+    else:
+        text = f"{operator}: {problem}"
+        fix = next((fix for pattern, fix in _FIXES if re.search(pattern, text)), _OTHERWISE)
+    return Finding(severity="error", node=node, operator=operator, problem=problem, fix=fix)
+
+
+# --- where no parser can be asked -----------------------------------------------------------------------------------------
+
+
+def _guess(graph: IndexedGraph) -> Iterator[Finding]:
+    """What every parser is known to refuse: types, operators, and quantisation that is not symmetric INT8."""
+    for name in (*graph.inputs, *graph.constants):
+        if graph.types.get(name) not in TYPES:
+            yield _at(name, f"no TensorRT reads the type {graph.types.get(name)}", _TYPES, "error")
+    functions = {(function.domain, function.name) for function in graph.model.functions}
+    for node in graph.every_node:
+        kind = node.op_type
+        if (node.domain, kind) not in functions and kind not in OPERATORS and not kind.startswith("TRT_"):
+            fix = _STATIC_QDQ if re.match(r"QLinear|ConvInteger|MatMulInteger|DynamicQ", kind) else _NO_OPERATOR
+            yield _at(node, f"no TensorRT reads the operator {kind}", fix, "error")
+        if kind == "MaxPool" and len(node.output) > 1 and node.output[1]:
+            yield _at(node, "TensorRT has no second output (the indices) for MaxPool", "remove it", "error")
+        if kind in QDQ:
+            yield from _guess_quantised(graph, node)
+    for name, tensor in graph.constants.items():
+        file = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        if tensor.data_location == TensorProto.EXTERNAL and not (graph.path.parent / file).is_file():
+            yield _at(name, f"external data {file} is missing", "put the data file beside the model", "error")
+
+
+def _guess_quantised(graph: IndexedGraph, node: Any) -> Iterator[Finding]:
+    weight = graph.types.get(input_name(node, 0)) if input_name(node, 0) in graph.constants else None
+    if node.op_type == "DequantizeLinear" and weight in ("INT32", "UINT8"):
+        yield _at(node, f"TensorRT has no dequantisation of {weight}", _TO_INT8, "error")
+    zero, scale = graph.value(input_name(node, 2)), graph.value(input_name(node, 1))
+    if zero is not None and zero.astype(np.float64).any():
+        yield _at(node, f"the zero point {input_name(node, 2)} is not 0; TensorRT refuses it", _TO_INT8, "error")
+    if scale is not None and not (scale.astype(np.float64) > 0).all():
+        problem = f"the scale {input_name(node, 1)} is not positive everywhere; TensorRT refuses it"
+        yield _at(node, problem, "calibrate with images that reach every layer", "error")
+
+
+# --- what no parser knows: other versions, batches ------------------------------------------------------------------------
+
+
+def _versions(graph: IndexedGraph, target: str) -> Iterator[Finding]:
+    """Operator set, types and operators that some version of the target does not read."""
+    opset = next((entry.version for entry in graph.model.opset_import if entry.domain in ("", "ai.onnx")), OLDEST_OPSET)
+    documented = max(newest for version, newest in OPSETS.items() if version <= TARGETS[target][0])
+    readable = max([documented, *(TYPES_OPSET.get(name, 0) for name in graph.types.values())])
+    if opset > readable:
+        yield _at(
+            graph.path.name,
+            f"operator set {opset} is newer than the {documented} that TensorRT {_dotted(TARGETS[target][0])} documents; the "
+            "parser does not check it, and reads operators that changed since as they were",
+            f"export with operator set {readable} or older",
         )
-        for node in graph.nodes:
-            for name in node.output:
-                graph.writers[name] = node
-            for name in node.input:
-                graph.readers.setdefault(name, []).append(node)
-            value = _attribute(node, "value")
-            if node.op_type == "Constant" and value is not None:
-                graph.constants[node.output[0]] = value
-        for info in _with_shapes(model):
-            tensor = info.type.tensor_type
-            graph.types[info.name] = tensor.elem_type
-            if tensor.HasField("shape"):
-                sizes = [size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim]
-                graph.shapes[info.name] = tuple(sizes)
-        for name, value in graph.constants.items():
-            graph.types[name] = value.data_type
-            graph.shapes[name] = tuple(value.dims)
-        return graph
-
-    @property
-    def oldest(self) -> Version:
-        return TARGETS[self.target][0]
-
-    @property
-    def newest(self) -> Version:
-        return TARGETS[self.target][1]
-
-    def value(self, name: str) -> np.ndarray[Any, Any] | None:
-        """A constant's value; None where it is none, or its data is not at hand."""
-        constant = self.constants.get(name)
-        if constant is None:
-            return None
-        try:
-            return np.asarray(numpy_helper.to_array(constant, str(self.folder)))
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            onnx.checker.ValidationError,
-        ):  # data missing, cut short, of no NumPy type
-            return None
-
-    def size(self, name: str) -> int:
-        """How many elements a tensor has; 0 where that is not known."""
-        return math.prod(size or 0 for size in self.shapes.get(name, (0,)))
-
-    def is_constant(self, name: str) -> bool:
-        """Whether a tensor is a constant, also after quantise, dequantise and reshaping nodes."""
-        for _ in range(len(self.nodes) + 1):  # a damaged graph may go in circles
-            if name in self.constants:
-                return True
-            writer = self.writers.get(name)
-            if writer is None or writer.op_type not in (*_QDQ, "Cast", *_TRANSPARENT):
-                return False
-            name = _input(writer, 0)
-        return False
-
-    def since(self, node: str, what: str, first: Version, fix: str) -> Iterator[Finding]:
-        """A finding where the target has versions before `first`."""
-        if first > self.oldest:
-            all_versions = first > self.newest
-            yield Finding(
-                severity="error" if all_versions else "warning",
-                node=node,
-                problem=f"{what} is read from TensorRT {first[0]}.{first[1]} on",
-                fix=fix if all_versions else f"{fix}, or build with TensorRT {first[0]}.{first[1]} or newer",
-            )
+    if opset < OLDEST_OPSET:
+        problem = f"operator set {opset} is older than the {OLDEST_OPSET} that TensorRT documents"
+        yield _at(graph.path.name, problem, f"export with operator set {OLDEST_OPSET} or newer")
+    first: dict[str, Any] = {}
+    for name in (*graph.inputs, *graph.constants):
+        first.setdefault(graph.types.get(name, ""), name)
+    for function in graph.model.functions:
+        yield from _since(target, function.name, "a local function", (9, 0))
+    for node in graph.every_node:
+        if node.op_type == "Cast":
+            first.setdefault(type_name(attribute(node, "to", 0)), node)
+        if node.domain not in ("", "ai.onnx", *(function.domain for function in graph.model.functions)):
+            if node.op_type in OPERATORS:
+                problem = f"{node.op_type} of the domain {node.domain} is read as ONNX's operator of that name"
+                yield _at(node, problem, "export before a runtime's own optimisations, with ONNX operators only")
+        elif node.op_type in OPERATORS_SINCE:
+            yield from _since(target, node, f"the operator {node.op_type}", OPERATORS_SINCE[node.op_type])
+    for kind in sorted(first.keys() & TYPES_SINCE.keys()):
+        yield from _since(target, first[kind], f"the type {kind}", TYPES_SINCE[kind])
+        if target == "dla":
+            problem = f"a DLA computes in FP16 and INT8 only, not {kind}"
+            yield _at(first[kind], problem, "export in fp16 or int8", "error")
+    if "DOUBLE" in first:
+        problem = "TensorRT has no float64: it computes in float32 and clamps what is larger"
+        yield _at(first["DOUBLE"], problem, "export in float32")
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    """The graph and every branch and body inside it."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPH_ATTRIBUTES else ():
-                yield from _graphs(inner)
+def _since(target: str, place: Any, subject: str, version: Version) -> Iterator[Finding]:
+    """A finding where the target has versions before `version`."""
+    if version > TARGETS[target][0]:
+        severity: Severity = "error" if version > TARGETS[target][1] else "warning"
+        newer = f"build with TensorRT {_dotted(version)} or newer, or export without it"
+        yield _at(place, f"{subject} is read from TensorRT {_dotted(version)} on", newer, severity)
 
 
-_GRAPH_ATTRIBUTES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-
-
-def _with_shapes(model: onnx.ModelProto) -> list[Any]:
-    """Inputs, outputs and inner tensors with the types and shapes that follow from the inputs'.
-
-    Large weights are left out of the copy that is inferred on: only their sizes count.
-    """
-    try:
-        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):  # a newer operator set, a broken graph
-        inferred = model.graph
-    return [*inferred.value_info, *inferred.input, *inferred.output]
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    graph = model.graph
-    light.graph.name = graph.name
-    for name in ("node", "input", "output", "value_info"):
-        getattr(light.graph, name).extend(getattr(graph, name))
-    for tensor in graph.initializer:
-        if math.prod(tensor.dims) <= 1024:
-            light.graph.initializer.append(tensor)
-        else:
-            light.graph.initializer.add(
-                name=tensor.name, dims=tensor.dims, data_type=tensor.data_type, data_location=TensorProto.EXTERNAL
-            )
-    return light
-
-
-def _input(node: Any, index: int) -> str:
-    """Name of an input; empty where it is left out."""
-    return str(node.input[index]) if len(node.input) > index else ""
-
-
-def _label(node: Any) -> str:
-    return str(node.name or (node.output[0] if node.output else node.op_type))
-
-
-def _attribute(node: Any, name: str, default: Any = None) -> Any:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return onnx.helper.get_attribute_value(attribute)
-    return default
-
-
-def _type_name(element: int) -> str:
-    try:
-        return str(TensorProto.DataType.Name(element))
-    except ValueError:
-        return f"type {element}"
-
-
-# --- the file -------------------------------------------------------------------------------------------------------------
-
-
-def _file(graph: _Graph) -> Iterator[Finding]:
-    """The operator set, an empty graph, and data that is not there."""
-    opset = next((entry.version for entry in graph.model.opset_import if entry.domain in DEFAULT_DOMAINS), None)
-    if opset is not None:
-        documented = max(newest for version, newest in OPSETS.items() if version <= graph.oldest)
-        carried = [TYPES_OPSET[name] for name in map(_type_name, set(graph.types.values())) if name in TYPES_OPSET]
-        if opset > max([documented, *carried]):
-            yield _warning(
-                graph.file,
-                problem=f"operator set {opset} is newer than the {documented} that TensorRT {_version(graph.oldest)} "
-                "documents; the parser does not check it, and reads operators that changed since as they were",
-                fix=f"export with operator set {max([documented, *carried])} or older",
-            )
-        if opset < OLDEST_OPSET:
-            yield _warning(
-                graph.file,
-                problem=f"operator set {opset} is older than the {OLDEST_OPSET} that TensorRT documents",
-                fix=f"export with operator set {OLDEST_OPSET} or newer",
-            )
-    if not graph.model.graph.node or not graph.model.graph.output:
-        yield _error(
-            graph.file,
-            problem="the graph has no nodes or no outputs: there is no network to build",
-            fix="export it again",
-        )
-    missing: dict[str, list[str]] = {}
-    for tensor in graph.constants.values():
-        if tensor.data_location == TensorProto.EXTERNAL and (why := _external_fault(tensor, graph.folder)):
-            missing.setdefault(why, []).append(tensor.name)
-    for why, names in missing.items():
-        yield _error(
-            names[0],
-            problem=f"external data {why}" + (f" ({len(names)} tensors)" if len(names) > 1 else ""),
-            fix="put the data file beside the model, or export with the weights inside",
-        )
-
-
-def _external_fault(tensor: Any, folder: Path) -> str | None:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    if not location or Path(location).is_absolute() or ".." in Path(location).parts:
-        return f"{location or 'without a location'} is not inside the model's folder"
-    file = folder / location
-    if not file.is_file():
-        return f"{location} is missing"
-    sizes = (entries.get("offset") or "0", entries.get("length") or "0")
-    whole = all(size.isdigit() for size in sizes) and file.stat().st_size >= sum(map(int, sizes))
-    return None if whole else f"{location} is cut short"
-
-
-def _version(version: Version) -> str:
+def _dotted(version: Version) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-def _unused(graph: _Graph) -> Iterator[Finding]:
-    read = {name for node in graph.nodes for name in node.input} | {entry.name for entry in graph.model.graph.output}
-    known = set(graph.writers) | set(graph.constants) | {entry.name for entry in graph.model.graph.input}
-    inner = {entry.name for part in _graphs(graph.model.graph) for entry in (*part.input, *part.output)}
-    for node in graph.nodes:
-        for name in node.input:
-            if name and name not in known | inner:
-                yield _error(_label(node), problem=f"its input {name} is written by no node", fix="export it again")
-        if node.op_type != "Constant" and not any(name in read | inner for name in node.output):
-            yield _warning(_label(node), problem="nothing reads its outputs", fix="remove the node")
-    idle = [tensor for tensor in graph.model.graph.initializer if tensor.name not in read]
-    if idle:
-        bytes_ = sum(tensor.ByteSize() for tensor in idle)
-        yield _warning(
-            idle[0].name,
-            problem=f"{len(idle)} weight tensors are not used; they take {bytes_:,} bytes",
-            fix="remove them",
-        )
-    for entry in graph.model.graph.input:
-        if entry.name not in read and entry.name not in graph.constants:
-            yield _warning(
-                entry.name,
-                problem="the input is not used, and stays an input of the engine that must be given",
-                fix="remove it",
-            )
-
-
-# --- types, operators, values ---------------------------------------------------------------------------------------------
-
-
-def _types(graph: _Graph) -> Iterator[Finding]:
-    first: dict[str, str] = {}
-    stated = [(entry.name, entry.type.tensor_type.elem_type) for entry in graph.model.graph.input]
-    stated += [(name, tensor.data_type) for name, tensor in graph.constants.items()]
-    stated += [(_label(node), _attribute(node, "to", 0)) for node in graph.nodes if node.op_type == "Cast"]
-    for name, element in stated:
-        if element:
-            first.setdefault(_type_name(element), name)
-    for kind, name in first.items():
-        if kind not in TYPES:
-            yield _error(
+def _batch(graph: IndexedGraph, target: str) -> Iterator[Finding]:
+    """Free dimensions, which need a profile, and nodes that fix a batch which the input leaves free."""
+    free = {name: [size is None for size in graph.shapes.get(name, ())] for name in graph.inputs}
+    if target != "dla":  # which has no free dimensions at all
+        for name in (name for name, sizes in free.items() if any(sizes)):
+            yield _at(
                 name,
-                problem=f"no TensorRT reads the type {kind}",
-                fix="use FLOAT, FLOAT16, BFLOAT16, INT8, INT4 or FLOAT8E4M3FN",
+                f"free dimensions ({', '.join(str(index) for index, size in enumerate(free[name]) if size)}): without an "
+                "optimisation profile the builder refuses the network, and trtexec builds for 1",
+                "give --min-batch, --opt-batch and --max-batch to export, or --minShapes, --optShapes and --maxShapes to "
+                "trtexec",
             )
-        elif kind in TYPES_SINCE:
-            yield from graph.since(name, f"the type {kind}", TYPES_SINCE[kind], "export in fp32, fp16 or int8")
-            if graph.target == "dla":
-                yield _error(
-                    name, problem=f"a DLA computes in FP16 and INT8 only, not {kind}", fix="export in fp16 or int8"
-                )
-        elif kind == "DOUBLE":
-            yield _warning(
-                name,
-                problem="TensorRT has no float64: it computes in float32 and clamps what is larger",
-                fix="export in float32",
-            )
-    if graph.oldest < (9, 0):
-        yield from _large_integers(graph)
-
-
-def _large_integers(graph: _Graph) -> Iterator[Finding]:
-    for name, tensor in graph.constants.items():
-        if tensor.data_type == TensorProto.INT64:
-            value = graph.value(name)
-            # the largest and smallest are how exporters write "to the end", which clamping keeps
-            if value is not None and np.any((np.abs(value.astype(np.float64)) > 2**31 - 1) & (np.abs(value) < 2**62)):
-                yield _warning(
-                    name,
-                    problem="TensorRT before 9.0 has no int64: values beyond the range of int32 are clamped",
-                    fix="use smaller values, or TensorRT 10 or newer",
-                )
-
-
-def _operators(graph: _Graph) -> Iterator[Finding]:
-    functions = {(function.domain, function.name) for function in graph.model.functions}
-    inside = [node for function in graph.model.functions for node in function.node]
-    for node in [*graph.nodes, *inside]:
-        kind = node.op_type
-        if (node.domain, kind) in functions:
-            yield from graph.since(_label(node), f"the local function {kind}", (9, 0), "inline the functions")
-        elif node.domain in DEFAULT_DOMAINS:
-            if kind not in OPERATORS:
-                yield _error(
-                    _label(node),
-                    problem=f"no TensorRT reads the operator {kind}",
-                    fix=_REPLACEMENTS.get(kind, "write it with other operators, or as a plugin of that name"),
-                )
-            elif kind in OPERATORS_SINCE:
-                yield from graph.since(
-                    _label(node), f"the operator {kind}", OPERATORS_SINCE[kind], "write it with others"
-                )
-        elif not kind.startswith(TENSORRT_PREFIX):
-            known = kind in OPERATORS
-            yield Finding(
-                severity="warning" if known else "error",
-                node=_label(node),
-                problem=f"{kind} is of the domain {node.domain}: "
-                + (
-                    "read as ONNX's operator of that name"
-                    if known
-                    else "refused unless a plugin of that name is loaded"
-                ),
-                fix="export before a runtime's own optimisations, with ONNX operators only",
-            )
-        if kind == "MaxPool" and len(node.output) > 1 and node.output[1]:
-            yield _error(
-                _label(node),
-                problem="TensorRT has no second output (the indices) for MaxPool",
-                fix="remove the second output",
-            )
-
-
-_REPLACEMENTS = {
-    "QLinearConv": "quantise in the QDQ format, not in QOperator",
-    "QLinearMatMul": "quantise in the QDQ format, not in QOperator",
-    "ConvInteger": "quantise statically in the QDQ format",
-    "MatMulInteger": "quantise statically in the QDQ format",
-    "DynamicQuantizeLinear": "quantise statically in the QDQ format",
-}
-
-
-def _values(graph: _Graph) -> Iterator[Finding]:
-    """Weights that are not finite: mostly FP16 that overflowed in a conversion."""
-    for name, tensor in graph.constants.items():
-        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
-            value = graph.value(name)
-            if value is not None and not np.isfinite(value).all():
-                if all(node.op_type in _QDQ for node in graph.readers.get(name, [])):
-                    continue  # reported as a scale
-                yield _error(
-                    name,
-                    problem=f"{int((~np.isfinite(value)).sum())} values are infinite or not a number: so will the answers be",
-                    fix="check the weights; in FP16 nothing may exceed 65504",
-                )
-
-
-# --- quantisation ---------------------------------------------------------------------------------------------------------
-
-
-def _quantisation(graph: _Graph) -> Iterator[Finding]:
-    seen: set[str] = set()
-    for node in graph.nodes:
-        if node.op_type in _QDQ and len(node.input) >= 2:
-            yield from _elements(graph, node)
-            for name in node.input[1:3]:
-                if name and name not in seen:
-                    seen.add(name)
-                    yield from _scale(graph, node, name) if name == _input(node, 1) else _zero_point(graph, node, name)
-            if node.op_type == "QuantizeLinear" and not graph.is_constant(_input(node, 0)):
-                yield from _activation(graph, node)
-    for node in graph.nodes:
-        if node.op_type in _WEIGHTED and len(node.input) > 1:
-            yield from _weight(graph, node)
-        if node.op_type == "Relu":
-            yield from _before_relu(graph, node)
-
-
-def _elements(graph: _Graph, node: Any) -> Iterator[Finding]:
-    """The type that is quantised to or from."""
-    if node.op_type == "DequantizeLinear":
-        element = graph.types.get(_input(node, 0)) if _input(node, 0) in graph.constants else None
-        if element == TensorProto.INT32:
-            yield _error(
-                _label(node),
-                problem="a bias is quantised to INT32; TensorRT has no INT32 dequantisation and refuses it",
-                fix="leave biases in floating point (onnxruntime: QuantizeBias=False)",
-            )
-        elif element == TensorProto.UINT8:
-            yield _error(
-                _label(node),
-                problem="weights are quantised to UINT8; TensorRT reads INT8",
-                fix="quantise the weights symmetrically to INT8 (onnxruntime: QuantType.QInt8, WeightSymmetric)",
-            )
+    if not any(sizes[:1] == [True] for sizes in free.values()):
         return
-    asked = _attribute(node, "output_dtype", 0)
-    zero = _input(node, 2)
-    element = graph.types.get(zero) if zero else asked or TensorProto.UINT8  # ONNX's own default
-    if element == TensorProto.UINT8:
-        yield _error(
-            _label(node),
-            problem="it quantises to UINT8"
-            + (" (no zero point is given)" if not zero else "")
-            + "; TensorRT takes INT8, so that the upper half of the range is cut off",
-            fix="quantise symmetrically to INT8 (onnxruntime: QuantType.QInt8, ActivationSymmetric)",
-        )
+    for node in graph.nodes:
+        shape = graph.value(input_name(node, 1)) if node.op_type == "Reshape" else None
+        sizes = [] if shape is None else shape.astype(int).reshape(-1).tolist()
+        from_free = graph.shapes.get(input_name(node, 0), (0,))[:1] == (None,)
+        if from_free and sizes and sizes[0] > 0 and (-1 not in sizes or sizes[1:] == [-1]):
+            yield _at(
+                node,
+                f"it fixes the batch at {sizes[0]}, which the input leaves free: the builder only logs that other batches "
+                "will fail",
+                "write -1 for the batch in the shape of this Reshape, or give the input a fixed batch",
+            )
 
 
-def _scale(graph: _Graph, node: Any, name: str) -> Iterator[Finding]:
-    value = graph.value(name)
-    if value is not None and not (value.astype(np.float64) > 0).all():
-        yield _error(
-            _label(node),
-            problem=f"the scale {name} is not positive everywhere; TensorRT refuses it",
-            fix="calibrate with images that reach every layer; give channels of zeros a positive scale",
-        )
-    data, scale = graph.shapes.get(_input(node, 0), ()), graph.shapes.get(name, ())
-    if not data or None in data or graph.size(name) <= 1:
+# --- what no parser knows: slow or inaccurate -----------------------------------------------------------------------------
+
+
+def _accuracy(graph: IndexedGraph, target: str) -> Iterator[Finding]:
+    for name, tensor in graph.constants.items():
+        value = graph.value(name) if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16) else None
+        if value is not None and not np.isfinite(value).all():
+            problem = f"{int((~np.isfinite(value)).sum())} values are infinite or not a number: so may the answers be"
+            yield _at(name, problem, "check the weights; in FP16 nothing may exceed 65504")
+    quantised = any(node.op_type in _WEIGHTED and graph.dequantised(node, 0) for node in graph.nodes)
+    for node in graph.nodes:
+        if node.op_type == "QuantizeLinear":
+            yield from _quantised(graph, node)
+        elif node.op_type in _WEIGHTED:
+            yield from _weight(graph, node, quantised)
+        elif node.op_type == "LRN" and graph.dequantised(node, 0):
+            problem = "it squares the rounding error of its quantised input, and TensorRT has no INT8 kernel for it"
+            yield _at(node, problem, "leave LRN out of quantisation")
+        elif node.op_type == "LRN" and graph.types.get(input_name(node, 0)) == "FLOAT16":
+            problem = "local response normalisation in FP16 squares its input, which overflows above 255"
+            yield _at(node, problem, "cast to float32 before it and back behind it")
+        elif node.op_type == "AveragePool" and len(graph.shapes.get(input_name(node, 0), ())) == 5:
+            yield _at(
+                node,
+                "it pools in 5 dimensions, as a traced LocalResponseNorm does: several versions refuse it, others are "
+                "slow, a DLA has no such layer",
+                "write ONNX's LRN operator, as `alexnet-edge export` does, or pool in 4 dimensions",
+                "error" if target == "dla" else "warning",
+            )
+
+
+def _quantised(graph: IndexedGraph, node: Any) -> Iterator[Finding]:
+    """The type and the scales of an activation, and a pair before a Relu."""
+    zero = input_name(node, 2)
+    kind = graph.types.get(zero) if zero else type_name(attribute(node, "output_dtype", TensorProto.UINT8))
+    if kind in ("UINT8", "UNDEFINED"):
+        problem = "it quantises to UINT8" + ("" if zero else " (no zero point is given)")
+        yield _at(node, f"{problem}; TensorRT takes INT8, so that the upper half of the range is cut off", _TO_INT8)
+    if graph.is_constant(input_name(node, 0)):
         return
-    axis = _attribute(node, "axis", 1) % len(data)
-    block = _attribute(node, "block_size", 0)
-    blocked = (
-        tuple(-(-(size or 0) // block) if index == axis else size for index, size in enumerate(data)) if block else ()
-    )
-    if scale != (blocked or (data[axis],)):
-        yield _error(
-            _label(node),
-            problem=f"a scale of shape {_shape(scale)} does not fit data of shape {_shape(data)} along axis {axis}"
-            + (f" in blocks of {block}" if block else "")
-            + "; TensorRT refuses it",
-            fix="quantise again with the axis that the scales belong to",
-        )
+    if graph.size(input_name(node, 1)) > 1 and not attribute(node, "block_size", 0):
+        problem = "an activation has a scale per channel; TensorRT then does not compute the next layer in INT8"
+        yield _at(node, problem, "use one scale for the tensor")
+    layer = graph.writers.get(input_name(node, 0))
+    behind = [after for pair in graph.readers_of(node) for after in graph.readers_of(pair)]
+    if layer is not None and layer.op_type in _WEIGHTED and any(after.op_type == "Relu" for after in behind):
+        problem = "a quantise/dequantise pair stands between a layer and its Relu, and keeps TensorRT from fusing them"
+        yield _at(node, problem, "quantise behind the Relu, at the input of the next layer")
 
 
-def _shape(sizes: Sequence[int | None]) -> str:
-    return "x".join("?" if size is None else str(size) for size in sizes)
-
-
-def _zero_point(graph: _Graph, node: Any, name: str) -> Iterator[Finding]:
-    value = graph.value(name)
-    if value is not None and value.astype(np.float64).any():
-        yield _error(
-            _label(node),
-            problem=f"the zero point {name} is not 0; TensorRT's quantisation is symmetric and refuses it",
-            fix="quantise symmetrically (onnxruntime: ActivationSymmetric and WeightSymmetric)",
-        )
-
-
-def _activation(graph: _Graph, node: Any) -> Iterator[Finding]:
-    if graph.size(_input(node, 1)) > 1 and not _attribute(node, "block_size", 0):
-        yield _warning(
-            _label(node),
-            problem="an activation has a scale per channel; TensorRT quantises activations per tensor only, so the layer "
-            "behind it is not computed in INT8",
-            fix="use one scale for the tensor",
-        )
-    for reader in graph.readers.get(node.output[0], []):
-        for after in graph.readers.get(reader.output[0], []) if reader.op_type == "DequantizeLinear" else ():
-            if after.op_type == "LRN":
-                yield _warning(
-                    _label(after),
-                    problem="the input of local response normalisation is quantised; it squares the rounding error, and "
-                    "TensorRT has no INT8 kernel for it",
-                    fix="leave LRN out of quantisation",
-                )
-
-
-def _weight(graph: _Graph, node: Any) -> Iterator[Finding]:
+def _weight(graph: IndexedGraph, node: Any, quantised: bool) -> Iterator[Finding]:
     """How the weight of a layer is quantised: per output channel, in the axis that TensorRT fuses."""
-    writer = graph.writers.get(_input(node, 1))
-    if writer is None or writer.op_type != "DequantizeLinear" or not graph.is_constant(_input(node, 1)):
-        yield from _left_out(graph, node)
+    writer = graph.dequantised(node, 1)
+    if not graph.is_constant(input_name(node, 1)):
         return
-    rank = len(graph.shapes.get(_input(writer, 0), ()))
-    if graph.size(_input(writer, 1)) == 1:
-        if graph.types.get(_input(writer, 0)) == TensorProto.INT8:
-            yield _warning(
-                _label(node),
-                problem="one scale for all of the weights; it is set by the largest output channel, and the others lose bits",
-                fix="quantise weights per output channel (onnxruntime: per_channel=True)",
-            )
-        return
-    output = {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, rank - 1)
-    if node.op_type == "Gemm":
-        output = 0 if _attribute(node, "transB", 0) else 1
-    axis = _attribute(writer, "axis", 1) % rank if rank else output
-    if not _attribute(writer, "block_size", 0) and axis != output:
-        yield _warning(
-            _label(node),
-            problem=f"the scales of the weights are along axis {axis}, not {output}, the output channels; TensorRT does not "
-            "compute the layer in INT8",
-            fix=f"quantise the weights along axis {output}",
-        )
-
-
-def _left_out(graph: _Graph, node: Any) -> Iterator[Finding]:
-    """A layer in floating point in a network whose other activations are quantised."""
-    quantised = any(
-        other.op_type in _WEIGHTED and len(other.input) > 1 and _reads_quantised(graph, other) for other in graph.nodes
-    )
-    if quantised and graph.is_constant(_input(node, 1)) and not _reads_quantised(graph, node):
-        yield _warning(
-            _label(node),
-            problem="the layer stays in floating point in a quantised network",
-            fix="quantise it too, unless it was left out for its accuracy, or for a kernel that TensorRT has not",
-        )
-
-
-def _reads_quantised(graph: _Graph, node: Any) -> bool:
-    writer = graph.writers.get(_input(node, 0))
-    return writer is not None and writer.op_type == "DequantizeLinear"
-
-
-def _before_relu(graph: _Graph, node: Any) -> Iterator[Finding]:
-    writer = graph.writers.get(_input(node, 0))
-    if writer is None or writer.op_type != "DequantizeLinear":
-        return
-    quantise = graph.writers.get(_input(writer, 0))
-    if quantise is not None and quantise.op_type == "QuantizeLinear":
-        layer = graph.writers.get(_input(quantise, 0))
-        if layer is not None and layer.op_type in _WEIGHTED:
-            yield _warning(
-                _label(quantise),
-                problem=f"a quantise/dequantise pair stands between {_label(layer)} and its Relu, and keeps TensorRT from "
-                "fusing them",
-                fix="quantise behind the Relu, at the input of the next layer",
-            )
-
-
-# --- local response normalisation -----------------------------------------------------------------------------------------
-
-
-def _normalisation(graph: _Graph) -> Iterator[Finding]:
-    for node in graph.nodes:
-        half = graph.types.get(_input(node, 0)) == TensorProto.FLOAT16 if node.input else False
-        if node.op_type == "LRN" and half:
-            yield _warning(
-                _label(node),
-                problem="local response normalisation in FP16 squares its input, which overflows above 255",
-                fix="cast to float32 before it and back behind it",
-            )
-        if node.op_type == "AveragePool" and len(graph.shapes.get(_input(node, 0), ())) == 5:
-            square = _square_before(graph, node)
-            problem = (
-                "a traced LocalResponseNorm, decomposed around an AveragePool in 5 dimensions"
-                if square
-                else "an AveragePool in 5 dimensions"
-            )
-            yield Finding(
-                severity="error" if graph.target == "dla" else "warning",
-                node=_label(node),
-                problem=problem
-                + (
-                    ": a DLA pools in 2 dimensions only"
-                    if graph.target == "dla"
-                    else ": several versions refuse it, others are slow"
-                ),
-                fix="write ONNX's LRN operator instead, as `alexnet-edge export` does"
-                if square
-                else "pool in 4 dimensions",
-            )
-            if square is not None and graph.types.get(_input(square, 0)) == TensorProto.FLOAT16:
-                yield _warning(
-                    _label(square),
-                    problem="local response normalisation in FP16 squares its input, which overflows above 255",
-                    fix="cast to float32 before it and back behind it",
-                )
-
-
-def _square_before(graph: _Graph, node: Any) -> Any:
-    """The node that squares, behind reshaping and padding, what `node` averages; None where nothing does."""
-    writer = graph.writers.get(_input(node, 0))
-    for _ in graph.nodes:  # a damaged graph may go in circles
-        if writer is None or writer.op_type not in ("Pad", "Cast", *_TRANSPARENT):
-            break
-        writer = graph.writers.get(_input(writer, 0))
+    if quantised and not graph.dequantised(node, 0):
+        problem = "the layer stays in floating point in a quantised network"
+        yield _at(node, problem, "quantise it too, unless it was left out for its accuracy, or for a missing kernel")
     if writer is None:
-        return None
-    if writer.op_type == "Mul":
-        return writer if _input(writer, 0) == _input(writer, 1) else None
-    if writer.op_type == "Pow":
-        exponent = graph.value(_input(writer, 1))
-        return writer if exponent is not None and exponent.size == 1 and float(exponent.reshape(-1)[0]) == 2 else None
-    return None
-
-
-# --- DLA ------------------------------------------------------------------------------------------------------------------
-
-
-def _dla(graph: _Graph) -> Iterator[Finding]:
-    if graph.target != "dla":
         return
-    yield from _dla_inputs(graph)
-    for node in graph.nodes:
-        yield from _dla_sizes(graph, node)
-        yield from _dla_limits(graph, node)
+    if graph.size(input_name(writer, 1)) == 1:
+        if graph.types.get(input_name(writer, 0)) == "INT8":
+            problem = "one scale for all of the weights; it is set by the largest channel, and the others lose bits"
+            yield _at(node, problem, "quantise weights per output channel (onnxruntime: per_channel=True)")
+        return
+    rank = len(graph.shapes.get(input_name(writer, 0), ()))
+    output = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1 - attribute(node, "transB", 0)}.get(node.op_type, rank - 1)
+    axis = attribute(writer, "axis", 1) % rank if rank else output
+    if not attribute(writer, "block_size", 0) and axis != output:
+        problem = (
+            f"the scales of the weights are along axis {axis}, not {output}, the output channels: no INT8 in TensorRT"
+        )
+        yield _at(node, problem, f"quantise the weights along axis {output}")
+
+
+# --- what no parser knows: DLA --------------------------------------------------------------------------------------------
+
+_DLA_FIXES = dict.fromkeys(
+    ("Gemm", "MatMul"), "write it as a convolution, as `export --dla-core` does"
+) | dict.fromkeys(QDQ, "on JetPack 6 quantise with TensorRT's calibrator: `export --int8 --calibrator entropy2`")
+
+
+def _dla(graph: IndexedGraph, target: str) -> Iterator[Finding]:
+    if target != "dla":
+        return
+    for name in graph.inputs:
+        batch, *others = graph.shapes.get(name) or (1,)
+        if None in others:
+            problem = "a DLA has no free dimensions, and this one has some besides the batch"
+            yield _at(name, problem, "export with fixed sizes", "error")
+        elif batch is None:
+            problem = "a DLA has no free dimensions: the batch must be one number"
+            yield _at(
+                name, problem, "export a fixed batch, or give --min-batch, --opt-batch and --max-batch one number"
+            )
+        elif batch > 4096:
+            problem = f"a DLA takes batches of up to 4096, not {batch}"
+            yield _at(name, problem, "export with a smaller batch", "error")
     elsewhere: dict[str, list[Any]] = {}
     for node in graph.nodes:
+        for limit in _dla_limits(graph, node):
+            fix = _DLA_FIXES.get(node.op_type, "change the layer, or let it run on the GPU with --gpu-fallback")
+            yield _at(node, f"it has {limit} on a DLA", fix, "error")
         if node.op_type not in DLA_OPERATORS and not graph.is_constant(node.output[0] if node.output else ""):
             elsewhere.setdefault(node.op_type, []).append(node)
     for kind, nodes in elsewhere.items():
         count = f" ({len(nodes)} nodes)" if len(nodes) > 1 else ""
-        yield _warning(
-            _label(nodes[0]),
-            problem=f"{kind}{count} is no layer of a DLA: it runs on the GPU with GPU fallback, and is refused without",
-            fix=_DLA_REPLACEMENTS.get(kind, "write it with layers that a DLA has"),
-        )
+        problem = f"{kind}{count} is no layer of a DLA: it runs on the GPU with GPU fallback, and is refused without"
+        yield _at(nodes[0], problem, _DLA_FIXES.get(kind, "write it with layers that a DLA has"))
 
 
-_DLA_REPLACEMENTS = {
-    "Gemm": "write fully connected layers as convolutions, as `export --dla-core` does",
-    "MatMul": "write fully connected layers as convolutions, as `export --dla-core` does",
-    "QuantizeLinear": "on JetPack 6 quantise with TensorRT's calibrator: `export --int8 --calibrator entropy2`",
-    "DequantizeLinear": "on JetPack 6 quantise with TensorRT's calibrator: `export --int8 --calibrator entropy2`",
-}
-
-
-def _dla_inputs(graph: _Graph) -> Iterator[Finding]:
-    for entry in graph.model.graph.input:
-        shape = graph.shapes.get(entry.name, ())
-        if entry.name in graph.constants or not shape:
-            continue
-        if None in shape[1:]:
-            yield _error(
-                entry.name,
-                problem="a DLA has no free dimensions, and this one has some besides the batch",
-                fix="export with fixed sizes",
-            )
-        elif shape[0] is None:
-            yield _warning(
-                entry.name,
-                problem="a DLA has no free dimensions: the batch must be one number",
-                fix="export with a fixed batch, or give --min-batch, --opt-batch and --max-batch the same number",
-            )
-        elif shape[0] > DLA_MOST_BATCH:
-            yield _error(
-                entry.name,
-                problem=f"a DLA takes batches of up to {DLA_MOST_BATCH}, not {shape[0]}",
-                fix="export with a smaller batch",
-            )
-
-
-def _dla_sizes(graph: _Graph, node: Any) -> Iterator[Finding]:
-    """Dimensions of what a layer reads: the layer that makes the large one is the fault's place, but not its fix."""
+def _dla_limits(graph: IndexedGraph, node: Any) -> Iterator[str]:
+    """Sizes of what a layer reads, and of its window, that are over a DLA's limits."""
+    weight = graph.shapes.get(input_name(node, 1), ()) if node.op_type == "Conv" else ()
     shape = next((graph.shapes.get(name, ()) for name in node.input if name and not graph.is_constant(name)), ())
-    largest = max((size for size in shape[1:] if size is not None), default=0)
-    if largest > DLA_MOST and node.op_type != "Flatten":
-        yield _error(
-            _label(node),
-            problem=f"its input has a dimension of {largest}; a DLA takes up to {DLA_MOST}",
-            fix="write the layer as a convolution over its unflattened input (AlexNet's fc6: 256 channels, 6x6)"
-            if node.op_type in ("Gemm", "MatMul")
-            else "split the layer",
-        )
+    sizes = [
+        ("an input dimension", shape[1:] if node.op_type != "Flatten" else (), 8192),
+        ("a kernel", weight[2:], 32),
+        ("a stride", attribute(node, "strides", ()) if weight else (), 8),
+        ("a number of output channels", weight[:1], 8192),
+    ]
+    for subject, values, most in sizes:
+        largest = max((size or 0 for size in values), default=0)
+        if largest > most:
+            yield f"{subject} of {largest}, where {most} is the most"
+    if len(weight) > 4:
+        yield "3 spatial dimensions, where 2 are the most"
+    if node.op_type == "LRN" and attribute(node, "size") not in (3, 5, 7, 9):
+        yield f"a window of {attribute(node, 'size')}, where 3, 5, 7 and 9 are allowed"
 
 
-def _dla_limits(graph: _Graph, node: Any) -> Iterator[Finding]:
-    limits: list[str] = []
-    if node.op_type == "Conv":
-        weight = graph.shapes.get(_input(node, 1), ())
-        kernel = [size for size in weight[2:] if size is not None]
-        if max(kernel, default=1) > DLA_MOST_KERNEL:
-            limits.append(f"a kernel of {max(kernel)}, where {DLA_MOST_KERNEL} is the most")
-        strides = _attribute(node, "strides", [1])
-        if max(strides) > DLA_MOST_STRIDE:
-            limits.append(f"a stride of {max(strides)}, where {DLA_MOST_STRIDE} is the most")
-        if weight and (weight[0] or 0) > DLA_MOST:
-            limits.append(f"{weight[0]} output channels, where {DLA_MOST} is the most")
-        if len(weight) > 4:
-            limits.append("3 spatial dimensions, where 2 are the most")
-    elif node.op_type == "LRN" and _attribute(node, "size") not in DLA_LRN_SIZES:
-        limits.append(f"a window of {_attribute(node, 'size')}, where {', '.join(map(str, DLA_LRN_SIZES))} are allowed")
-    for limit in limits:
-        yield _error(
-            _label(node),
-            problem=f"it has {limit} on a DLA",
-            fix="change the layer, or let it run on the GPU with --gpu-fallback",
-        )
-
-
-_RULES: Sequence[Callable[[_Graph], Iterable[Finding]]] = (
-    _file,
-    _types,
-    _operators,
-    _quantisation,
-    _normalisation,
-    _values,
-    _unused,
-    _dla,
-)
+_RULES: Sequence[Callable[[IndexedGraph, str], Iterable[Finding]]] = (_versions, _batch, _accuracy, _dla)

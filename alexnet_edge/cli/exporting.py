@@ -614,17 +614,17 @@ def inspect_command(
 def _lint(file: Path | None, target: str, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from alexnet_edge.cli.show.export import show_findings
+    from alexnet_edge.cli.show.export import show_lint
     from alexnet_edge.export.lint import TARGETS, lint
 
     choice("--for", target, tuple(TARGETS))
     if file is None:
         raise UserError("no file to lint", fix=f"alexnet-edge inspect --for {target} MODEL.onnx")
-    findings = lint(file, target)
+    report = lint(file, target)
     if as_json:
-        print_json({"file": str(file), "target": target, "findings": [asdict(finding) for finding in findings]})
+        print_json({"file": str(file), "target": target, **asdict(report)})
     else:
-        show_findings(file, target, findings)
-    errors = sum(finding.severity == "error" for finding in findings)
+        show_lint(file, target, report)
+    errors = sum(finding.severity == "error" for finding in report.findings)
     if errors:
         raise GateError(f"{file}: {errors} {'error' if errors == 1 else 'errors'} for {target}")

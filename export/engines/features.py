@@ -127,6 +127,14 @@ class Features:
         """Whether all of `names` of `PRESENT` are there."""
         return all(name in self.members for name in names)
 
+    def network_flags(self, trt: ModuleType) -> int:
+        """What `create_network` is called with: explicit batches, and strong typing where that is the way to build."""
+        names = ("EXPLICIT_BATCH", "STRONGLY_TYPED") if self.typing == "strong" else ("EXPLICIT_BATCH",)
+        kinds = trt.NetworkDefinitionCreationFlag
+        return sum(
+            1 << int(getattr(kinds, name)) for name in names if self.has(f"NetworkDefinitionCreationFlag.{name}")
+        )
+
 
 def _has(trt: ModuleType, name: str) -> bool:
     found: Any = trt

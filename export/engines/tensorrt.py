@@ -219,12 +219,7 @@ class _Build:
     def _parsed(self, builder: Any, onnx_path: Path) -> tuple[Any, Any]:
         if not onnx_path.is_file():
             raise ArtifactError("no such ONNX file", value=onnx_path, fix="export it again")
-        wanted = ["EXPLICIT_BATCH"]  # gone where nothing else is left
-        if self.strong:
-            wanted.append("STRONGLY_TYPED")
-        kinds = self.trt.NetworkDefinitionCreationFlag
-        present = [name for name in wanted if self.features.has(f"NetworkDefinitionCreationFlag.{name}")]
-        network = builder.create_network(sum(1 << int(getattr(kinds, name)) for name in present))
+        network = builder.create_network(self.features.network_flags(self.trt))
         parser = self.trt.OnnxParser(network, self.logger)
         if not parser.parse_from_file(str(onnx_path)):
             reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))

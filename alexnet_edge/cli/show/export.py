@@ -16,7 +16,7 @@ from alexnet_edge.network.layers import LAYER_NAMES, Architecture, LayerCost
 if TYPE_CHECKING:
     from alexnet_edge.bench.search import SearchResult
     from alexnet_edge.export.exporter import Outcome
-    from alexnet_edge.export.lint import Finding
+    from alexnet_edge.export.lint import LintReport
     from alexnet_edge.export.quantising.sweep import Sweep
     from alexnet_edge.export.triton import TritonModel
 from alexnet_edge.cli.show.base import NONE, figure_table, output, styled
@@ -109,18 +109,20 @@ def _layer_table(engines: Sequence[Outcome]) -> Table:
     return table
 
 
-def show_findings(file: Path, target: str, findings: Sequence[Finding]) -> None:
-    """What a linted ONNX file has against a target, errors first."""
+def show_lint(file: Path, target: str, report: LintReport) -> None:
+    """What a target has against an ONNX file, errors first, and who says so."""
     console = output()
-    if not findings:
-        console.print(f"{escape(str(file))}: nothing found that {target} would refuse or build badly", soft_wrap=True)
-        return
-    table = figure_table("", "node", "problem", "fix", left=4)
-    for finding in sorted(findings, key=lambda finding: finding.severity != "error"):
+    table = figure_table("", "node", "operator", "problem", "fix", left=5)
+    for finding in report.findings:
         style = "bold red" if finding.severity == "error" else "yellow"
-        cells = (escape(text) for text in (finding.node, finding.problem, finding.fix))
+        cells = (escape(text) for text in (finding.node, finding.operator, finding.problem, finding.fix))
         table.add_row(f"[{style}]{finding.severity}[/]", *cells)
-    console.print(table)
+    if report.findings:
+        console.print(table)
+    refused = any(finding.severity == "error" for finding in report.findings)
+    source = "a guess, no parser of NVIDIA's can be asked here" if report.parser is None else f"asked: {report.parser}"
+    verdict = f"errors for {target}" if refused else f"nothing found that {target} refuses"
+    console.print(f"{escape(str(file))}: {verdict} ({source})", soft_wrap=True, highlight=False)
 
 
 def show_search(result: SearchResult, as_json: bool = False) -> None:
