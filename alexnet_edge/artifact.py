@@ -169,7 +169,7 @@ class Manifest:
     def lowered_for(self) -> LoweredFor | None:
         """The processors that the graph is written for; None for a portable one."""
         target = self.build.get("target")
-        return None if target is None else records.convert(LoweredFor, target)
+        return None if target is None else records.convert(LoweredFor, target, at="build.target")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -412,10 +412,7 @@ def decode_manifest(text: str | bytes) -> Manifest:
         RecordError: when it is damaged, or contradicts itself; the message begins with the path of what is wrong.
     """
     manifest = records.decode(Manifest, text)
-    try:
-        _ = manifest.lowered_for
-    except records.RecordError as error:
-        raise records.RecordError(f"build.target.{error}") from error
+    _ = manifest.lowered_for  # RecordError when it is damaged
     contradiction = next(_contradictions(manifest), None)
     if contradiction is not None:
         raise records.RecordError(contradiction)

@@ -64,21 +64,26 @@ def decode(kind: type[Record], text: str | bytes) -> Record:
     return convert(kind, parse(text))
 
 
-def convert(kind: type[Record], value: Any) -> Record:
+def convert(kind: type[Record], value: Any, *, at: str = "") -> Record:
     """The dataclass that a JSON value describes.
+
+    Args:
+        kind: the dataclass.
+        value: what `parse` returns.
+        at: path of the value, for what is wrong with it.
 
     Raises:
         RecordError: when it does not describe one.
     """
     check = _checker(cast("Any", kind))
     if check is not None:
-        check(value, "")
+        check(value, f"{at}." if at else "")
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise RecordError(_path_first(str(error))) from error
+        raise RecordError(_path_first(str(error), at)) from error
     except UserError as error:  # of a class that the command line fills in as well
-        raise RecordError(f"{error.problem}, got {error.value}") from error
+        raise RecordError(f"{at}: {error.problem}, got {error.value}".removeprefix(": ")) from error
 
 
 def read(kind: type[Record], path: Path, problem: str, *, error: type[UserError], fix: str) -> Record:
@@ -166,11 +171,11 @@ def _check_entries(check: _Check, value: Any, path: str) -> None:
         check(entry, f"{path.removesuffix('.')}[{key}].")
 
 
-def _path_first(message: str) -> str:
+def _path_first(message: str, at: str) -> str:
     """msgspec's message with its path in front: `layers[0].name: expected str, got int`."""
     text, _, path = message.replace("`", "").rpartition(" - at ")
-    path = path.partition("$")[2].removeprefix(".") if text else ""
-    return f"{path}: {_first_lower(text)}" if path else _first_lower(text or message.replace("`", ""))
+    place = (at + path.partition("$")[2] if text else at).removeprefix(".")
+    return f"{place}: {_first_lower(text or path)}".removeprefix(": ")
 
 
 def _first_lower(text: str) -> str:

@@ -267,6 +267,65 @@ def test_hostile_manifest_field(tmp_path: Path, change: dict[str, Any]) -> None:
     assert "the manifest is damaged" in refused(path)
 
 
+def layer(name: str, **change: Any) -> dict[str, Any]:
+    return {"name": name, "requested": "int8", "built": "int8", "evidence": "", **change}
+
+
+INPUT = {"name": "input", "dtype": "float32", "shape": [3, 227, 227], "min_batch": 1, "max_batch": 16}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"classes": ["a", "b", "c"]}, "classes: expected 2 names, got 3"),
+        ({"classes": ["a", 5]}, "classes[1]: expected str, got int"),
+        ({"bytes": 5.5}, "bytes: expected int, got float"),
+        ({"bytes": -1}, "bytes: expected int >= 0"),
+        ({"more": 1}, "more: unknown, expected one of schema, format"),
+        ({"head": "probabilities"}, "head: expected logits of two-tower, got probabilities"),
+        ({"input": {**INPUT, "shape": [3, 224, 224]}}, "input.shape: expected [3, 227, 227], got [3, 224, 224]"),
+        ({"input": {**INPUT, "min_batch": 1e308}}, "input.min_batch: expected int, got float"),
+        ({"input": {**INPUT, "min_batch": 17}}, "input.max_batch: expected 17 or more, got 16"),
+        ({"input": {**INPUT, "names": "x"}}, "input.names: unknown, expected one of name, dtype"),
+        ({"layers": [layer("conv1"), layer("conv9")]}, "layers[1].name: expected each of conv1, conv2"),
+        ({"layers": [layer("conv1"), layer("conv1")]}, "layers[1].name: expected each of conv1, conv2"),
+        ({"layers": [layer("conv1", built=8)]}, "layers[0].built: expected str, got int"),
+        ({"layers": [layer("conv1", requested="int3")]}, "layers[0].requested: expected one of fp32, fp16"),
+        ({"build": {"target": "cpu"}}, "build.target: expected object, got str"),
+        ({"build": {"target": {"name": "cpu"}}}, "build.target.machines: missing"),
+        (
+            {"preprocessing": {"resize": 256, "crop": 227, "mean": [0, 0, 0], "std": [1, -1, 1]}},
+            "preprocessing: mean and std must be finite, and std above 0",
+        ),
+        (
+            {
+                "preprocessing": {"resize": 256, "crop": 30, "mean": [0, 0, 0], "std": [1, 1, 1]},
+                "input": {**INPUT, "shape": [3, 30, 30]},
+            },
+            "preprocessing.crop: 30 pixels leave 0 values before fc6 of two-tower, which takes 9216",
+        ),
+    ],
+)
+def test_a_manifest_that_lies_is_refused_with_the_path(tmp_path: Path, change: dict[str, Any], line: str) -> None:
+    path = exported(tmp_path)
+    value = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+    manifest_path(path).write_text(json.dumps({**value, **change}))
+    assert f"the manifest is damaged ({line}" in refused(path)
+
+
+def test_reading_a_manifest_of_1000_classes_takes_less_than_a_millisecond() -> None:
+    value = records.to_builtins(MANIFEST)
+    value["classes"] = [f"class {index}" for index in range(1000)]
+    value["output"]["shape"] = [1000]
+    text = json.dumps(value).encode()
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        decode_manifest(text)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1e-3
+
+
 @pytest.mark.parametrize("name", sorted(set(Manifest.__dataclass_fields__) - {"companion"}))
 def test_every_field_is_needed(tmp_path: Path, name: str) -> None:
     path = exported(tmp_path)

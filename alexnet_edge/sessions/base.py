@@ -18,7 +18,7 @@ import numpy as np
 
 from alexnet_edge.artifact import Artifact, TensorSpec
 from alexnet_edge.environment import last_level_cache_bytes, usable_cpus
-from alexnet_edge.errors import UserError
+from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.images.preprocess import FloatArray, Preprocessing
 from alexnet_edge.sessions.device import CacheFlush, DeviceQueries
 
@@ -41,6 +41,32 @@ class NodeTime:
     kind: str
     """The runtime's name for what it computes (`Conv`, `Gemm`, `LRN`, ...)."""
     ns: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileTensor:
+    """An input or output as a file itself describes it."""
+
+    names: frozenset[str] = frozenset()
+    """Empty where the format keeps none."""
+    dtype: str = "float32"
+    shape: tuple[int | None, ...] | None = None
+    """With the batch; an extent is None where it is free, the whole where the file does not tell."""
+
+    def holds(self, spec: TensorSpec) -> bool:
+        """Whether a manifest that says `spec` describes it."""
+        if (self.names and spec.name not in self.names) or self.dtype != spec.dtype:
+            return False
+        if self.shape is None:
+            return True
+        extents = (None if spec.min_batch != spec.max_batch else spec.min_batch, *spec.shape)
+        return len(self.shape) == len(extents) and all(
+            mine is None or mine == other for mine, other in zip(self.shape, extents, strict=True)
+        )
+
+    def __str__(self) -> str:
+        shape = () if self.shape is None else tuple("N" if extent is None else str(extent) for extent in self.shape)
+        return " ".join(filter(None, (" or ".join(sorted(self.names)), self.dtype, "x".join(shape))))
 
 
 class Session(ABC):
@@ -290,3 +316,19 @@ class ArtifactSession(Session):
             head=manifest.head,
             preprocessing=manifest.preprocessing,
         )
+
+    def _require_io(self, inputs: Sequence[FileTensor], outputs: Sequence[FileTensor]) -> None:
+        """Compare the file's own inputs and outputs with the manifest's.
+
+        Raises:
+            ArtifactError: when the manifest says something else.
+        """
+        for word, spec, tensors in (("input", self.input, inputs), ("output", self.output, outputs)):
+            if len(tensors) != 1 or not tensors[0].holds(spec):
+                batch = spec.min_batch if spec.min_batch == spec.max_batch else None
+                claimed = FileTensor(names=frozenset({spec.name}), dtype=spec.dtype, shape=(batch, *spec.shape))
+                raise ArtifactError(
+                    f"the file's {word} is {', '.join(map(str, tensors)) or 'missing'}, its manifest says {claimed}",
+                    value=self.artifact.path,
+                    fix="copy the manifest that was written with the file, or export again",
+                )

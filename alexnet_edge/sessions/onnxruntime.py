@@ -16,7 +16,7 @@ import numpy as np
 
 from alexnet_edge.errors import ArtifactError, MissingComponentError, needs
 from alexnet_edge.images.preprocess import FloatArray
-from alexnet_edge.sessions.base import ArtifactSession, Device, NodeTime
+from alexnet_edge.sessions.base import ArtifactSession, Device, FileTensor, NodeTime
 
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -45,6 +45,9 @@ class OnnxRuntimeSession(ArtifactSession):
             raise MissingComponentError(
                 f"ONNX Runtime fell back to {in_use} where {provider} was asked for", fix="use --device cpu"
             )
+        self._require_io(
+            *(list(map(_tensor, side)) for side in (self._session.get_inputs(), self._session.get_outputs()))
+        )
         self._version = onnxruntime.__version__
         self._binding = self._session.io_binding()
 
@@ -99,6 +102,12 @@ class OnnxRuntimeSession(ArtifactSession):
 
     def details(self) -> dict[str, Any]:
         return {**super().details(), "version": self._version, "provider": self._session.get_providers()[0]}
+
+
+def _tensor(argument: Any) -> FileTensor:
+    kind = str(argument.type).removeprefix("tensor(").removesuffix(")")
+    shape = tuple(extent if isinstance(extent, int) else None for extent in argument.shape)
+    return FileTensor(names=frozenset({argument.name}), dtype="float32" if kind == "float" else kind, shape=shape)
 
 
 _PROFILE_WARMUP = 5

@@ -24,7 +24,7 @@ from alexnet_edge.artifact import Artifact
 from alexnet_edge.environment import cpu_features
 from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError, install_command, needs
 from alexnet_edge.images.preprocess import FloatArray
-from alexnet_edge.sessions.base import ArtifactSession, Device, NodeTime
+from alexnet_edge.sessions.base import ArtifactSession, Device, FileTensor, NodeTime
 
 INFERENCE_PRECISION = "f32"
 """What everything that is not INT8 is computed in. Left to itself the plugin computes an FP32 model in BF16 where the processor
@@ -221,6 +221,7 @@ class OpenVINOSession(ArtifactSession):
             path, weights = self.artifact.path, self.artifact.companion
             assert weights is not None, "an artifact of this format has a second file"
             self._model = read_model(self._openvino, self._core, path, weights)
+        self._require_io(*(list(map(_tensor, side)) for side in (self._model.inputs, self._model.outputs)))
         self._compile_for(1)
         found = str(self._property("INFERENCE_PRECISION_HINT"))
         if found != INFERENCE_PRECISION:
@@ -247,10 +248,7 @@ class OpenVINOSession(ArtifactSession):
         }
         with self._reasons():
             fix_batch(self._model, batch)
-            compiled = self._core.compile_model(self._model, "CPU", options)
-            compiled.input(self.input.name)
-            compiled.output(self.output.name)
-        return compiled
+            return self._core.compile_model(self._model, "CPU", options)
 
     @contextmanager
     def _reasons(self) -> Iterator[None]:
@@ -334,6 +332,12 @@ class OpenVINOSession(ArtifactSession):
             "streams": int(self._property("NUM_STREAMS")),
             "pinned": bool(self._property("ENABLE_CPU_PINNING")),
         }
+
+
+def _tensor(port: Any) -> FileTensor:
+    kind = str(port.get_element_type().to_string())
+    shape = tuple(None if extent.is_dynamic else int(extent.get_length()) for extent in port.get_partial_shape())
+    return FileTensor(names=frozenset(port.get_names()), dtype="float32" if kind == "f32" else kind, shape=shape)
 
 
 def _shareable(x_NCHW: FloatArray) -> FloatArray:

@@ -19,7 +19,7 @@ from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.network.load import load_checkpoint
-from alexnet_edge.sessions.base import ArtifactSession, Device, NodeTime, Session
+from alexnet_edge.sessions.base import ArtifactSession, Device, FileTensor, NodeTime, Session
 from alexnet_edge.sessions.device import CacheFlush, DeviceQueries
 
 with needs("train"):
@@ -329,4 +329,20 @@ class ExportedProgramSession(ArtifactTorchSession):
             raise ArtifactError(
                 f"torch.export cannot load the file ({reason})", value=self.artifact.path, fix="export it again"
             ) from error
+        self._require_io(*_user_tensors(program))
         return program.module().to(self.device)
+
+
+def _user_tensors(program: torch.export.ExportedProgram) -> tuple[list[FileTensor], list[FileTensor]]:
+    """Inputs and outputs of a program; their names are the program's own, which no manifest holds."""
+    tensors = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    sides = (program.graph_signature.user_inputs, program.graph_signature.user_outputs)
+    inputs, outputs = ([_tensor(tensors.get(str(name))) for name in side] for side in sides)
+    return inputs, outputs
+
+
+def _tensor(value: Any) -> FileTensor:
+    if not isinstance(value, torch.Tensor):
+        return FileTensor(dtype=type(value).__name__)
+    shape = tuple(extent if isinstance(extent, int) else None for extent in value.shape)
+    return FileTensor(dtype=str(value.dtype).removeprefix("torch."), shape=shape)

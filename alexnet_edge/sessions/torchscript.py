@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from alexnet_edge.errors import ArtifactError, needs
+from alexnet_edge.sessions.base import FileTensor
 from alexnet_edge.sessions.torch import ArtifactTorchSession
 
 with needs("train"):
     import torch
+
+
+def _output_of(module: torch.jit.ScriptModule) -> FileTensor:
+    """The output as the weights of the last product tell it: the graph itself keeps no shapes."""
+    products = module.graph.findAllNodes("aten::linear")  # type: ignore[attr-defined]
+    weight = next(itertools.islice(products[-1].inputs(), 1, None)).node() if products else None
+    if weight is None or weight.kind() != "prim::Constant":
+        return FileTensor()
+    return FileTensor(shape=(None, int(weight.t("value").shape[0])))
 
 
 @contextmanager
@@ -38,5 +49,6 @@ class TorchScriptSession(ArtifactTorchSession):
             raise ArtifactError(
                 f"TorchScript cannot load the file ({reason})", value=self.artifact.path, fix="export it again"
             ) from error
+        self._require_io([FileTensor()], [_output_of(module)])
         call: Callable[[torch.Tensor], torch.Tensor] = module.eval()
         return call

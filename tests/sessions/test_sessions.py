@@ -17,7 +17,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from alexnet_edge.artifact import Artifact, Manifest, TensorSpec, commit
+from alexnet_edge.artifact import SUFFIXES, Artifact, Format, Manifest, TensorSpec, commit
 from alexnet_edge.environment import usable_cpus
 from alexnet_edge.errors import ArtifactError, CheckpointError, MissingComponentError, UserError
 from alexnet_edge.images.preprocess import Preprocessing
@@ -27,6 +27,7 @@ from alexnet_edge.sessions import Session, open_session, runnable
 from alexnet_edge.sessions.null import NullSession
 from alexnet_edge.sessions.openvino import load_library, shared_core
 from alexnet_edge.sessions.torch import CheckpointSession
+from alexnet_edge.sessions.torchscript import quiet_jit
 
 SIZE, CLASSES = 4, 5
 WEIGHT = np.random.default_rng(0).standard_normal((3 * SIZE * SIZE, CLASSES), np.float32)
@@ -88,6 +89,56 @@ def session(request: pytest.FixtureRequest, tmp_path: Path, tiny_checkpoint: Mak
         return open_session(tiny_checkpoint("two-tower"), threads=1)
     make = small_openvino if request.param == "openvino" else small_onnx
     return open_session(make(tmp_path), threads=1)
+
+
+def small_torch(folder: Path, format_: Format) -> Artifact:
+    """The same as a TorchScript file or an exported program."""
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, CLASSES)).eval()
+    x_NCHW = torch.zeros(2, 3, SIZE, SIZE)
+    staged = folder / "staged.tmp"
+    if format_ == "torchscript":
+        with quiet_jit():
+            torch.jit.save(torch.jit.freeze(torch.jit.trace(module, x_NCHW)), str(staged))
+    else:
+        dynamic = ({0: torch.export.Dim("batch", min=1, max=16)},)
+        with staged.open("wb") as stream:
+            torch.export.save(torch.export.export(module, (x_NCHW,), dynamic_shapes=dynamic), stream)
+    return commit(staged, folder / f"small{SUFFIXES[format_]}", replace(MANIFEST, format=format_, runtime="torch"))
+
+
+FOUR_CLASSES: dict[str, Any] = {"classes": tuple("abcd"), "output": replace(MANIFEST.output, shape=(4,))}
+OTHER_SIZE: dict[str, Any] = {
+    "preprocessing": Preprocessing(resize=5, crop=5),
+    "input": replace(MANIFEST.input, shape=(3, 5, 5)),
+}
+
+
+@pytest.mark.parametrize(
+    ("format_", "change", "message"),
+    [
+        ("onnx", {"input": replace(MANIFEST.input, name="inpus")}, "input is input float32 Nx3x4x4, its manifest says inpus"),
+        ("onnx", {"output": replace(MANIFEST.output, name="logit")}, "output is logits float32 Nx5, its manifest says logit "),
+        ("onnx", FOUR_CLASSES, "output is logits float32 Nx5, its manifest says logits float32 Nx4"),
+        ("onnx", OTHER_SIZE, "input is input float32 Nx3x4x4, its manifest says input float32 Nx3x5x5"),
+        ("openvino", {"input": replace(MANIFEST.input, name="inpus")}, "input is input float32 Nx3x4x4, its manifest says inpus"),
+        ("openvino", FOUR_CLASSES, "output is logits float32 Nx5, its manifest says logits float32 Nx4"),
+        ("torchscript", FOUR_CLASSES, "output is float32 Nx5, its manifest says logits float32 Nx4"),
+        ("pt2", FOUR_CLASSES, "output is float32 Nx5, its manifest says logits float32 Nx4"),
+        ("pt2", OTHER_SIZE, "input is float32 Nx3x4x4, its manifest says input float32 Nx3x5x5"),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_other_inputs_and_outputs_is_refused(
+    tmp_path: Path, format_: Format, change: dict[str, Any], message: str
+) -> None:
+    makers = {"onnx": small_onnx, "openvino": small_openvino}
+    artifact = makers[format_](tmp_path) if format_ in makers else small_torch(tmp_path, format_)
+    with open_session(artifact, threads=1):
+        pass
+    lying = replace(artifact, manifest=replace(artifact.manifest, **change))
+    with pytest.raises(ArtifactError, match=message) as error, open_session(lying, threads=1):
+        pass
+    assert error.value.exit_code == 2
+    assert str(artifact.path) in str(error.value)
 
 
 def size_of(session: Session) -> int:
