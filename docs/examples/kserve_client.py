@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_edge import records
 from alexnet_edge.errors import AlexNetEdgeError
 from alexnet_edge.images.preprocess import Preprocessing, preprocess_file, preset
 
@@ -44,7 +45,7 @@ def preprocessing_of(model_url: str) -> Preprocessing:
     parameter = config.get("parameters", {}).get("alexnet_edge.preprocessing")
     if parameter is None:
         sys.exit(f"{model_url}: the server gives no preprocessing; name it with --preprocessing")
-    return Preprocessing.from_json(json.loads(parameter["string_value"]))
+    return records.decode(Preprocessing, parameter["string_value"])
 
 
 def infer(model_url: str, x_NCHW: np.ndarray, *, top: int, binary: bool) -> list[list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import re
 import shlex
@@ -94,6 +96,28 @@ def test_the_map_names_every_module() -> None:
             modules = {module.name for module in path.glob("*.py") if not module.name.startswith(("__", "test_"))}
             if modules:
                 assert shown.get(name, set()) == modules, f"docs/architecture.md, {name}/"
+
+
+def examples() -> list[tuple[str, str]]:
+    """Python that the documentation shows: its name and text."""
+    blocks = [
+        (f"{name_of(page)}:{number}", block)
+        for page in PAGES
+        for number, block in enumerate(
+            re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+        )
+    ]
+    return blocks + [(name_of(path), path.read_text("utf-8")) for path in sorted((ROOT / "docs").rglob("*.py"))]
+
+
+@pytest.mark.parametrize(("name", "text"), examples(), ids=[name for name, _ in examples()])
+def test_examples_import_names_that_exist(name: str, text: str) -> None:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("alexnet_edge"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
 
 
 def test_the_units_are_what_systemd_takes(tmp_path: Path) -> None:
