@@ -68,9 +68,10 @@ from alexnet_edge.proof.parity import ParityReport, Tolerance, check_parity, par
 from alexnet_edge.sessions import reference_session, runnable
 
 if TYPE_CHECKING:
+    from alexnet_edge.export.engines.features import EngineSpec
     from alexnet_edge.export.quantising.audit import CalibrationAudit
     from alexnet_edge.export.quantising.calibrate import Calibration
-from alexnet_edge.export.selection import LOWERED, WRITABLE, check_engines, engine_runtime, unavailable
+from alexnet_edge.export.selection import LOWERED, WRITABLE, engine_runtime, unavailable
 from alexnet_edge.proof.recorded import calibration_images
 
 CACHE = Path(".alexnet-edge")
@@ -167,20 +168,10 @@ class Exporter:
             reporter: where progress goes.
 
         Raises:
-            UserError: when `threads` is not positive, no graph can be written for the plan, or corrections are asked for
-                where ranges were chosen elsewhere or TensorRT chooses them.
+            UserError: when no graph can be written for the plan.
         """
         if plan is not None:
             check_plan(plan)
-        if threads is not None and threads < 1:
-            raise UserError("threads must be 1 or more", value=threads, fix="leave it out to use every processor")
-        calibrator = engine is not None and engine.calibrator is not None
-        if (equalise or correct_bias) and (calibration is not None or calibrator):
-            raise UserError(
-                "corrections need the ranges that this export calibrates",
-                value="--calibrator" if calibrator else "given ranges",
-                fix="leave --equalise and --correct-bias out",
-            )
         self.checkpoint = checkpoint
         self.out = out
         self.proof_images = proof_images
@@ -264,14 +255,15 @@ class Exporter:
         )
         if missing is not None:
             raise missing
+        spec = None
         if format == "trt":
             from alexnet_edge.export.engines.engine import check_engine
 
-            check_engine(engine_runtime(self.runtime), self.engine, precision)
+            spec = check_engine(engine_runtime(self.runtime), self.engine, precision)
         with _staging(self.out) as staging:
             self._need_space(format, precision)
             start = time.perf_counter()
-            built = self._build(format, precision, staging)
+            built = self._build(format, precision, staging, spec)
             seconds = time.perf_counter() - start
             manifest = self._manifest(format, precision, built, seconds)
             staged = artifacts.commit(built.path, staging / target.name, manifest)
@@ -311,9 +303,6 @@ class Exporter:
         Raises:
             UserError: when an input cannot be used or the output folder cannot be written: that would stop them all.
         """
-        check_engines(
-            wanted, self.runtime, self.engine
-        )  # a wrong option shall not be noticed after an hour of the others
         for format, precision in wanted:
             try:
                 yield Outcome(format=format, precision=precision, artifact=self.export(format, precision))
@@ -338,7 +327,7 @@ class Exporter:
 
     # --- building -------------------------------------------------------------------------------------------------------
 
-    def _build(self, format: Format, precision: Precision, staging: Path) -> _Built:
+    def _build(self, format: Format, precision: Precision, staging: Path, spec: EngineSpec | None = None) -> _Built:
         if precision in CALIBRATED and not (format == "trt" and self.engine.calibrator):
             self.calibration(precision)
         self.reporter.start(f"building {format} {precision}", None)
@@ -347,10 +336,9 @@ class Exporter:
             "pt2": self._build_pt2,
             "onnx": self._build_onnx,
             "openvino": self._build_openvino,
-            "trt": self._build_engine,
         }
         with writing(staging):
-            built = builders[format](precision, staging)
+            built = builders[format](precision, staging) if spec is None else self._build_engine(spec, staging)
         parts = filter(None, (built.path, artifacts.companion_path(built.path, format)))
         self.reporter.finish(f"{sum(part.stat().st_size for part in parts) / 1e6:.1f} MB")
         return built
@@ -483,16 +471,14 @@ class Exporter:
             stand_in=lambda: self._elsewhere(precision, staging),
         )
 
-    def _build_engine(self, precision: Precision, staging: Path) -> _Built:
+    def _build_engine(self, spec: EngineSpec, staging: Path) -> _Built:
         from alexnet_edge.export.engines.engine import build_engine_files
 
-        source, build = self._source(precision)
+        source, build = self._source(spec.precision)
         files = build_engine_files(
             source,
-            precision,
+            spec,
             staging,
-            runtime=engine_runtime(self.runtime),
-            options=self.engine,
             ranges=self._amax,
             table=self._table,
             images=self._images_to_calibrate_on,
@@ -506,8 +492,8 @@ class Exporter:
             layers=files.built.layers,
             build={**files.built.build, **build},
             sources={name: sha256_file(path) for name, path in files.sources.items()},
-            min_batch=self.engine.batches[0],
-            max_batch=self.engine.batches[2],
+            min_batch=spec.options.batches[0],
+            max_batch=spec.options.batches[2],
             stand_in=files.stand_in,
         )
 

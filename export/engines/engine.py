@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_edge.artifact import Precision
-from alexnet_edge.export.engines.features import Features, check, graph_precision
+from alexnet_edge.export.engines.features import EngineSpec, Features, check
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.export.graphs.onnx import onnx_from_checkpoint, write_emulation, write_onnx
 from alexnet_edge.export.precision import EMULATED, weight_bytes
@@ -20,7 +20,7 @@ from alexnet_edge.files import write_text
 from alexnet_edge.images.datasets import ImageSet, OnBadImage, batches
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
-from alexnet_edge.nvidia.libraries import Library, Runtime, load_library
+from alexnet_edge.nvidia.libraries import Runtime, load_library
 from alexnet_edge.progress import Reporter
 
 if TYPE_CHECKING:
@@ -47,11 +47,9 @@ class EngineFiles:
 
 def build_engine_files(
     checkpoint: Checkpoint,
-    precision: Precision,
+    spec: EngineSpec,
     staging: Path,
     *,
-    runtime: Runtime,
-    options: EngineOptions,
     ranges: Callable[[Precision], Mapping[str, float] | None],
     table: Callable[[str, bool], str],
     images: Callable[[], ImageSet],
@@ -63,10 +61,8 @@ def build_engine_files(
 
     Args:
         checkpoint: the network.
-        precision: the precision asked for.
+        spec: the engine asked for, from `check_engine`.
         staging: folder for the files.
-        runtime: the builder, which must be here.
-        options: what it is told.
         ranges: the largest magnitudes at the layers' inputs in a precision, None where it needs none.
         table: the INT8 ranges as a calibration table for a TensorRT version, for the plain graph or that for a DLA.
         images: what TensorRT's own calibrator is fed with.
@@ -75,14 +71,13 @@ def build_engine_files(
         reporter: where progress goes.
 
     Raises:
-        UserError: for an option or a precision that this builder or machine lacks; nothing was built then.
+        UserError: for an option that the builder refuses; nothing was built then.
         ArtifactError: when the builder refuses the graph.
         PrecisionError: when a layer was not built as asked.
     """
-    for warning in check_engine(runtime, options, precision):
+    for warning in spec.warnings:
         reporter.note(warning)
-    features = _features(runtime)
-    fed = graph_precision(precision, features, options)
+    options, precision, features, fed = spec.options, spec.precision, spec.features, spec.graph
     for_dla = None if options.dla_core is None else options.batches[2]
     graph = staging / f"building_{fed}.onnx"
     write_onnx(onnx_from_checkpoint(checkpoint, precision=fed, amax=ranges(fed), for_dla=for_dla), graph)
@@ -93,22 +88,20 @@ def build_engine_files(
         write_text(table_path, table(features.version, for_dla is not None))
     size = checkpoint.info.preprocessing.crop
     expected = weight_bytes(checkpoint.info.arch, precision)
-    if runtime == "trtexec":
+    if spec.runtime == "trtexec":
         from alexnet_edge.export.engines.trtexec import build_with_trtexec
 
         built = build_with_trtexec(
             graph,
             engine,
-            precision=precision,
+            spec,
             weight_bytes=expected,
-            options=options,
             calibration_table=table_path,
             reporter=reporter,
         )
     else:
         from alexnet_edge.export.engines.tensorrt import build_engine
 
-        library: Library = runtime
         with ExitStack() as stack:
             calibrator = None
             if options.calibrator is not None:
@@ -116,11 +109,9 @@ def build_engine_files(
             built = build_engine(
                 graph,
                 engine,
-                precision=precision,
-                runtime=library,
+                spec,
                 weight_bytes=expected,
                 size=size,
-                options=options,
                 calibrator=calibrator,
                 reporter=reporter,
             )
@@ -130,14 +121,14 @@ def build_engine_files(
     return EngineFiles(
         engine=engine,
         stand_in=lambda: _stand_in(checkpoint, precision, staging, fed, graph, ranges),
-        runtime=MANIFEST_RUNTIME[runtime],
+        runtime=MANIFEST_RUNTIME[spec.runtime],
         sources=sources,
         built=built,
     )
 
 
-def check_engine(runtime: Runtime, options: EngineOptions, precision: Precision) -> tuple[str, ...]:
-    """Refuse what this builder or machine cannot do, before any work; returns what it will ignore.
+def check_engine(runtime: Runtime, options: EngineOptions, precision: Precision) -> EngineSpec:
+    """Refuse what this builder or machine cannot do, before any work; returns what the builders take.
 
     Raises:
         UserError: for an option or a precision that it lacks.

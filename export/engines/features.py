@@ -90,6 +90,41 @@ LEVELS = {"ampere-plus": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Switch:
+    """An option of the builder that is a flag of the library."""
+
+    option: str
+    """The field of `EngineOptions`."""
+    about: str
+    """What it gives, for messages."""
+    flags: tuple[str, ...]
+    """Members of `BuilderFlag`."""
+    trtexec: tuple[str, ...]
+    """Arguments of `trtexec`."""
+
+
+SWITCHES = (
+    Switch(option="sparsity", about="sparse kernels", flags=("SPARSE_WEIGHTS",), trtexec=("--sparsity=enable",)),
+    Switch(option="gpu_fallback", about="GPU fallback", flags=("GPU_FALLBACK",), trtexec=("--allowGPUFallback",)),
+    Switch(
+        option="version_compatible",
+        about="version-compatible engines",
+        flags=("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"),
+        trtexec=("--versionCompatible", "--excludeLeanRuntime"),
+    ),
+    Switch(option="refit", about="refitting", flags=("REFIT",), trtexec=("--refit",)),
+    Switch(option="stripped", about="stripped plans", flags=("STRIP_PLAN",), trtexec=("--stripWeights",)),
+    Switch(
+        option="weight_streaming",
+        about="weight streaming",
+        flags=("WEIGHT_STREAMING",),
+        trtexec=("--allowWeightStreaming",),
+    ),
+)
+"""The options that only set a flag; their presence in TensorRT's versions is in `PRESENT`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Features:
     """What one installed builder has."""
 
@@ -187,11 +222,34 @@ def capabilities(options: EngineOptions, precision: Precision, features: Feature
     return tuple(name for name in features.compute_capabilities if int(name[2:]) >= first)
 
 
-def check(options: EngineOptions, precision: Precision, features: Features, runtime: Runtime) -> tuple[str, ...]:
-    """Refuse what this builder, or this machine, cannot do; to be called before any graph is built.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSpec:
+    """An engine that this builder and this machine can make: what `check` has let through, and the builders trust."""
 
-    Returns:
-        What the builder will ignore, or was chosen for the caller: one sentence each.
+    runtime: Runtime
+    features: Features
+    precision: Precision
+    options: EngineOptions
+    warnings: tuple[str, ...] = ()
+    """What the builder will ignore, or was chosen for the caller: one sentence each."""
+
+    @property
+    def strong(self) -> bool:
+        return self.features.typing == "strong"
+
+    @property
+    def graph(self) -> Precision:
+        """The precision of the ONNX graph to build it from."""
+        return graph_precision(self.precision, self.features, self.options)
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """The GPU architectures to build for; empty for the builder's own choice."""
+        return capabilities(self.options, self.precision, self.features)
+
+
+def check(options: EngineOptions, precision: Precision, features: Features, runtime: Runtime) -> EngineSpec:
+    """Refuse what this builder, or this machine, cannot do; called before any graph is built.
 
     Raises:
         UserError: for an option or a precision that it lacks, and for memory that is not there.
@@ -199,7 +257,7 @@ def check(options: EngineOptions, precision: Precision, features: Features, runt
     """
     warnings = _check_version(options, precision, features, runtime)
     _check_machine(options, precision, runtime)
-    return warnings
+    return EngineSpec(runtime=runtime, features=features, precision=precision, options=options, warnings=warnings)
 
 
 def _check_version(
@@ -299,25 +357,19 @@ def _check_dla(options: EngineOptions, precision: Precision, features: Features,
 
 
 def _check_members(options: EngineOptions, features: Features, name: str) -> None:
-    needed = {f"memory pool {pool}": f"MemoryPoolType.{pool_member(pool)}" for pool in options.pool_limits()}
-    flags = {
-        "refitting": (options.refit, "REFIT"),
-        "stripped plans": (options.stripped, "STRIP_PLAN"),
-        "weight streaming": (options.weight_streaming, "WEIGHT_STREAMING"),
-        "version-compatible engines": (options.version_compatible, "VERSION_COMPATIBLE"),
-        "engines without lean runtime": (options.version_compatible, "EXCLUDE_LEAN_RUNTIME"),
-        "sparse kernels": (options.sparsity, "SPARSE_WEIGHTS"),
-        "GPU fallback": (options.gpu_fallback, "GPU_FALLBACK"),
-        "a required timing cache": (options.timing_cache_mode == "require", "ERROR_ON_TIMING_CACHE_MISS"),
-    }
-    needed |= {what: f"BuilderFlag.{flag}" for what, (wanted, flag) in flags.items() if wanted}
+    needed = {f"MemoryPoolType.{pool_member(pool)}": f"memory pool {pool}" for pool in options.pool_limits()}
+    for switch in SWITCHES:
+        if getattr(options, switch.option):
+            needed |= {f"BuilderFlag.{name}": switch.about for name in switch.flags}
+    if options.timing_cache_mode == "require":
+        needed["BuilderFlag.ERROR_ON_TIMING_CACHE_MISS"] = "a required timing cache"
     if options.hardware_compatibility != "none":
         level = LEVELS[options.hardware_compatibility]
-        needed[f"hardware compatibility {options.hardware_compatibility}"] = f"HardwareCompatibilityLevel.{level}"
-    for what, member in needed.items():
+        needed[f"HardwareCompatibilityLevel.{level}"] = f"hardware compatibility {options.hardware_compatibility}"
+    for member, about in needed.items():
         if not features.has(member):
             first = PRESENT[member][0]
-            raise UserError(f"{name} lacks {what}", fix=f"leave it out, or use TensorRT {first} or later")
+            raise UserError(f"{name} lacks {about}", fix=f"leave it out, or use TensorRT {first} or later")
 
 
 def pool_member(pool: str) -> str:

@@ -21,11 +21,10 @@ from alexnet_edge.artifact import INPUT, LayerPrecision, Precision
 from alexnet_edge.errors import ArtifactError, MissingComponentError, PrecisionError, UserError
 from alexnet_edge.export.engines.features import (
     LEVELS,
+    SWITCHES,
     WEAK_FLAGS,
+    EngineSpec,
     Features,
-    capabilities,
-    check,
-    graph_precision,
     pool_member,
 )
 from alexnet_edge.export.engines.inspector import UNPACKED, inspected_precisions
@@ -65,12 +64,10 @@ class BuiltEngine:
 def build_engine(
     onnx_path: Path,
     engine_path: Path,
+    spec: EngineSpec,
     *,
-    precision: Precision,
-    runtime: Library,
     weight_bytes: int,
     size: int,
-    options: EngineOptions,
     calibrator: Any = None,
     reporter: Reporter | None = None,
     trt: ModuleType | None = None,
@@ -79,45 +76,37 @@ def build_engine(
     """Build `engine_path` from an ONNX file of this package.
 
     Args:
-        onnx_path: the graph, in the precision that `features.graph_precision` says for this library.
+        onnx_path: the graph, in the precision `spec.graph`.
         engine_path: where the engine goes, exactly the bytes that the builder returns; an older file there is kept until
             the new one is proved.
-        precision: the precision asked for, proved layer by layer.
-        runtime: the library that builds.
+        spec: the engine asked for, with the library that builds it; its precision is proved layer by layer.
         weight_bytes: what the weights take in that precision, for the proof by size.
         size: height and width of the input, in pixels.
-        options: what the builder is told.
         calibrator: TensorRT's calibrator object; with `options.calibrator`, and only then.
         reporter: where progress goes; `update` only, inside the caller's piece of work.
-        trt: the imported library; by default that of `runtime`.
+        trt: the imported library; by default that of `spec`.
         logger: an instance of `trt.ILogger` that takes the library's messages; by default they are kept for the manifest.
 
     Raises:
         MissingComponentError: when the library or its GPU is not here.
-        UserError: for an option that it lacks or refuses, and a timing cache that cannot be read.
+        UserError: for an option that it refuses, and a timing cache that cannot be read.
         ArtifactError: when its parser or builder refuses the graph, with its reason.
         PrecisionError: when a layer is not as asked, and `options.allow_fallback` does not accept that.
         OutputError: when the engine or the timing cache cannot be written.
         KeyboardInterrupt: on Ctrl-C, once the builder has stopped; nothing is left behind.
     """
+    options, precision, features = spec.options, spec.precision, spec.features
+    assert spec.runtime != "trtexec", "it has no Python bindings"
+    runtime: Library = spec.runtime
     library = load_library(runtime) if trt is None else trt
-    features = Features.detect(library)
-    warnings = check(options, precision, features, runtime)
-    if (calibrator is None) != (options.calibrator is None):
-        raise UserError(
-            "a calibrator is given with the option that names it, and only then",
-            value=f"option {options.calibrator}, calibrator {calibrator}",
-            fix="give both or none",
-        )
+    assert (calibrator is None) == (options.calibrator is None), "a calibrator goes with the option that names it"
     messages: list[str] = []
     log: list[str] = []
     build = _Build(
         trt=library,
         runtime=runtime,
         name=f"{NAMES[runtime]} {features.version}",
-        features=features,
-        precision=precision,
-        options=options,
+        spec=spec,
         size=size,
         calibrator=calibrator,
         logger=make_logger(library, messages, log=log) if logger is None else logger,
@@ -127,8 +116,8 @@ def build_engine(
     with library_calls():  # it also lets go of the network and its weights when the build fails
         plan, timings = build.run(onnx_path)
         layers = build.proved(plan, onnx_path)
-    if features.typing == "strong" or any(_BY_GRAPH in layer.evidence for layer in layers):
-        copies = max(1, len(capabilities(options, precision, features)))
+    if spec.strong or any(_BY_GRAPH in layer.evidence for layer in layers):
+        copies = max(1, len(spec.capabilities))
         build.proof.append(prove_size(int(plan.nbytes), precision, weight_bytes, options, copies=copies))
     fallback = accept(layers, options, f"{NAMES[runtime]} {precision} engine")
     with staged(engine_path) as temporary:
@@ -145,12 +134,12 @@ def build_engine(
             "typing": features.typing,
             "platform": platform_name(),
             "sm": gpu.sm if gpu is not None else None,
-            "compute_capabilities": list(capabilities(options, precision, features)),
+            "compute_capabilities": list(spec.capabilities),
             **options.record(),
             "proof": "; ".join(build.proof),
             "fallback": fallback,
             "not_on_dla": build.not_on_dla,
-            "warnings": list(warnings),
+            "warnings": list(spec.warnings),
             "messages": list(told),
             "timing_cache": written,
         },
@@ -170,9 +159,7 @@ class _Build:
     runtime: Library
     name: str
     """The library and its version, for messages."""
-    features: Features
-    precision: Precision
-    options: EngineOptions
+    spec: EngineSpec
     size: int
     calibrator: Any
     logger: Any
@@ -189,8 +176,20 @@ class _Build:
     """What the precision was read from."""
 
     @property
+    def features(self) -> Features:
+        return self.spec.features
+
+    @property
+    def precision(self) -> Precision:
+        return self.spec.precision
+
+    @property
+    def options(self) -> EngineOptions:
+        return self.spec.options
+
+    @property
     def strong(self) -> bool:
-        return self.features.typing == "strong"
+        return self.spec.strong
 
     def run(self, onnx_path: Path) -> tuple[Any, Any]:
         """The finished plan (an `IHostMemory`), and the timing cache to save or None."""
@@ -276,18 +275,12 @@ class _Build:
             config.set_flag(flags.TF32)
         else:
             config.clear_flag(flags.TF32)
-        for wanted, name in (
-            (options.sparsity, "SPARSE_WEIGHTS"),
-            (options.gpu_fallback, "GPU_FALLBACK"),
-            (options.version_compatible, "VERSION_COMPATIBLE"),
-            (options.version_compatible, "EXCLUDE_LEAN_RUNTIME"),
-            (options.refit, "REFIT"),
-            (options.stripped, "STRIP_PLAN"),
-            (options.weight_streaming, "WEIGHT_STREAMING"),
-            (options.timing_cache_mode == "require", "ERROR_ON_TIMING_CACHE_MISS"),
-        ):
-            if wanted:
-                config.set_flag(getattr(flags, name))
+        for switch in SWITCHES:
+            if getattr(options, switch.option):
+                for name in switch.flags:
+                    config.set_flag(getattr(flags, name))
+        if options.timing_cache_mode == "require":
+            config.set_flag(flags.ERROR_ON_TIMING_CACHE_MISS)
 
     def _set_memory(self, config: Any) -> None:
         for pool, mebibytes in self.options.pool_limits().items():
@@ -296,7 +289,7 @@ class _Build:
             config.max_aux_streams = 0
 
     def _set_capabilities(self, config: Any) -> None:
-        names = capabilities(self.options, self.precision, self.features)
+        names = self.spec.capabilities
         if not names:
             return
         config.num_compute_capabilities = len(names)
@@ -356,7 +349,7 @@ class _Build:
             flags.append("FP16")  # what the DLA has no INT8 for
         for flag in flags:
             config.set_flag(getattr(self.trt.BuilderFlag, flag))
-        lowered = graph_precision(self.precision, self.features, self.options) != self.precision
+        lowered = self.spec.graph != self.precision
         if self.calibrator is not None:
             config.int8_calibrator = self.calibrator
         if not lowered and "FP16" not in flags:
@@ -483,7 +476,7 @@ class _Build:
         if self.strong:
             self.proof.append(f"where it does not tell, types in the parsed, {_BY_NETWORK}")
             return tuple(map(_filled, layers, self.typed))
-        quantised = graph_precision(self.precision, self.features, self.options) == self.precision
+        quantised = self.spec.graph == self.precision
         if quantised and not self.options.stripped and any(UNPACKED in layer.evidence for layer in layers):
             self.proof.append(f"where weights are unpacked inside a kernel, {_BY_GRAPH}")
             graph = onnx_precisions(onnx_path, self.precision)

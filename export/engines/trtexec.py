@@ -22,7 +22,7 @@ from pathlib import Path
 from alexnet_edge.artifact import INPUT, LayerPrecision, Precision
 from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError, needs
 from alexnet_edge.export.engines.calibrators import HEADER, read_calibration_table, table_header
-from alexnet_edge.export.engines.features import WEAK_FLAGS, Features, check, graph_precision
+from alexnet_edge.export.engines.features import SWITCHES, WEAK_FLAGS, EngineSpec, Features
 from alexnet_edge.export.engines.inspector import UNPACKED, inspected_precisions
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.export.engines.tensorrt import BuiltEngine, accept, prove_size
@@ -137,10 +137,9 @@ def version_of(banner: str) -> str:
 def build_with_trtexec(
     onnx_path: Path,
     engine_path: Path,
+    spec: EngineSpec,
     *,
-    precision: Precision,
     weight_bytes: int,
-    options: EngineOptions,
     calibration_table: Path | None = None,
     binary: Path | None = None,
     reporter: Reporter | None = None,
@@ -148,11 +147,10 @@ def build_with_trtexec(
     """Build `engine_path` from an ONNX file of this package.
 
     Args:
-        onnx_path: the graph in the precision that `features.graph_precision` says for this version of trtexec.
+        onnx_path: the graph, in the precision `spec.graph`.
         engine_path: where the engine goes; an older file there is kept until the new one is proved.
-        precision: the precision asked for, proved layer by layer with the engine inspector.
+        spec: the engine asked for; its precision is proved layer by layer with the engine inspector.
         weight_bytes: what the weights take in that precision.
-        options: what the builder is told.
         calibration_table: INT8 ranges for an FP32 graph; with `options.calibrator` only. Its header is rewritten for this
             version, because trtexec would calibrate on random data in place of a table that is not its own.
         binary: the program; by default the one that `find_trtexec` finds.
@@ -167,10 +165,10 @@ def build_with_trtexec(
         KeyboardInterrupt: on Ctrl-C, after trtexec was stopped; nothing is left behind.
     """
     trtexec = probe(binary)
-    warnings = check(options, precision, trtexec.features, "trtexec")
-    strong = trtexec.features.typing == "strong"
+    options, precision, strong = spec.options, spec.precision, spec.strong
+    assert (calibration_table is None) == (options.calibrator is None), "a table goes with the option that names it"
     with _workspace(engine_path) as folder:
-        job = _Job(trtexec=trtexec, onnx_path=onnx_path.resolve(), folder=folder, precision=precision, options=options)
+        job = _Job(trtexec=trtexec, onnx_path=onnx_path.resolve(), folder=folder, spec=spec)
         job.plan(calibration_table)
         log = _run(trtexec.path, job.arguments, reporter or QuietReporter())
         if not job.engine.is_file() or not job.engine.stat().st_size:
@@ -207,7 +205,7 @@ def build_with_trtexec(
             "flags": [_without_folder(argument) for argument in job.arguments],
             "proof": proof,
             "fallback": fallback,
-            "warnings": list(warnings),
+            "warnings": list(spec.warnings),
             "messages": list(messages),
             "timing_cache": {"file": str(options.timing_cache), "mode": options.timing_cache_mode}
             if options.timing_cache is not None
@@ -224,13 +222,20 @@ class _Job:
     trtexec: Trtexec
     onnx_path: Path
     folder: Path
-    precision: Precision
-    options: EngineOptions
+    spec: EngineSpec
     arguments: list[str] = field(default_factory=list)
     shape: str | None = None
     """Of the input, as `input:1x3x227x227`; None where the graph has its own."""
     notes: list[str] = field(default_factory=list)
     """What trtexec could not be told, or could not tell."""
+
+    @property
+    def precision(self) -> Precision:
+        return self.spec.precision
+
+    @property
+    def options(self) -> EngineOptions:
+        return self.spec.options
 
     @property
     def engine(self) -> Path:
@@ -288,20 +293,15 @@ class _Job:
     def _precision(self, graph: _Graph, calibration_table: Path | None) -> None:
         if not self.options.tf32:
             self._add("--noTF32", "FP32 without TF32")
-        if (self.options.calibrator is None) != (calibration_table is None):
-            raise UserError(
-                "trtexec calibrates from a table only, and takes one only with the option that names it",
-                value=f"calibrator {self.options.calibrator}, table {calibration_table}",
-                fix="choose --calibrator table",
-            )
-        features = self.trtexec.features
-        if features.typing == "strong":
-            if features.has("BuilderFlag.FP16"):  # TensorRT 11 knows nothing else, and its --stronglyTyped does nothing
+        if self.spec.strong:
+            if self.spec.features.has(
+                "BuilderFlag.FP16"
+            ):  # TensorRT 11 knows nothing else, and its --stronglyTyped does nothing
                 self._add("--stronglyTyped", "the types of the graph")
             return
         if calibration_table is not None:
             self._add("--calib", "the calibrator", self._own_table(calibration_table))
-        self._types(graph, lowered=graph_precision(self.precision, features, self.options) != self.precision)
+        self._types(graph, lowered=self.spec.graph != self.precision)
 
     def _types(self, graph: _Graph, *, lowered: bool) -> None:
         """Weak typing, as `tensorrt.py` does it: allow the types, and demand them where they are not in the graph."""
@@ -372,18 +372,11 @@ class _Job:
 
     def _targets(self) -> None:
         options = self.options
-        for wanted, name, what in (
-            (options.version_compatible, "--versionCompatible", "a version-compatible engine"),
-            (options.version_compatible, "--excludeLeanRuntime", "an engine without code"),
-            (options.refit, "--refit", "a refittable engine"),
-            (options.stripped, "--stripWeights", "an engine without weights"),
-            (options.weight_streaming, "--allowWeightStreaming", "weight streaming"),
-            (options.gpu_fallback, "--allowGPUFallback", "GPU fallback"),
-        ):
-            if wanted:
-                self._add(name, what)
-        if options.sparsity:
-            self._add("--sparsity", "sparse kernels", "enable")
+        for switch in SWITCHES:
+            if getattr(options, switch.option):
+                for argument in switch.trtexec:
+                    name, _, value = argument.partition("=")
+                    self._add(name, switch.about, value or None)
         if options.dla_core is not None:
             self._add("--useDLACore", "a DLA", options.dla_core)
         if options.hardware_compatibility != "none":

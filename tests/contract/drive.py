@@ -29,7 +29,7 @@ from contract.bindings import RELEASES, Binding
 from alexnet_edge import records
 from alexnet_edge.artifact import LayerPrecision, Precision, commit, layer_types, load_artifact
 from alexnet_edge.errors import AlexNetEdgeError
-from alexnet_edge.export.engines.features import Features, check, graph_precision
+from alexnet_edge.export.engines.features import Features, check
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.network.layers import LAYER_NAMES
 
@@ -90,19 +90,18 @@ class Job:
         answer: dict[str, Any] = {}
         try:
             asked = EngineOptions(**options)
-            answer["warnings"] = list(check(asked, precision, self.features, "tensorrt"))
-            fed = graph_precision(precision, self.features, asked)
+            spec = check(asked, precision, self.features, "tensorrt")
+            answer["warnings"] = list(spec.warnings)
+            fed = spec.graph
             answer["graph"] = fed
             if prepare is not None:
                 prepare()
             result = build_engine(
                 self.graphs[fed if asked.dla_core is None else f"{fed} dla {asked.max_batch}"],
                 engine,
-                precision=precision,
-                runtime="tensorrt",
+                spec,
                 weight_bytes=self.weight_bytes[precision],
                 size=SIZE,
-                options=asked,
                 calibrator=make_calibrator() if make_calibrator is not None else None,
                 reporter=reporter,
             )

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from alexnet_edge.artifact import commit, rebuild_command
 from alexnet_edge.errors import UserError
+from alexnet_edge.export.engines.engine import check_engine
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.export.graphs.targets import GivenRanges, find_target
 from alexnet_edge.export.quantising.corrections import IMAGES, channel_peaks, corrected, mean_inputs
@@ -223,21 +224,13 @@ def test_other_precisions_are_left_alone(checkpoint: Checkpoint, images: ImageSe
     assert len(images) <= IMAGES
 
 
-def test_mistakes(checkpoint: Checkpoint, images: ImageSet, tmp_path: Path, run_cli: Any) -> None:
-    with pytest.raises(UserError, match="ranges that this export calibrates"):
-        exporter_in(tmp_path, checkpoint, images, equalise=True, engine=EngineOptions(calibrator="table"))
-    assert "corrections are for INT8" in run_cli.refuses("export", "--format", "onnx", "--fp16", "--correct-bias")
-    words = ("export", "--format", "onnx", "--int8", "--equalise", "--calibration-table", "t", "--table-for", "10.3.0")
-    assert "for the network as it is" in run_cli.refuses(*words)
-
-
 def test_an_engine_is_built_from_the_corrected_graph(checkpoint: Checkpoint, images: ImageSet, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     wide = planted(checkpoint, 16)
     exporter = exporter_in(tmp_path, wide, images, equalise=True, correct_bias=True, runtime="rtx")
     folder = tmp_path / "staging"
     folder.mkdir()
-    built = exporter._build("trt", "int8", folder)
+    built = exporter._build("trt", "int8", folder, check_engine("rtx", EngineOptions(), "int8"))
     assert set(built.build["corrections"]) == {"equalised", "bias"}
     constants = {
         entry.name: numpy_helper.to_array(entry)

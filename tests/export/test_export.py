@@ -272,12 +272,6 @@ def test_outcome_of_nothing_is_plain_json() -> None:
     }
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_threads_must_be_positive(checkpoint: Checkpoint, proof: ImageSet, tmp_path: Path, threads: int) -> None:
-    with pytest.raises(UserError, match=f"threads must be 1 or more: {threads}"):
-        Exporter(checkpoint, out=tmp_path, proof_images=proof, threads=threads)
-
-
 def test_a_folder_that_cannot_be_made(exporter: Exporter, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     exporter.out = tmp_path / "file" / "artifacts"

@@ -15,6 +15,7 @@ import pytest
 
 from alexnet_edge.artifact import Precision, layer_types
 from alexnet_edge.errors import AlexNetEdgeError
+from alexnet_edge.export.engines.engine import check_engine
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.export.engines.tensorrt import build_engine
 from alexnet_edge.export.graphs.onnx import DLA_PRECISIONS, OPSETS, onnx_from_checkpoint, write_onnx
@@ -164,11 +165,9 @@ def test_real_engines(written: Callable[[Precision], Path], tmp_path: Path, prec
     built = build_engine(
         written(precision),
         engine,
-        precision=precision,
-        runtime="rtx",
+        check_engine("rtx", EngineOptions(compute_capability=("sm89",)), precision),
         weight_bytes=expected,
         size=227,
-        options=EngineOptions(compute_capability=("sm89",)),
     )
     require_precision(built.layers, "this")
     assert {layer.name: layer.built for layer in built.layers} == layer_types(precision)
@@ -186,11 +185,9 @@ def test_types_that_a_gpu_does_not_have(
         build_engine(
             written(precision),
             engine,
-            precision=precision,
-            runtime="rtx",
+            check_engine("rtx", EngineOptions(compute_capability=(target,)), precision),
             weight_bytes=weight_bytes(architecture("two-tower", 4), precision),
             size=227,
-            options=EngineOptions(compute_capability=(target,)),
         )
     assert "\n" not in str(error.value)
     assert target in str(error.value)

@@ -229,7 +229,7 @@ def test_what_a_release_lacks_is_refused(version: str, precision: Precision, giv
     ],
 )
 def test_what_a_release_has_is_taken(version: str, precision: Precision, given: dict[str, Any]) -> None:
-    assert check(EngineOptions(**given), precision, Features.of_version(version), "tensorrt") == ()
+    assert check(EngineOptions(**given), precision, Features.of_version(version), "tensorrt").warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_what_rtx_lacks_is_refused(precision: Precision, given: dict[str, Any], 
 
 def test_what_rtx_ignores_is_told() -> None:
     options = EngineOptions(timing_cache=CACHE, hardware_compatibility="ampere-plus")
-    told = check(options, "fp16", RTX, "rtx")
+    told = check(options, "fp16", RTX, "rtx").warnings
     assert len(told) == 2
     assert "timing.cache is neither read nor written" in told[0]
     assert "ignores hardware compatibility" in told[1]
@@ -262,7 +262,9 @@ def test_what_rtx_ignores_is_told() -> None:
 
 def test_fp8_is_built_for_the_gpus_that_have_it() -> None:
     assert capabilities(EngineOptions(), "fp8", RTX) == ("sm89", "sm120", "sm121")
-    assert check(EngineOptions(), "fp8", RTX, "rtx") == ("fp8 runs on no older GPU: built for sm89, sm120, sm121 only",)
+    assert check(EngineOptions(), "fp8", RTX, "rtx").warnings == (
+        "fp8 runs on no older GPU: built for sm89, sm120, sm121 only",
+    )
     assert capabilities(EngineOptions(), "bf16", RTX) == ()
     assert capabilities(EngineOptions(compute_capability=("sm120",)), "fp8", RTX) == ("sm120",)
 
@@ -275,14 +277,14 @@ def test_rtx_refits_only_with_a_gpu(monkeypatch: pytest.MonkeyPatch, given: dict
     with pytest.raises(MissingComponentError, match="only with a GPU"):
         check(EngineOptions(**given), "fp16", RTX, "rtx")
     monkeypatch.setattr(features, "gpu_info", lambda: ADA)
-    assert check(EngineOptions(**given), "fp16", RTX, "rtx") == ()
+    assert check(EngineOptions(**given), "fp16", RTX, "rtx").warnings == ()
 
 
 def test_fp8_is_refused_on_orin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "gpu_info", lambda: ORIN)
     with pytest.raises(UserError, match="fp8 needs a GPU architecture from sm89 on: Orin is sm87"):
         check(EngineOptions(), "fp8", Features.of_version("10.13.3"), "tensorrt")
-    assert check(EngineOptions(), "bf16", Features.of_version("10.13.3"), "tensorrt") == ()
+    assert check(EngineOptions(), "bf16", Features.of_version("10.13.3"), "tensorrt").warnings == ()
 
 
 def test_the_gpus_memory_bounds_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +295,7 @@ def test_the_gpus_memory_bounds_the_workspace(monkeypatch: pytest.MonkeyPatch) -
 
 def test_hardware_compatibility_is_refused_on_a_jetson(monkeypatch: pytest.MonkeyPatch) -> None:
     options = EngineOptions(hardware_compatibility="ampere-plus")
-    assert check(options, "fp16", Features.of_version("10.3.0"), "tensorrt") == ()
+    assert check(options, "fp16", Features.of_version("10.3.0"), "tensorrt").warnings == ()
     monkeypatch.setattr(features, "l4t_release", lambda: "36.4.3")
     with pytest.raises(UserError, match="does not apply to a Jetson"):
         check(options, "fp16", Features.of_version("10.3.0"), "tensorrt")
@@ -336,5 +338,5 @@ def test_the_support_table_does_not_depend_on_the_machine(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("precision", "warned"), [("fp32", False), ("fp16", True), ("int8", True)])
 def test_tf32_without_a_layer_to_use_it_is_warned_of(precision: Precision, warned: bool) -> None:
-    warnings = check(EngineOptions(tf32=True), precision, Features.of_version("10.3.0"), "tensorrt")
+    warnings = check(EngineOptions(tf32=True), precision, Features.of_version("10.3.0"), "tensorrt").warnings
     assert any("TF32 is for layers in FP32" in line for line in warnings) == warned

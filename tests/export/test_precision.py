@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from alexnet_edge.artifact import LayerPrecision, Precision, layer_types
 from alexnet_edge.errors import PrecisionError
+from alexnet_edge.export.engines.engine import check_engine
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.export.engines.tensorrt import build_engine, prove_size
 from alexnet_edge.export.graphs.onnx import OPSETS, onnx_from_checkpoint
@@ -265,9 +266,7 @@ def test_a_planted_layer_is_found_in_the_parsed_network(
     assert built(layers) == all_but(name, precision, found)
     engine = tmp_path / "a.engine"
     with pytest.raises(PrecisionError, match=f"{name} is {found}, not {layer_types(precision)[name]}"):
-        build_engine(
-            path, engine, precision=precision, runtime="rtx", weight_bytes=1, size=227, options=EngineOptions()
-        )
+        build_engine(path, engine, check_engine("rtx", EngineOptions(), precision), weight_bytes=1, size=227)
     assert not engine.exists()
 
 
@@ -336,9 +335,7 @@ def test_an_engine_with_fp32_weights_is_no_fp16_engine(
         build_engine(
             graphs["fp32"],
             tmp_path / "a.engine",
-            precision="fp16",
-            runtime="rtx",
+            check_engine("rtx", EngineOptions(), "fp16"),
             weight_bytes=weight_bytes(checkpoint.info.arch, "fp16"),
             size=227,
-            options=EngineOptions(),
         )

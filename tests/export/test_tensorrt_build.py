@@ -22,8 +22,8 @@ from conftest import CLASSES, MakeCheckpoint
 
 from alexnet_edge.artifact import LayerPrecision, Precision, layer_types
 from alexnet_edge.errors import ArtifactError, MissingComponentError, OutputError, PrecisionError, UserError
-from alexnet_edge.export.engines import tensorrt
-from alexnet_edge.export.engines.features import Features
+from alexnet_edge.export.engines import features, tensorrt
+from alexnet_edge.export.engines.features import EngineSpec, Features, check
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.export.engines.tensorrt import BuiltEngine, accept, build_engine, prove_size
 from alexnet_edge.export.graphs.onnx import onnx_from_checkpoint, write_onnx
@@ -32,6 +32,7 @@ from alexnet_edge.images.preprocess import preset
 from alexnet_edge.network import layers
 from alexnet_edge.network.checkpoint import Checkpoint, CheckpointInfo, parameter_shapes
 from alexnet_edge.network.load import load_checkpoint
+from alexnet_edge.nvidia.libraries import load_library
 from alexnet_edge.progress import QuietReporter
 
 trt: Any = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -51,10 +52,10 @@ def narrow() -> Iterator[Checkpoint]:
     specs = zip(wide.layers, inputs, outputs, strict=True)
     changed = tuple(replace(spec, in_channels=before, out_channels=after) for spec, before, after in specs)
     arch = replace(wide, name="narrow", layers=changed)
-    info = CheckpointInfo(architecture="narrow", classes=CLASSES, preprocessing=preset(arch.preprocessing))
     rng = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setitem(layers.ARCHITECTURES, "narrow", arch)
+        info = CheckpointInfo(architecture="narrow", classes=CLASSES, preprocessing=preset(arch.preprocessing))
         shapes = parameter_shapes(arch)
         weights = {name: rng.standard_normal(shape, np.float32) * np.float32(0.05) for name, shape in shapes.items()}
         yield Checkpoint(path=Path("narrow.safetensors"), sha256="0" * 64, info=info, weights=weights)
@@ -77,10 +78,11 @@ def graph(narrow: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> MakeG
 
 def build(onnx_path: Path, engine_path: Path, precision: Precision = "fp16", **more: Any) -> BuiltEngine:
     """A build with TensorRT-RTX; options of the engine and arguments of `build_engine` by name."""
-    named = ("runtime", "weight_bytes", "calibrator", "reporter", "trt", "logger")
-    given: dict[str, Any] = {"runtime": "rtx", "weight_bytes": 1 << 20}
-    given |= {name: more.pop(name) for name in named if name in more}
-    return build_engine(onnx_path, engine_path, precision=precision, size=SIZE, options=EngineOptions(**more), **given)
+    named = ("weight_bytes", "calibrator", "reporter", "trt", "logger")
+    runtime = more.pop("runtime", "rtx")
+    given: dict[str, Any] = {"weight_bytes": 1 << 20, **{name: more.pop(name) for name in named if name in more}}
+    spec = check(EngineOptions(**more), precision, Features.detect(given.get("trt") or load_library(runtime)), runtime)
+    return build_engine(onnx_path, engine_path, spec, size=SIZE, **given)
 
 
 # --- engines --------------------------------------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ def test_an_engine_has_the_size_of_its_weights(tiny_checkpoint: MakeCheckpoint, 
 )
 def test_options_that_rtx_takes(graph: MakeGraph, tmp_path: Path, given: dict[str, Any]) -> None:
     built = build(graph("fp16"), tmp_path / "alexnet.engine", **given)
-    assert built.build["options"] == given
+    assert built.build["options"] == EngineOptions(**given).changed()
     assert built.messages == ()
 
 
@@ -282,7 +284,7 @@ def test_a_missing_graph(engine: Path, tmp_path: Path) -> None:
 def test_a_build_that_fails_gives_the_librarys_reason(
     graph: MakeGraph, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt, "check", lambda *arguments: ())  # which knows that Turing has no FP32 here
+    monkeypatch.setitem(features.FIRST_SM_RTX, "fp32", 75)  # which knows that Turing has no FP32 here
     with pytest.raises(ArtifactError, match=r"could not build the engine \(.*Turing.*try another precision") as refused:
         build(graph("fp32"), engine, "fp32", compute_capability=("sm75",))
     assert "\n" not in str(refused.value)
@@ -294,7 +296,7 @@ def test_a_kept_error_does_not_keep_the_network(
 ) -> None:
     """An export of every format keeps the errors to its end. TensorRT tells of a second logger while an object with the
     first is alive."""
-    monkeypatch.setattr(tensorrt, "check", lambda *arguments: ())
+    monkeypatch.setitem(features.FIRST_SM_RTX, "fp32", 75)
     with pytest.raises(ArtifactError) as refused:
         build(graph("fp32"), engine, "fp32", compute_capability=("sm75",))
     told: list[str] = []
@@ -334,11 +336,6 @@ def test_what_is_refused_before_the_graph_is_read(
 ) -> None:
     with pytest.raises(UserError, match=said):
         build(tmp_path / "none.onnx", engine, **given)
-
-
-def test_a_calibrator_goes_with_its_option(graph: MakeGraph, engine: Path) -> None:
-    with pytest.raises(UserError, match="a calibrator is given with the option that names it"):
-        build(graph("int8"), engine, "int8", calibrator=object())
 
 
 def test_a_library_that_cannot_start(graph: MakeGraph, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +387,7 @@ def test_ctrl_c_stops_the_build(graph: MakeGraph, engine: Path) -> None:
         import os, signal, sys, time
         from pathlib import Path
         from alexnet_edge.export.engines.options import EngineOptions
+        from alexnet_edge.export.engines.engine import check_engine
         from alexnet_edge.export.engines.tensorrt import build_engine
         from alexnet_edge.progress import QuietReporter
 
@@ -403,8 +401,8 @@ def test_ctrl_c_stops_the_build(graph: MakeGraph, engine: Path) -> None:
 
         reporter = Reporter()
         try:
-            build_engine(Path(sys.argv[1]), Path(sys.argv[2]), precision="fp16", runtime="rtx", weight_bytes=1 << 20,
-                         size=227, options=EngineOptions(), reporter=reporter)
+            build_engine(Path(sys.argv[1]), Path(sys.argv[2]), check_engine("rtx", EngineOptions(), "fp16"),
+                         weight_bytes=1 << 20, size=227, reporter=reporter)
         except KeyboardInterrupt:
             print("stopped after", reporter.steps)
             sys.exit(130)
@@ -452,14 +450,17 @@ class _Config:
     progress_monitor: Any = None
 
 
+def _spec(version: str) -> EngineSpec:
+    features = Features.of_version(version)
+    return EngineSpec(runtime="tensorrt", features=features, precision="int8", options=EngineOptions())
+
+
 def _job(**given: Any) -> Any:
     settings: dict[str, Any] = {
         "trt": trt,
         "runtime": "tensorrt",
         "name": "TensorRT 10.3.0",
-        "features": Features.of_version("10.3.0"),
-        "precision": "int8",
-        "options": EngineOptions(),
+        "spec": _spec("10.3.0"),
         "size": SIZE,
         "calibrator": None,
         "logger": None,
@@ -479,7 +480,7 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
 
     running = threading.Event()
     builder = type("Builder", (), {"build_serialized_network": lambda *arguments: running.wait(60)})()
-    job = _job(features=Features.of_version("8.6.1"), name="TensorRT 8.6.1", reporter=Reporter())
+    job = _job(spec=_spec("8.6.1"), name="TensorRT 8.6.1", reporter=Reporter())
     timers = [threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)) for delay in (0.2, 0.6)]
     for timer in timers:
         timer.start()

@@ -20,6 +20,7 @@ from trtexec_stand_in import DATA, VERSIONS, WEIGHTS, MakeStandIn, StandIn, writ
 from alexnet_edge.artifact import Precision, layer_types
 from alexnet_edge.errors import ArtifactError, MissingComponentError, PrecisionError, UserError
 from alexnet_edge.export.engines.calibrators import calibration_table
+from alexnet_edge.export.engines.features import check
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.export.engines.trtexec import Trtexec, build_with_trtexec, probe, version_of
 from alexnet_edge.network.layers import LAYER_NAMES, architecture
@@ -78,9 +79,8 @@ def build(program: StandIn, graph: Path, precision: Precision = "fp32", **more: 
     return build_with_trtexec(
         graph,
         graph.with_name("model.engine"),
-        precision=precision,
+        check(EngineOptions(**more), precision, probe(program.path).features, "trtexec"),
         weight_bytes=WEIGHTS,
-        options=EngineOptions(**more),
         calibration_table=table,
         binary=program.path,
         reporter=reporter,
@@ -259,7 +259,7 @@ def test_every_option_reaches_trtexec(
     program = stand_in(version)
     built = build(program, graph, **options)
     assert program.arguments[flag] == value
-    assert built.build["options"] == options
+    assert built.build["options"] == EngineOptions(**options).changed()
     assert any(argument.startswith(flag) for argument in built.build["flags"])
 
 
