@@ -150,10 +150,10 @@ def checkpoint(request: pytest.FixtureRequest, reporter: ConsoleReporter) -> Che
 def images(checkpoint: Checkpoint, short: bool) -> ImageSet:
     """The checkpoint's validation images, or the synthetic set's where they are not here."""
     try:
-        found = validation_images(checkpoint)
+        image_set = validation_images(checkpoint)
     except UserError:
-        found = synthetic("val")
-    return found.spread(SHORT_IMAGES) if short and len(found) > SHORT_IMAGES else found
+        image_set = synthetic("val")
+    return image_set.spread(SHORT_IMAGES) if short and len(image_set) > SHORT_IMAGES else image_set
 
 
 @pytest.fixture(scope="session")
@@ -165,30 +165,30 @@ def artifact_of(
     target = this_machine_or_none()  # as `alexnet-edge export` lowers them without --target
     lowered_for = None if target is None else target.name
     key = sha256_json({"checkpoint": checkpoint.sha256, "versions": versions(), "target": lowered_for})[:16]
-    theirs = Exporter(checkpoint, out=folder, proof_images=images, target=target)
-    ours = Exporter(
+    user_exporter = Exporter(checkpoint, out=folder, proof_images=images, target=target)
+    cached_exporter = Exporter(
         checkpoint, out=CACHE_BENCH / f"artifacts-{key}", proof_images=images, target=target, reporter=reporter
     )
-    found: dict[tuple[Format, Precision], Artifact] = {}
+    artifacts: dict[tuple[Format, Precision], Artifact] = {}
     failed: dict[tuple[Format, Precision], AlexNetEdgeError] = {}
 
     def get(case: Case) -> Artifact:
         assert case.format is not None
-        wanted = (case.format, case.precision)
-        if wanted in failed:
-            raise failed[wanted]
-        for path in (theirs.path(*wanted), ours.path(*wanted)):
-            if wanted not in found and path.is_file():
+        kind = (case.format, case.precision)
+        if kind in failed:
+            raise failed[kind]
+        for path in (user_exporter.path(*kind), cached_exporter.path(*kind)):
+            if kind not in artifacts and path.is_file():
                 artifact = load_artifact(path)
                 if artifact.manifest.checkpoint_sha256 == checkpoint.sha256:
-                    found[wanted] = artifact
-        if wanted not in found:
+                    artifacts[kind] = artifact
+        if kind not in artifacts:
             try:
-                found[wanted] = ours.export(*wanted)
+                artifacts[kind] = cached_exporter.export(*kind)
             except AlexNetEdgeError as error:
-                failed[wanted] = error
+                failed[kind] = error
                 raise
-        return found[wanted]
+        return artifacts[kind]
 
     return get
 
@@ -214,16 +214,16 @@ def measured(
 ) -> dict[Device, dict[str, Any]]:
     """The results of one bench per device, over every case and batch that a selected test asks for."""
     seconds = request.config.getoption("--bench-seconds")
-    wanted: dict[Device, dict[Case, None]] = {}
+    cases_by_device: dict[Device, dict[Case, None]] = {}
     batches = {BATCHES[0]}
     for item in request.session.items:
         params: Mapping[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
         case = params.get("case")
         if case is not None and item.get_closest_marker("skip") is None:
-            wanted.setdefault(case.device, {})[case] = None
+            cases_by_device.setdefault(case.device, {})[case] = None
             batches.add(params.get("batch", BATCHES[0]))
     results = {}
-    for device, cases in wanted.items():
+    for device, cases in cases_by_device.items():
         paths = []
         for case in cases:
             with suppress(AlexNetEdgeError):  # the case's own tests fail with the reason
@@ -255,7 +255,7 @@ def subject(
     """The case's entry in the results, as `BenchResult.to_json` describes it."""
     sha256 = checkpoint.sha256 if case.format is None else artifact_of(case).manifest.sha256
     result = measured[case.device]
-    (entry,) = (one for one in result["subjects"] if one["sha256"] == sha256)
+    (entry,) = (candidate for candidate in result["subjects"] if candidate["sha256"] == sha256)
     about = (
         "clock",
         "load",

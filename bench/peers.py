@@ -477,18 +477,18 @@ def prepare_peers(
     from alexnet_edge.sessions import reference_session
 
     reporter = reporter or QuietReporter()
-    wanted = list(PEERS) if "all" in names else list(dict.fromkeys(names))
-    for name in wanted:
+    chosen = list(PEERS) if "all" in names else list(dict.fromkeys(names))
+    for name in chosen:
         if name not in PEERS:
             raise UserError("no such peer", value=name, fix=f"choose from all, {', '.join(PEERS)}")
     interpreter = str(python) if python is not None else sys.executable
     digest = load_checkpoint(checkpoint).sha256
     sizes = sorted({1, *batches})
-    found, left_out = list[Path](), dict[str, str]()
+    paths, left_out = list[Path](), dict[str, str]()
     with tempfile.TemporaryDirectory(prefix="alexnet-edge-peers-") as scratch:
         reference = Path(scratch) / "reference.npy"
-        reporter.start("peers", len(wanted))
-        for done, name in enumerate(wanted):
+        reporter.start("peers", len(chosen))
+        for done, name in enumerate(chosen):
             reporter.update(done, name)
             takes = sizes if PEERS[name].fixed_batch else []
             key = sha256_json({"peer": name, "checkpoint": digest, "batches": takes, "python": interpreter})[:16]
@@ -508,15 +508,15 @@ def prepare_peers(
                     left_out[name] = reason
                     reporter.note(f"peer {name} is left out: {reason}")
                     continue
-            found.append(path)
-        reporter.finish(f"{len(found)} of {len(wanted)} peers prepared")
-    if not found:
+            paths.append(path)
+        reporter.finish(f"{len(paths)} of {len(chosen)} peers prepared")
+    if not paths:
         raise UserError(
             f"no peer can be prepared here ({'; '.join(f'{name}: {reason}' for name, reason in left_out.items())})",
             value=interpreter,
             fix="install them: pip install --group peers, or name an interpreter that has them with --peers-python",
         )
-    return found, left_out
+    return paths, left_out
 
 
 def environment_of(python: str, scratch: Path) -> dict[str, str]:
@@ -556,29 +556,29 @@ def _prepare_elsewhere(python: str, arguments: Sequence[str]) -> str:
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
     """Raises MissingComponentError for what is not installed."""
-    found = {}
+    versions = {}
     for name in packages:
         for candidate in (name, f"{name}-gpu"):
             try:
-                found[name] = importlib.metadata.version(candidate)
+                versions[name] = importlib.metadata.version(candidate)
                 break
             except importlib.metadata.PackageNotFoundError:
                 continue
         else:
             raise MissingComponentError(f"{name} is not installed", fix=f"pip install {name}")
-    return found
+    return versions
 
 
-def _prepare_here(given: argparse.Namespace) -> None:
+def _prepare_here(options: argparse.Namespace) -> None:
     from alexnet_edge.proof.parity import Tolerance, check_parity
     from alexnet_edge.proof.recorded import training_images
 
-    peer = PEERS[given.name]
+    peer = PEERS[options.name]
     versions = _versions(peer.packages)
-    checkpoint = load_checkpoint(Path(given.checkpoint))
-    images = reopen(json.loads(given.images))
-    sizes = tuple(int(batch) for batch in given.batches.split(","))
-    folder = Path(given.folder)
+    checkpoint = load_checkpoint(Path(options.checkpoint))
+    images = reopen(json.loads(options.images))
+    sizes = tuple(int(batch) for batch in options.batches.split(","))
+    folder = Path(options.folder)
     folder.mkdir(parents=True, exist_ok=True)
     quantise_on = training_images(checkpoint) if isinstance(peer, NNCF) else images
     peer.prepare(Source(checkpoint=checkpoint, folder=folder, batches=sizes, images=quantise_on))
@@ -587,7 +587,7 @@ def _prepare_here(given: argparse.Namespace) -> None:
         "schema": SCHEMA,
         "peer": peer.name,
         "python": sys.executable,
-        "checkpoint": given.checkpoint,
+        "checkpoint": options.checkpoint,
         "checkpoint_sha256": checkpoint.sha256,
         "info": records.to_builtins(checkpoint.info),
         "batches": list(sizes),
@@ -598,10 +598,10 @@ def _prepare_here(given: argparse.Namespace) -> None:
     path = folder / f"{peer.name}{SUFFIX}"
     staged = path.with_suffix(".json")
     write_json(staged, value)
-    with PeerSession(read_peer(staged), threads=given.threads) as session:
+    with PeerSession(read_peer(staged), threads=options.threads) as session:
         report = check_parity(
             session,
-            np.load(given.reference),
+            np.load(options.reference),
             images,
             tolerance=Tolerance(reason="a peer's answers are shown, not judged"),
             batch=1,
@@ -617,9 +617,9 @@ def _main(arguments: Sequence[str]) -> int:
     for name in ("checkpoint", "folder", "batches", "reference", "images"):
         prepare.add_argument(f"--{name}", required=True)
     prepare.add_argument("--threads", type=int)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        _prepare_here(given)
+        _prepare_here(options)
     except AlexNetEdgeError as error:
         print(error)
         return 2

@@ -19,7 +19,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,9 @@ class Journal:
 
     def get(self, key: str) -> Any:
         """The value, None when there is none."""
-        found = self._entries.get(key)
-        self.reused += found is not None
-        return found
+        value = self._entries.get(key)
+        self.reused += value is not None
+        return value
 
     def put(self, key: str, value: Any) -> None:
         """Keep a value.
@@ -200,8 +200,8 @@ def search_images(exporter: Exporter, named: str | None = None, class_list: Path
         return open_images(named, limit=SEARCH_IMAGES, classes=exporter.checkpoint.info.classes, class_list=class_list)
     every = training_images(exporter.checkpoint)
     used = {item.name for item in exporter.calibration_images.items}
-    left = [index for index in range(len(every)) if every.name(index) not in used]
-    return (every.subset(left) if left else every).spread(SEARCH_IMAGES)
+    unused = [index for index in range(len(every)) if every.name(index) not in used]
+    return (every.subset(unused) if unused else every).spread(SEARCH_IMAGES)
 
 
 @dataclass(slots=True)
@@ -250,7 +250,7 @@ class _Search:
         over_plain = None if plan == plain else self._compare(plain, plan)
         if over_plain is not None and over_plain[1][1] < 1 and plain_drop <= self.settings.max_drop:
             plan, drop, over_plain = plain, plain_drop, None
-            changes = [_told(one, one.type == "int8", "plain INT8 is faster") for one in changes]
+            changes = [_decided(change, change.type == "int8", "plain INT8 is faster") for change in changes]
         speedup = self._compare(exact, plan) if plan != exact else (1.0, (1.0, 1.0))
         return SearchResult(
             plan=plan,
@@ -293,38 +293,38 @@ class _Search:
     def _greedy(self, exact: Plan, changes: Sequence[Change]) -> tuple[dict[str, str], list[Change]]:
         """Take the changes in the order of what they gain for the error they add, while the budget holds."""
         plan = dict(exact)
-        total = sum(max(one.bytes_saved, 0) for one in changes) or 1
+        total = sum(max(change.bytes_saved, 0) for change in changes) or 1
 
-        def worth(one: Change) -> float:
-            error = 10 ** (-(one.sqnr_db if one.sqnr_db is not None else 200.0) / 10)
-            return (max(one.gain_ms, 0.0) + 1e-3 * max(one.bytes_saved, 0) / total) / (error + 1e-12)
+        def worth(change: Change) -> float:
+            error = 10 ** (-(change.sqnr_db if change.sqnr_db is not None else 200.0) / 10)
+            return (max(change.gain_ms, 0.0) + 1e-3 * max(change.bytes_saved, 0) / total) / (error + 1e-12)
 
-        by_type = {(one.layer, one.type): one for one in changes}
+        by_type = {(change.layer, change.type): change for change in changes}
         verdicts: dict[tuple[str, str], tuple[bool, str]] = {}
-        for one in sorted(changes, key=worth, reverse=True):
-            key = (one.layer, one.type)
-            now = by_type.get((one.layer, plan[one.layer]))
-            if one.slower or not (one.faster or one.bytes_saved > 0):
+        for change in sorted(changes, key=worth, reverse=True):
+            key = (change.layer, change.type)
+            now = by_type.get((change.layer, plan[change.layer]))
+            if change.slower or not (change.faster or change.bytes_saved > 0):
                 verdicts[key] = (False, "not faster")
                 continue
-            if now is not None and not self._better(exact, now, one):
+            if now is not None and not self._better(exact, now, change):
                 verdicts[key] = (False, f"{now.type} is as fast or faster")
                 continue
-            trial = {**plan, one.layer: one.type}
+            trial = {**plan, change.layer: change.type}
             drop = self._drop(self._figures(trial))
             if drop > self.settings.max_drop + 1e-12:
                 verdicts[key] = (False, f"with the others it would cost {100 * drop:.2f} points")
                 continue
             if now is not None:
-                verdicts[(now.layer, now.type)] = (False, f"{one.type} took its place")
-            verdicts[key] = (True, "faster" if one.faster else "as fast, and smaller")
+                verdicts[(now.layer, now.type)] = (False, f"{change.type} took its place")
+            verdicts[key] = (True, "faster" if change.faster else "as fast, and smaller")
             plan = trial
-        return plan, [_told(one, *verdicts[(one.layer, one.type)]) for one in changes]
+        return plan, [_decided(change, *verdicts[(change.layer, change.type)]) for change in changes]
 
-    def _better(self, exact: Plan, now: Change, one: Change) -> bool:
+    def _better(self, exact: Plan, now: Change, candidate: Change) -> bool:
         """Whether `one` is faster than `now` of the same layer, or as fast and smaller."""
-        _, (low, high) = self._compare({**exact, now.layer: now.type}, {**exact, one.layer: one.type})
-        return low > 1 or (high >= 1 and one.bytes_saved > now.bytes_saved)
+        _, (low, high) = self._compare({**exact, now.layer: now.type}, {**exact, candidate.layer: candidate.type})
+        return low > 1 or (high >= 1 and candidate.bytes_saved > now.bytes_saved)
 
     # --- what is measured ------------------------------------------------------------------------------------------------
 
@@ -341,17 +341,17 @@ class _Search:
     def _answers(self, plan: Plan) -> dict[str, Any]:
         """How the plan's graph answers the search images, and its size."""
         key = sha256_json({"answers": dict(plan)})
-        found: dict[str, Any] | None = self.journal.get(key)
-        if found is None:
+        answers: dict[str, Any] | None = self.journal.get(key)
+        if answers is None:
             with self._built([plan]) as (artifact,):
                 reference_NK = self._reference()
                 with open_session(artifact, threads=self.exporter.threads) as session:
                     y_NK = np.concatenate([session.run(x_NCHW) for x_NCHW in self._x_NCHW])
                 head = artifact.manifest.head
                 figures = compare_outputs(reference_NK, y_NK, labels_N=self._labels_N, head=head)
-                found = {"figures": figures.to_json(), "bytes": artifact.manifest.bytes}
-            self.journal.put(key, found)
-        return found
+                answers = {"figures": figures.to_json(), "bytes": artifact.manifest.bytes}
+            self.journal.put(key, answers)
+        return answers
 
     def _compare(self, first: Plan, second: Plan) -> tuple[float, tuple[float, float]]:
         """How many times longer the first takes than the second, and the 95 % interval of that."""
@@ -363,12 +363,12 @@ class _Search:
         key = sha256_json(
             {"pair": [dict(first), dict(second)], "rounds": self.settings.rounds, "seconds": self.settings.seconds}
         )
-        found: list[list[list[int]]] | None = self.journal.get(key)
-        if found is None:
+        samples: list[list[list[int]]] | None = self.journal.get(key)
+        if samples is None:
             with self._built([first, second]) as built:
-                found = self._measured(built)
-            self.journal.put(key, found)
-        return found[0], found[1]
+                samples = self._measured(built)
+            self.journal.put(key, samples)
+        return samples[0], samples[1]
 
     def _measured(self, built: Sequence[Artifact]) -> list[list[list[int]]]:
         result = run_bench(
@@ -387,12 +387,12 @@ class _Search:
         )
         if result.errors:
             raise GateError(f"a graph of the search could not be measured: {'; '.join(result.errors.values())}")
-        found = []
-        for one in result.measured:
-            if not one.rounds:
-                raise GateError(f"a graph of the search could not be measured: {one.subject.label}")
-            found.append([[int(ns) for ns in entry.batches[1].warm.samples_ns] for entry in one.rounds])
-        return found
+        samples = []
+        for measured in result.measured:
+            if not measured.rounds:
+                raise GateError(f"a graph of the search could not be measured: {measured.subject.label}")
+            samples.append([[int(ns) for ns in entry.batches[1].warm.samples_ns] for entry in measured.rounds])
+        return samples
 
     @contextmanager
     def _built(self, plans: Sequence[Plan]) -> Iterator[list[Artifact]]:
@@ -420,5 +420,5 @@ class _Search:
         self._labels_N = labels_N if (labels_N >= 0).all() else None
 
 
-def _told(one: Change, taken: bool, why: str) -> Change:
-    return Change(**{**asdict(one), "taken": taken, "why": why})
+def _decided(change: Change, accepted: bool, why: str) -> Change:
+    return replace(change, taken=accepted, why=why)

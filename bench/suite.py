@@ -87,10 +87,10 @@ class ReplayClock:
     def replay(self, samples_ns: Sequence[int]) -> Callable[[], None]:
         """A callable that takes, on this clock, as long as the next of the samples."""
         self._now_ns = 0  # small numbers: a float holds them to a fraction of a nanosecond
-        rest = iter(samples_ns)
+        remaining = iter(samples_ns)
 
         def take_next() -> None:
-            self._now_ns += next(rest)
+            self._now_ns += next(remaining)
 
         return take_next
 
@@ -111,18 +111,18 @@ def replay(benchmark: Any, subject: Mapping[str, Any], batch: int) -> Mapping[st
     """
     assert not subject["error"], subject["error"]
     entry: Mapping[str, Any]
-    (entry,) = (one for one in subject["batches"] if one["batch"] == batch)
-    samples_ns = [value for taken in entry["samples"] for value in taken["samples_ns"]]
+    (entry,) = (summary for summary in subject["batches"] if summary["batch"] == batch)
+    samples_ns = [value for round_ in entry["samples"] for value in round_["samples_ns"]]
     first = subject["rounds"][0]
     benchmark.extra_info.update(
         {
             **{name: subject[name] for name in _OF_SUBJECT},
             **subject["bench"],
             "rounds": len(subject["rounds"]),
-            "samples_per_round": [len(taken["samples_ns"]) for taken in entry["samples"]],
-            "warmup_counts": [taken["warmup_count"] for taken in entry["samples"]],
-            "load_ns": [taken["load_ns"] for taken in subject["rounds"]],
-            "first_ns": [taken["first_ns"] for taken in subject["rounds"]],
+            "samples_per_round": [len(round_["samples_ns"]) for round_ in entry["samples"]],
+            "warmup_counts": [round_["warmup_count"] for round_ in entry["samples"]],
+            "load_ns": [round_["load_ns"] for round_ in subject["rounds"]],
+            "first_ns": [round_["first_ns"] for round_ in subject["rounds"]],
             "peak_memory_bytes": first["peak_memory_bytes"],
             "before": first["before"],
             "after": subject["rounds"][-1]["after"],

@@ -15,8 +15,6 @@ from alexnet_edge.bench.loadgen.settings import (
 from alexnet_edge.errors import AlexNetEdgeError
 from alexnet_edge.proof.stats import required_samples
 
-# --- LoadGen's logs ---------------------------------------------------------------------------------------------------
-
 _KEEP_PERCENTILES = {"50.00": "p50", "90.00": "p90", "95.00": "p95", "97.00": "p97", "99.00": "p99", "99.90": "p99.9"}
 
 
@@ -84,16 +82,16 @@ def read_logs(folder: Path, settings: ScenarioSettings) -> dict[str, Any]:
 
 
 def _reasons(events: Mapping[str, Any], early_stopping: str) -> list[str]:
-    found = []
+    reasons = []
     if events.get("result_perf_constraints_met") is False:
-        found.append("the latency is above the bound")
+        reasons.append("the latency is above the bound")
     if events.get("result_min_duration_met") is False:
-        found.append("shorter than the least duration")
+        reasons.append("shorter than the least duration")
     if events.get("result_min_queries_met") is False:
-        found.append("fewer queries than the least number")
+        reasons.append("fewer queries than the least number")
     if events.get("early_stopping_met") is False:
-        found.append(f"early stopping: {early_stopping}".replace(": * ", ": ").replace(" * ", " "))
-    return found or [str(events.get("result_invalid_reason") or "LoadGen gives no reason")]
+        reasons.append(f"early stopping: {early_stopping}".replace(": * ", ": ").replace(" * ", " "))
+    return reasons or [str(events.get("result_invalid_reason") or "LoadGen gives no reason")]
 
 
 def _note(settings: ScenarioSettings) -> str:

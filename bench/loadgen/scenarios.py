@@ -33,15 +33,11 @@ from alexnet_edge.proof.stats import percentile_of, required_samples
 from alexnet_edge.sessions.base import Device
 
 _SEARCH_STEP = 1.1
-_SEARCH_PRECISION = (
-    1.05  # the search ends when the lowest rate that failed is at most so much above the best that passed
-)
+_SEARCH_PRECISION = 1.05
+"""The search ends when the lowest rate that failed is at most this much above the best that passed."""
 _SEARCH_RUNS = 14
 _CONFIRMATIONS = 4
 _NULL_SECONDS = 0.5
-
-
-# --- in the parent ----------------------------------------------------------------------------------------------------
 
 
 def run_scenario(
@@ -243,9 +239,9 @@ def _serve_best(place: _Place, settings: ScenarioSettings, logs: Path, reporter:
 def _p90_ns(one_inference: Callable[[], int]) -> float:
     for _ in range(WARMUP_COUNT):
         one_inference()
-    found = percentile_of([one_inference() for _ in range(required_samples(90))], 90)
-    assert found is not None
-    return found
+    p90_ns = percentile_of([one_inference() for _ in range(required_samples(90))], 90)
+    assert p90_ns is not None
+    return p90_ns
 
 
 def search_rate(run: Callable[[float], dict[str, Any]], start: float) -> dict[str, Any]:
@@ -323,7 +319,7 @@ def sustained_rate(
             while end < arrivals and end - at < largest and arrived[end] <= begin:
                 end += 1
             free = begin + service_ns[end - at]
-            latencies.extend(free - one for one in arrived[at:end])
+            latencies.extend(free - arrival for arrival in arrived[at:end])
             at = end
         if float(np.percentile(latencies, percentile)) <= bound_ns:
             low = rate

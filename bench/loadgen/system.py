@@ -19,14 +19,12 @@ Letters: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
-import gc
 import math
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ from alexnet_edge.bench.loadgen.settings import (
     ScenarioSettings,
     affordable_percentile,
 )
-from alexnet_edge.bench.timing.clock import time_once
+from alexnet_edge.bench.timing.clock import no_collection, time_once
 from alexnet_edge.errors import AlexNetEdgeError, OutputError, UserError, needs
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.proof.stats import required_samples
@@ -49,12 +47,8 @@ _MIN_GAIN = 1.05  # a larger batch must bring so much more images per second
 _BATCH_SHARE = 1 / 10  # of the least duration: one inference takes no longer, so that a run has enough of them
 _WARMUP_S = 0.3
 WARMUP_COUNT = 5
-_SWITCH_S = (
-    1e-4  # Python's own 5 ms would be added to the latency of a query that arrives while the other thread computes
-)
-
-
-# --- in the worker ----------------------------------------------------------------------------------------------------
+_SWITCH_S = 1e-4
+"""Python's own 5 ms would be added to the latency of a query that arrives while the other thread computes."""
 
 
 def run_here(session: Session, x_NCHW: FloatArray, settings: ScenarioSettings, *, logs: Path) -> dict[str, Any]:
@@ -105,15 +99,9 @@ def run_here(session: Session, x_NCHW: FloatArray, settings: ScenarioSettings, *
     sut = _SystemUnderTest(session, x_NCHW, settings, batching, lg)
     _make_folder(logs)
     test, log = _loadgen_settings(lg, settings, batching, logs)
-    with _no_collection():
-        if scenario == "server":
-            sut.serve(
-                lambda handle, qsl: lg.StartTestWithLogSettings(handle, qsl, test, log, str(logs / "audit.config"))
-            )
-        else:
-            sut.stream(
-                lambda handle, qsl: lg.StartTestWithLogSettings(handle, qsl, test, log, str(logs / "audit.config"))
-            )
+    with no_collection():
+        run = sut.serve if scenario == "server" else sut.stream
+        run(lambda handle, qsl: lg.StartTestWithLogSettings(handle, qsl, test, log, str(logs / "audit.config")))
     return {
         **read_logs(logs, settings),
         "started_ns": sut.started_ns,
@@ -197,8 +185,8 @@ def check_batches(low: int, high: int | None, settings: ScenarioSettings) -> Non
 
 def _query_batch(settings: ScenarioSettings, low: int, high: int | None) -> int:
     """Images of one inference that answers one query."""
-    wanted = settings.samples_per_query if settings.scenario == "multi-stream" else low
-    return min(wanted, high or wanted)
+    images = settings.samples_per_query if settings.scenario == "multi-stream" else low
+    return min(images, high or images)
 
 
 def _resolve(settings: ScenarioSettings, batching: Batching) -> ScenarioSettings:
@@ -268,19 +256,6 @@ def _loadgen_settings(lg: Any, settings: ScenarioSettings, batching: Batching, l
     return test, log
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Python's garbage collection inside a query would be the harness's time, not the runtime's."""
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
 class _SystemUnderTest:
     """LoadGen's SUT and QSL over a session.
 
@@ -332,9 +307,9 @@ class _SystemUnderTest:
             issuer.start()
             more = True
             while more:
-                taken, more = self._take()
-                if taken:
-                    self._answer_any([one[0] for one in taken], [one[1] for one in taken])
+                samples, more = self._take()
+                if samples:
+                    self._answer_any([sample[0] for sample in samples], [sample[1] for sample in samples])
             issuer.join()
         finally:
             sys.setswitchinterval(patience_s)
@@ -395,22 +370,22 @@ class _SystemUnderTest:
     def _issue_later(self, ids: list[int], indices: list[int]) -> None:
         if not self.started_ns:
             self.started_ns = time.perf_counter_ns()
-        for one in zip(ids, indices, strict=True):
-            self._waiting.put(one)
+        for sample in zip(ids, indices, strict=True):
+            self._waiting.put(sample)
 
     def _take(self) -> tuple[list[tuple[int, int]], bool]:
         """What waits, at most one batch, at least one sample; and whether more may come."""
-        taken: list[tuple[int, int]] = []
-        one = self._waiting.get()
-        while one is not None:
-            taken.append(one)
-            if len(taken) == self._batch:
-                return taken, True
+        samples: list[tuple[int, int]] = []
+        sample = self._waiting.get()
+        while sample is not None:
+            samples.append(sample)
+            if len(samples) == self._batch:
+                return samples, True
             try:
-                one = self._waiting.get_nowait()
+                sample = self._waiting.get_nowait()
             except queue.Empty:
-                return taken, True
-        return taken, False
+                return samples, True
+        return samples, False
 
     def _answer_any(self, ids: list[int], indices: list[int]) -> None:
         """Answer at most one batch of samples."""
@@ -419,8 +394,8 @@ class _SystemUnderTest:
                 self._session.run(self._batch_of(indices))
             except Exception as error:  # noqa: BLE001  raised when the run has ended
                 self._error = error
-        for response, one in zip(self._responses, ids, strict=False):
-            response.id = one
+        for response, sample_id in zip(self._responses, ids, strict=False):
+            response.id = sample_id
         self._complete(self._responses if len(ids) == self._batch else self._responses[: len(ids)])
         self.ended_ns = time.perf_counter_ns()
 

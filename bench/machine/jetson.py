@@ -58,8 +58,8 @@ class Clocks:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Said:
-    """What a command answered."""
+class ToolAnswer:
+    """Exit code and output of a command."""
 
     code: int
     text: str
@@ -73,7 +73,9 @@ def find_tool(name: str, path: str | None = None) -> str | None:
     return shutil.which(name, path=path)
 
 
-def run_tool(tool: str, *arguments: str, answer: str = "", timeout_s: float = 60, hold: Sequence[int] = ()) -> Said:
+def run_tool(
+    tool: str, *arguments: str, answer: str = "", timeout_s: float = 60, hold: Sequence[int] = ()
+) -> ToolAnswer:
     """Run a command to its end, in a session of its own, so that Ctrl-C does not end it half-way.
 
     Args:
@@ -99,15 +101,15 @@ def run_tool(tool: str, *arguments: str, answer: str = "", timeout_s: float = 60
             except subprocess.TimeoutExpired:
                 process.kill()
                 text = f"no end within {timeout_s:.0f} s"
-            return Said(code=process.wait(), text=text)
+            return ToolAnswer(code=process.wait(), text=text)
     except OSError as error:
-        return Said(code=127, text=error.strerror or str(error))
+        return ToolAnswer(code=127, text=error.strerror or str(error))
 
 
 def parse_modes(text: str) -> list[PowerMode]:
     """The power modes in `nvpmodel.conf` or in the answer of `nvpmodel -p --verbose`, in order of their number."""
-    found = {int(number): name for number, name in _MODE.findall(text)}
-    return [PowerMode(id=number, name=name) for number, name in sorted(found.items())]
+    names = {int(number): name for number, name in _MODE.findall(text)}
+    return [PowerMode(id=number, name=name) for number, name in sorted(names.items())]
 
 
 def parse_mode(text: str) -> PowerMode | None:

@@ -223,11 +223,11 @@ class SysfsSensors(Source):
 
     def read(self) -> Reading:
         at_ns = time.perf_counter_ns()
-        found: dict[Channel, float] = {}
+        readings: dict[Channel, float] = {}
         for kind, files, divisor in self._groups:
             values = read_all(files, divisor, of_several=sum if kind == "events" else max)
-            found.update((Channel(kind, name), value) for name, value in values.items())
-        return at_ns, {key: value for key, value in found.items() if key.kind != "celsius" or value > COLDEST_C}
+            readings.update((Channel(kind, name), value) for name, value in values.items())
+        return at_ns, {key: value for key, value in readings.items() if key.kind != "celsius" or value > COLDEST_C}
 
 
 class Hwmon(Source):
@@ -261,7 +261,7 @@ class Hwmon(Source):
 
     def read(self) -> Reading:
         at_ns = time.perf_counter_ns()
-        found: dict[Channel, float] = {}
+        watts: dict[Channel, float] = {}
         for name, files in self._rails.items():
             product = 1e-6
             for path in files:
@@ -270,8 +270,8 @@ class Hwmon(Source):
                     break
                 product *= number
             else:
-                found[Channel("watts", name)] = product
-        return at_ns, found
+                watts[Channel("watts", name)] = product
+        return at_ns, watts
 
 
 def _hwmon(root: Path) -> tuple[Source, tuple[str, ...]]:
@@ -316,7 +316,7 @@ class Rapl(Source):
 
     def read(self) -> Reading:
         at_ns = time.perf_counter_ns()
-        found = {}
+        joules = {}
         for name, folder in self._domains.items():
             now = read_number(folder / "energy_uj")
             if now is None:
@@ -326,8 +326,8 @@ class Rapl(Source):
             if step < 0:
                 step += read_number(folder / "max_energy_range_uj") or 0
             self._last[name] = (now, total + step)
-            found[Channel("joules", name)] = (total + step) / 1e6
-        return at_ns, found
+            joules[Channel("joules", name)] = (total + step) / 1e6
+        return at_ns, joules
 
 
 def _rapl(root: Path) -> tuple[Source, tuple[str, ...]]:
@@ -407,12 +407,12 @@ class Nvml(Source):
 
     def read(self) -> Reading:
         at_ns = time.perf_counter_ns()
-        found = {channel: float(value) for channel, way in self._ways.items() if (value := self._try(way)) is not None}
+        values = {channel: float(value) for channel, way in self._ways.items() if (value := self._try(way)) is not None}
         bits = self._try(self._reasons) if self._reasons is not None else None
         if bits is not None:
             for bit, reason in SLOWDOWNS.items():
-                found[Channel("throttled", f"GPU {reason}")] = float(bool(int(bits) & bit))
-        return at_ns, found
+                values[Channel("throttled", f"GPU {reason}")] = float(bool(int(bits) & bit))
+        return at_ns, values
 
     def close(self) -> None:
         if not self._ended:

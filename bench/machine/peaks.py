@@ -104,8 +104,8 @@ def measure_here(*, device: Device, threads: int | None = None, seconds: float =
         raise UserError("seconds must be above 0 and at most 600", value=seconds, fix="try 3")
     count = threads or environment.usable_cpus()
     others = BusyElsewhere()
-    found = _of_gpu(count, seconds) if device == "cuda" else _of_processor(count, seconds)
-    return replace(found, other_cpus=others.processors())
+    measured = _of_gpu(count, seconds) if device == "cuda" else _of_processor(count, seconds)
+    return replace(measured, other_cpus=others.processors())
 
 
 def best_of(measured: Sequence[Peaks]) -> Peaks:
@@ -117,20 +117,22 @@ def best_of(measured: Sequence[Peaks]) -> Peaks:
     assert measured, "the best of nothing"
     rates: dict[str, float | None] = {}
     how = dict(measured[0].how)
-    for one in measured:
-        for name, rate in _rates(one).items():
+    for peaks in measured:
+        for name, rate in _rates(peaks).items():
             if rate is not None and rate > (rates.get(name) or 0.0):
                 rates[name] = rate
-                how[name] = one.how.get(name)
+                how[name] = peaks.how.get(name)
             rates.setdefault(name, None)
-    busy = [one.other_cpus for one in measured if one.other_cpus is not None]
-    missing = {name: reason for one in measured for name, reason in one.unavailable.items() if rates.get(name) is None}
+    busy = [peaks.other_cpus for peaks in measured if peaks.other_cpus is not None]
+    missing = {
+        name: reason for peaks in measured for name, reason in peaks.unavailable.items() if rates.get(name) is None
+    }
     return replace(
         _with_rates(measured[0], rates),
         how=how,
         unavailable=missing,
         other_cpus=min(busy, default=None),
-        rounds=[{"best": _rates(one), "median": _rates(typical(one))} for one in measured],
+        rounds=[{"best": _rates(peaks), "median": _rates(typical(peaks))} for peaks in measured],
     )
 
 
@@ -142,7 +144,7 @@ def typical(measured: Peaks) -> Peaks:
     medians = {}
     for name, rate in _rates(measured).items():
         kernels = (measured.how.get(name) or {}).get("kernels") or {}
-        of_kernels = [told["amount"] / float(np.median(told["samples_ns"])) * 1e9 for told in kernels.values()]
+        of_kernels = [kernel["amount"] / float(np.median(kernel["samples_ns"])) * 1e9 for kernel in kernels.values()]
         medians[name] = rate if rate is None else max(of_kernels, default=rate)
     return _with_rates(measured, medians)
 
@@ -195,7 +197,7 @@ def best_rate(kernels: Sequence[Kernel], *, seconds: float) -> tuple[float, dict
     and at least `_MIN_RUNS` that do, however long that takes; then the ones that are far behind are left out.
     """
     assert kernels
-    taken: dict[str, list[float]] = {kernel.name: [] for kernel in kernels}
+    times_s: dict[str, list[float]] = {kernel.name: [] for kernel in kernels}
     for kernel in kernels:
         kernel.run_s()
     going = list(kernels)
@@ -203,19 +205,19 @@ def best_rate(kernels: Sequence[Kernel], *, seconds: float) -> tuple[float, dict
     rounds = 0
     while rounds < _MIN_RUNS or time.perf_counter() < end:
         for kernel in going:
-            taken[kernel.name].append(kernel.run_s())
+            times_s[kernel.name].append(kernel.run_s())
         rounds += 1
         if rounds == _MIN_RUNS:
-            best = max(_rate(kernel, taken) for kernel in going)
-            going = [kernel for kernel in going if _rate(kernel, taken) >= _HOPELESS * best]
-    best = max(_rate(kernel, taken) for kernel in kernels)
+            best = max(_rate(kernel, times_s) for kernel in going)
+            going = [kernel for kernel in going if _rate(kernel, times_s) >= _HOPELESS * best]
+    best = max(_rate(kernel, times_s) for kernel in kernels)
     how = {
-        "kernel": next(kernel.name for kernel in kernels if _rate(kernel, taken) == best),
+        "kernel": next(kernel.name for kernel in kernels if _rate(kernel, times_s) == best),
         "kernels": {
             kernel.name: {
-                "best": _rate(kernel, taken),
+                "best": _rate(kernel, times_s),
                 "amount": kernel.amount,
-                "samples_ns": [round(run * 1e9) for run in taken[kernel.name]],
+                "samples_ns": [round(run * 1e9) for run in times_s[kernel.name]],
             }
             for kernel in kernels
         },
@@ -223,8 +225,8 @@ def best_rate(kernels: Sequence[Kernel], *, seconds: float) -> tuple[float, dict
     return best, how
 
 
-def _rate(kernel: Kernel, taken: Mapping[str, Sequence[float]]) -> float:
-    return kernel.amount / min(taken[kernel.name])
+def _rate(kernel: Kernel, times_s: Mapping[str, Sequence[float]]) -> float:
+    return kernel.amount / min(times_s[kernel.name])
 
 
 def growing(make: Callable[[int], Kernel]) -> list[Kernel]:
@@ -243,7 +245,7 @@ def growing(make: Callable[[int], Kernel]) -> list[Kernel]:
 def _of_processor(threads: int, seconds: float) -> Peaks:
     with needs("bench"):
         import threadpoolctl
-    found: dict[str, float | None] = {}
+    speeds: dict[str, float | None] = {}
     how: dict[str, Any] = {}
     unavailable: dict[str, str] = {}
     with threadpoolctl.threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
@@ -256,22 +258,22 @@ def _of_processor(threads: int, seconds: float) -> Peaks:
         del buffer
     with threadpoolctl.threadpool_limits(threads):
         kernels = growing(_numpy_product)
-        found["fp32"], how["fp32"] = best_rate(kernels, seconds=0.15 * seconds)
+        speeds["fp32"], how["fp32"] = best_rate(kernels, seconds=0.15 * seconds)
     for element in _PRODUCTS:
         kernels, reason = _onnxruntime_products(element, threads)
         if kernels:
-            rate, told = best_rate(kernels, seconds=0.15 * seconds)
-            how.setdefault(element, {"kernels": {}})["kernels"] |= told["kernels"]
-            if rate > (found.get(element) or 0.0):
-                found[element], how[element]["kernel"] = rate, told["kernel"]
-        elif element not in found:
-            found[element], unavailable[element] = None, reason
+            rate, details = best_rate(kernels, seconds=0.15 * seconds)
+            how.setdefault(element, {"kernels": {}})["kernels"] |= details["kernels"]
+            if rate > (speeds.get(element) or 0.0):
+                speeds[element], how[element]["kernel"] = rate, details["kernel"]
+        elif element not in speeds:
+            speeds[element], unavailable[element] = None, reason
     return Peaks(
         device="cpu",
         threads=threads,
         read_bytes_per_s=read,
         copy_bytes_per_s=copied,
-        multiply_adds_per_s=found,
+        multiply_adds_per_s=speeds,
         how=how,
         unavailable=unavailable,
     )
@@ -279,9 +281,9 @@ def _of_processor(threads: int, seconds: float) -> Peaks:
 
 def buffer_bytes(cache_bytes: int | None, memory_bytes: int | None) -> int:
     """Size of a buffer that no cache holds and this memory does; a multiple of 1 MiB."""
-    wanted = max(_MIN_BUFFER_BYTES, _CACHES * (cache_bytes or 0))
-    most = wanted if memory_bytes is None else memory_bytes // _MAX_SHARE_OF_MEMORY
-    return max(1, min(wanted, most) >> 20) << 20
+    size = max(_MIN_BUFFER_BYTES, _CACHES * (cache_bytes or 0))
+    most = size if memory_bytes is None else memory_bytes // _MAX_SHARE_OF_MEMORY
+    return max(1, min(size, most) >> 20) << 20
 
 
 def _read_kernels(buffer: npt.NDArray[np.float32], pool: ThreadPoolExecutor, threads: int) -> list[Kernel]:
@@ -380,12 +382,12 @@ def _onnxruntime_products(element: str, threads: int) -> tuple[list[Kernel], str
 
 
 def _onnxruntime_product(product: tuple[str, str, str], size: int, threads: int) -> Kernel:
-    operator, left, right = product
+    operator, input_type, weight_type = product
     session = _session(product, size, threads)
     binding = session.io_binding()
-    binding.bind_ortvalue_input("a", _value(left, size))
+    binding.bind_ortvalue_input("a", _value(input_type, size))
     binding.bind_output("y")
-    types = left.lower() if left == right else f"{left} x {right}".lower()
+    types = input_type.lower() if input_type == weight_type else f"{input_type} x {weight_type}".lower()
     return Kernel(
         name=f"onnxruntime {operator} {types} {size}",
         amount=size**3,
@@ -399,14 +401,14 @@ def _require_type(product: tuple[str, str, str], threads: int) -> None:
     Raises:
         _NotComputedError: when it has no kernel for it, or converts the operands first.
     """
-    operator, left, _ = product
+    operator, input_type, _ = product
     with TemporaryDirectory() as folder:
         session = _session(product, _SIZES[0], threads, trace=Path(folder) / "trace")
-        session.run_with_ort_values(["y"], {"a": _value(left, _SIZES[0])})
+        session.run_with_ort_values(["y"], {"a": _value(input_type, _SIZES[0])})
         nodes = node_times_of(json.loads(Path(session.end_profiling()).read_text(encoding="utf-8")), skip=0)
     seen = [node.kind for node in nodes if node.kind.startswith(operator)]
-    if seen != [f"{operator}({left.lower()})"]:
-        raise _NotComputedError(f"ONNX Runtime computes {left} as {', '.join(seen) or 'something else'} here")
+    if seen != [f"{operator}({input_type.lower()})"]:
+        raise _NotComputedError(f"ONNX Runtime computes {input_type} as {', '.join(seen) or 'something else'} here")
 
 
 def _session(product: tuple[str, str, str], size: int, threads: int, *, trace: Path | None = None) -> Any:
@@ -418,16 +420,16 @@ def _session(product: tuple[str, str, str], size: int, threads: int, *, trace: P
     import onnxruntime
     from onnx import TensorProto, helper
 
-    operator, left, right = product
-    element = {name: getattr(TensorProto, name) for name in (left, right)}
-    out = TensorProto.INT32 if operator == "MatMulInteger" else element[left]
+    operator, input_type, weight_type = product
+    element = {name: getattr(TensorProto, name) for name in (input_type, weight_type)}
+    out = TensorProto.INT32 if operator == "MatMulInteger" else element[input_type]
     model = helper.make_model(
         helper.make_graph(
             [helper.make_node(operator, ["a", "b"], ["y"])],
             "product",
-            [helper.make_tensor_value_info("a", element[left], [size, size])],
+            [helper.make_tensor_value_info("a", element[input_type], [size, size])],
             [helper.make_tensor_value_info("y", out, [size, size])],
-            [helper.make_tensor("b", element[right], [size, size], _bytes(right, size), raw=True)],
+            [helper.make_tensor("b", element[weight_type], [size, size], _bytes(weight_type, size), raw=True)],
         ),
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
@@ -443,7 +445,9 @@ def _session(product: tuple[str, str, str], size: int, threads: int, *, trace: P
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the binding raises its own unrelated exception classes
-        raise _NotComputedError(f"ONNX Runtime has no kernel for a {operator} of {left} on this processor") from error
+        raise _NotComputedError(
+            f"ONNX Runtime has no kernel for a {operator} of {input_type} on this processor"
+        ) from error
 
 
 def _value(element: str, size: int) -> Any:
@@ -496,24 +500,24 @@ def _of_gpu(threads: int, seconds: float) -> Peaks:
             how["buffer_bytes"] = size
     read, how["read"] = copied, how["copy"]
     torch, reason = _torch_with_gpu()
-    found: dict[str, float | None] = {}
+    speeds: dict[str, float | None] = {}
     unavailable: dict[str, str] = {}
     if torch is not None:
-        best, told = best_rate([_torch_read(torch, size)], seconds=0.1 * seconds)
+        best, details = best_rate([_torch_read(torch, size)], seconds=0.1 * seconds)
         if best > read:
-            read, how["read"] = best, told
+            read, how["read"] = best, details
         for element in _TORCH_TYPES:
-            found[element], how[element] = _torch_peak(torch, element, seconds=0.15 * seconds)
+            speeds[element], how[element] = _torch_peak(torch, element, seconds=0.15 * seconds)
     for element in (*_TORCH_TYPES, *_NO_PUBLIC_PRODUCT):
-        if element not in found:
-            found[element] = None
+        if element not in speeds:
+            speeds[element] = None
             unavailable[element] = _NO_PUBLIC_PRODUCT.get(element, reason)
     return Peaks(
         device="cuda",
         threads=threads,
         read_bytes_per_s=read,
         copy_bytes_per_s=copied,
-        multiply_adds_per_s=found,
+        multiply_adds_per_s=speeds,
         how=how,
         unavailable=unavailable,
     )

@@ -216,7 +216,7 @@ class Recorder:
         assert start_ns < end_ns
         self._sample(self.meters.sources)  # so that there is one after the end
         with self._lock:
-            series = {channel: one.arrays() for channel, one in self._series.items()}
+            series = {channel: samples.arrays() for channel, samples in self._series.items()}
         meters = self.meters
         mode = jetson.saved_mode(meters.root)
         return _window(
@@ -401,7 +401,7 @@ def thermal_reasons(windows: Sequence[PowerWindow], *, device: str) -> list[str]
         for name, count in window.events.items():
             events[name] = events.get(name, 0) + count
     reasons += [f"throttled: {name}, {count} event{'s' if count > 1 else ''}" for name, count in events.items()]
-    reasons += [f"throttled: {name}" for name in dict.fromkeys(name for one in windows for name in one.throttled)]
+    reasons += [f"throttled: {name}" for name in dict.fromkeys(name for window in windows for name in window.throttled)]
     for name in dict.fromkeys(name for window in windows for name in window.clocks):
         if (name == "CPU") == (device == "cpu"):
             fall = _largest_fall([window.clocks[name] for window in windows if name in window.clocks])
@@ -410,13 +410,13 @@ def thermal_reasons(windows: Sequence[PowerWindow], *, device: str) -> list[str]
     hottest = [window.hottest_c for window in windows if window.hottest_c is not None]
     if hottest and (rise := hottest[-1][1] - hottest[0][0]) > MAX_RISE_C:
         reasons.append(f"temperature rose by {rise:.0f} °C (drifting thermally)")
-    for what, values in (
+    for quantity, values in (
         ("power mode", [window.mode for window in windows if window.mode is not None]),
         ("CPU governor", [window.governor for window in windows if window.governor is not None]),
     ):
         changed = next((value for value in values if value != values[0]), None)
         if changed is not None:
-            reasons.append(f"{what} changed from {values[0]} to {changed}")
+            reasons.append(f"{quantity} changed from {values[0]} to {changed}")
     return reasons
 
 
@@ -457,7 +457,7 @@ def tegrastats_window(path: Path) -> PowerWindow:
                 series.setdefault(channel, _Series()).add(int(stamp), value)
     rails = total_of([channel.name for channel in series if channel.kind == "watts"])
     window = _window(
-        {channel: one.arrays() for channel, one in series.items()},
+        {channel: samples.arrays() for channel, samples in series.items()},
         0,
         max(int(at_ns[-1]), 1),
         meter=f"recorded tegrastats log, {len(lines)} lines",
@@ -510,10 +510,10 @@ def describe_power(root: Path = ROOT, *, path: str | None = None) -> dict[str, A
     if tool is None:
         reasons["jetson_clocks"] = "no jetson_clocks here, which only a Jetson has"
     else:
-        said = jetson.run_tool(tool, "--show")
-        clocks = jetson.parse_clocks(said.text)
+        answer = jetson.run_tool(tool, "--show")
+        clocks = jetson.parse_clocks(answer.text)
         if clocks is None:
-            line = next((line.strip() for line in said.text.splitlines() if line.strip()), "no answer")
+            line = next((line.strip() for line in answer.text.splitlines() if line.strip()), "no answer")
             reasons["jetson_clocks"] = f"jetson_clocks --show: {line}"
     governor = cpu_governor(root)
     if governor is None:

@@ -195,41 +195,43 @@ def _plan(mode: str | int | None, *, clocks: bool, root: Path, state: Path, path
     before = parse_mode(run_tool(nvpmodel, "-q").text)
     if before is None:
         raise UserError("nvpmodel -q does not tell the power mode", fix="run it by hand and see why")
-    wanted = before if mode is None else _find_mode(str(mode), nvpmodel, root)
+    chosen = before if mode is None else _find_mode(str(mode), nvpmodel, root)
     clocks_file = None
     if jetson_clocks is not None:
         clocks_file = state / _CLOCKS
         clocks_file.unlink(missing_ok=True)  # jetson_clocks asks before it overwrites one
-        said = run_tool(jetson_clocks, "--store", str(clocks_file))
+        answer = run_tool(jetson_clocks, "--store", str(clocks_file))
         if not clocks_file.exists():
-            raise UserError(f"jetson_clocks --store failed: {_last_line(said.text)}", fix="run it by hand and see why")
+            raise UserError(
+                f"jetson_clocks --store failed: {_last_line(answer.text)}", fix="run it by hand and see why"
+            )
         _sync(clocks_file)
     return replace(
         setting,
         before=before,
-        mode=wanted,
+        mode=chosen,
         nvpmodel=nvpmodel,
         jetson_clocks=jetson_clocks,
         clocks_file=None if clocks_file is None else str(clocks_file),
     )
 
 
-def _governors(wanted: str, root: Path) -> dict[str, str]:
+def _governors(governor: str, root: Path) -> dict[str, str]:
     """What each processor's governor is now, by file."""
     files = sorted((root / _POLICIES).glob("policy*/scaling_governor"))
     offered = set.intersection(*(set(_text(file.with_name("scaling_available_governors")).split()) for file in files))
-    if wanted not in offered:
-        raise UserError("no such frequency governor", value=wanted, fix=f"one of {', '.join(sorted(offered))}")
+    if governor not in offered:
+        raise UserError("no such frequency governor", value=governor, fix=f"one of {', '.join(sorted(offered))}")
     return {str(file.relative_to(root)): _text(file) for file in files}
 
 
-def _find_mode(wanted: str, nvpmodel: str, root: Path) -> PowerMode:
+def _find_mode(name: str, nvpmodel: str, root: Path) -> PowerMode:
     modes = modes_of(root) or parse_modes(run_tool(nvpmodel, "-p", "--verbose").text)
     for mode in modes:
-        if wanted == str(mode.id) or (mode.name is not None and wanted.lower() == mode.name.lower()):
+        if name == str(mode.id) or (mode.name is not None and name.lower() == mode.name.lower()):
             return mode
     raise UserError(
-        "no such power mode", value=wanted, fix=f"one of {', '.join(f'{mode.id} {mode.name}' for mode in modes)}"
+        "no such power mode", value=name, fix=f"one of {', '.join(f'{mode.id} {mode.name}' for mode in modes)}"
     )
 
 
@@ -248,8 +250,8 @@ def _apply(setting: Setting, hold: Sequence[int]) -> None:
             raise AlexNetEdgeError(f"cannot set the frequency governor ({error.strerror}): {root / file}") from error
     if setting.mode is not None and setting.mode != setting.before:
         assert setting.nvpmodel is not None
-        said = run_tool(setting.nvpmodel, "-m", str(setting.mode.id), answer="no\n", hold=hold)
-        if _REBOOT in said.text:
+        answer = run_tool(setting.nvpmodel, "-m", str(setting.mode.id), answer="no\n", hold=hold)
+        if _REBOOT in answer.text:
             raise UserError(
                 "this power mode needs a reboot",
                 value=setting.mode,
@@ -257,11 +259,11 @@ def _apply(setting: Setting, hold: Sequence[int]) -> None:
             )
         now = parse_mode(run_tool(setting.nvpmodel, "-q").text)
         if now is None or now.id != setting.mode.id:
-            raise AlexNetEdgeError(f"nvpmodel did not set power mode {setting.mode}: {_last_line(said.text)}")
+            raise AlexNetEdgeError(f"nvpmodel did not set power mode {setting.mode}: {_last_line(answer.text)}")
     if setting.clocks and setting.jetson_clocks is not None:
-        said = run_tool(setting.jetson_clocks, hold=hold)
-        if said.code != 0:
-            raise AlexNetEdgeError(f"jetson_clocks did not lock the clocks: {_last_line(said.text)}")
+        answer = run_tool(setting.jetson_clocks, hold=hold)
+        if answer.code != 0:
+            raise AlexNetEdgeError(f"jetson_clocks did not lock the clocks: {_last_line(answer.text)}")
 
 
 def _restore_journal(state: Path, hold: Sequence[int]) -> str | None:
@@ -304,16 +306,16 @@ def _restore(setting: Setting, hold: Sequence[int]) -> str:
 
     def restore_clocks() -> None:
         if same_boot and setting.jetson_clocks is not None and setting.clocks_file is not None:
-            said = run_tool(setting.jetson_clocks, "--restore", setting.clocks_file, hold=hold)
-            if said.code != 0:
-                problems.append(f"jetson_clocks --restore {setting.clocks_file}: {_last_line(said.text)}")
+            answer = run_tool(setting.jetson_clocks, "--restore", setting.clocks_file, hold=hold)
+            if answer.code != 0:
+                problems.append(f"jetson_clocks --restore {setting.clocks_file}: {_last_line(answer.text)}")
 
     restore_clocks()  # first, because locked clocks would keep the mode from setting its own
     if setting.before is not None and setting.nvpmodel is not None and setting.mode != setting.before:
-        said = run_tool(setting.nvpmodel, "-m", str(setting.before.id), answer="no\n", hold=hold)
+        answer = run_tool(setting.nvpmodel, "-m", str(setting.before.id), answer="no\n", hold=hold)
         now = parse_mode(run_tool(setting.nvpmodel, "-q").text)
         if now is None or now.id != setting.before.id:
-            problems.append(f"nvpmodel -m {setting.before.id}: {_last_line(said.text)}")
+            problems.append(f"nvpmodel -m {setting.before.id}: {_last_line(answer.text)}")
         else:
             restore_clocks()  # the mode has set its own limits: those that were there come after it
     return "; ".join(problems)

@@ -125,20 +125,20 @@ def roofline(
     names = [spec.name for spec in architecture.layers]
     stored = _stored(layers, names, runtime, notes)
     mapped = _Mapping.of(nodes or (), names, notes)
-    found, work = [], []
+    rooflines, work = [], []
     for spec, cost, total_bytes in _costs(architecture, stored, batch):
         computed_in = mapped.computed_in.get(spec.name) or _by_build(layers, spec.name, runtime)
         measured = mapped.measured.get(spec.name)
-        found.append(_layer(spec.name, cost, total_bytes, stored[spec.name], computed_in, peaks, measured, notes))
+        rooflines.append(_layer(spec.name, cost, total_bytes, stored[spec.name], computed_in, peaks, measured, notes))
         work.append((cost, total_bytes, computed_in))
-    floor_ns = sum(layer.floor_ns for layer in found)
+    floor_ns = sum(layer.floor_ns for layer in rooflines)
     by_round = None
     if rounds:
-        floors_ns = [sum(max(_bounds_ns(*one, of_round)) for one in work) for of_round, _ in rounds]
+        floors_ns = [sum(max(_bounds_ns(*layer_work, of_round)) for layer_work in work) for of_round, _ in rounds]
         pairs = [([floor], samples_ns) for floor, (_, samples_ns) in zip(floors_ns, rounds, strict=True)]
         share, interval = bootstrap_ratios(pairs)
         by_round = {"share": share, "interval": list(interval), "floors_ns": floors_ns}
-    timed = [layer for layer in found if layer.above_ns is not None]
+    timed = [layer for layer in rooflines if layer.above_ns is not None]
     nodes_ns = None if nodes is None else sum(node.ns for node in nodes)
     fits = None if nodes_ns is None else abs(nodes_ns / p50_ns - 1) <= _MAX_DIFFERENCE
     if nodes_ns is not None and not fits:
@@ -154,7 +154,7 @@ def roofline(
         "p50_ns": p50_ns,
         "share": floor_ns / p50_ns,
         "by_round": by_round,
-        "layers": [asdict(layer) for layer in found],
+        "layers": [asdict(layer) for layer in rooflines],
         "nodes_ns": nodes_ns,
         "profile_fits": fits,
         "other_ns": None if nodes is None else mapped.other_ns,
@@ -242,15 +242,15 @@ def _stored(layers: Sequence[LayerPrecision], names: Iterable[str], runtime: str
     """Type that each layer's weights are stored in; as it was asked for where it is not known what was built."""
     if not layers:
         return dict.fromkeys(names, "fp32")
-    found = {}
+    types = {}
     for layer in layers:
         if runtime == _STORES_AS_ASKED:
-            found[layer.name] = layer.requested
+            types[layer.name] = layer.requested
             continue
-        found[layer.name] = layer.built if layer.built in _STORED_BYTES else layer.requested
-        if found[layer.name] != layer.built:
+        types[layer.name] = layer.built if layer.built in _STORED_BYTES else layer.requested
+        if types[layer.name] != layer.built:
             notes.add(f"built precision is {layer.built}: counted as {layer.requested}, as asked for", layer.name)
-    return found
+    return types
 
 
 def _costs(
@@ -379,7 +379,7 @@ def _named(node: str, names: Sequence[str]) -> tuple[str | None, tuple[str, ...]
         return None, (), False
     if "..." in node and len(places) > 1:  # a region, told by its first and last node
         return None, tuple(names[places[0] : places[-1] + 1]), False
-    own = [name for name in names if any(name == found and _bare(after, names) for found, after in mentions)]
+    own = [name for name in names if any(name == mentioned and _bare(after, names) for mentioned, after in mentions)]
     if len(own) > 1:
         return None, tuple(own), False
     return own[0] if own else names[places[0]], (), bool(own) and not node.startswith("Reformatting")

@@ -96,12 +96,12 @@ def clock_files(root: Path = ROOT) -> Files:
         if _GPU_NAMES.search(folder.name) and not folder.name.startswith("gpu-nvd")  # the video part of Thor's GPU
     )
     memories = [root / path for path in _EMC_RATES if _readable(root / path)][:1]
-    found = {
+    candidates = {
         "CPU": tuple((path, 1e3) for path in cpus),
         "GPU": tuple((path, 1.0) for path in gpus),
         "EMC": tuple((path, 1.0) for path in memories),
     }
-    return {name: files for name, files in found.items() if files}
+    return {name: files for name, files in candidates.items() if files}
 
 
 def zone_files(root: Path = ROOT) -> Files:
@@ -109,23 +109,23 @@ def zone_files(root: Path = ROOT) -> Files:
 
     The zone of a GPU that is switched off cannot be read (EAGAIN) until it is used.
     """
-    found: dict[str, tuple[tuple[Path, float], ...]] = {}
+    zones: dict[str, tuple[tuple[Path, float], ...]] = {}
     for folder in _numbered(root / "sys/class/thermal", "thermal_zone"):
         name = (_text(folder / "type") or folder.name).removesuffix("-thermal").removesuffix("-therm")
-        found[name if name not in found else f"{name} {folder.name.removeprefix('thermal_zone')}"] = (
+        zones[name if name not in zones else f"{name} {folder.name.removeprefix('thermal_zone')}"] = (
             (folder / "temp", 1.0),
         )
-    return found
+    return zones
 
 
 def cooling_files(root: Path = ROOT) -> Files:
     """Cooling devices that take performance away, by name; a state above 0 means that they do so now."""
-    found: dict[str, tuple[tuple[Path, float], ...]] = {}
+    devices: dict[str, tuple[tuple[Path, float], ...]] = {}
     for folder in _numbered(root / "sys/class/thermal", "cooling_device"):
         name = _text(folder / "type")
         if name and _THROTTLING.fullmatch(name):
-            found[name] = (*found.get(name, ()), (folder / "cur_state", 1.0))
-    return found
+            devices[name] = (*devices.get(name, ()), (folder / "cur_state", 1.0))
+    return devices
 
 
 def count_files(root: Path = ROOT) -> Files:
@@ -133,28 +133,28 @@ def count_files(root: Path = ROOT) -> Files:
 
     The latter are added up over the processors, so a core's event is counted once for each of its threads.
     """
-    found: dict[str, tuple[tuple[Path, float], ...]] = {}
+    counters: dict[str, tuple[tuple[Path, float], ...]] = {}
     for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
         name = path.name.removesuffix("_event_cnt")
-        found[_OVER_CURRENT.get(name, name)] = ((path, 1.0),)
+        counters[_OVER_CURRENT.get(name, name)] = ((path, 1.0),)
     for kind in ("core", "package"):
         pattern = f"cpu[0-9]*/thermal_throttle/{kind}_throttle_count"
         paths = sorted((root / "sys/devices/system/cpu").glob(pattern))
         if paths:
-            found[f"processor {kind} too hot"] = tuple((path, 1.0) for path in paths)
-    return found
+            counters[f"processor {kind} too hot"] = tuple((path, 1.0) for path in paths)
+    return counters
 
 
 def read_all(
     files: Files, divisor: float = 1, *, of_several: Callable[[Iterable[float]], float] = max
 ) -> dict[str, float]:
     """Each quantity over `divisor`, of several files the largest; one that cannot be read now is left out."""
-    found = {}
+    quantities = {}
     for name, paths in files.items():
         values = [number * factor for path, factor in paths if (number := read_number(path)) is not None]
         if values:
-            found[name] = of_several(values) / divisor
-    return found
+            quantities[name] = of_several(values) / divisor
+    return quantities
 
 
 def read_number(path: Path) -> int | None:

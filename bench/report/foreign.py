@@ -95,7 +95,7 @@ class Measurement:
     def median_ns(self) -> float | None:
         """Of all samples, or as the file gives it."""
         if self.rounds:
-            values = sorted(value for taken in self.rounds for value in taken)
+            values = sorted(value for samples in self.rounds for value in samples)
             middle = len(values) // 2
             return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
         return self.figures.get("p50")
@@ -116,20 +116,20 @@ def read_measurements(path: Path, *, log: Path | None = None) -> list[Measuremen
         raise UserError("a log of trtexec belongs to its exported times", value=path, fix="leave the log out")
     try:
         if isinstance(value, list):
-            found = _of_trtexec(value, path, log)
+            measurements = _of_trtexec(value, path, log)
         elif isinstance(value, dict) and value.get("kind") == KIND:
-            found = _of_results(read_results(path))
+            measurements = _of_results(read_results(path))
         elif isinstance(value, dict) and "benchmarks" in value:
-            found = _of_pytest_benchmark(value, path)
+            measurements = _of_pytest_benchmark(value, path)
         else:
             _not_ours(path)
     except MALFORMED as error:
         raise UserError(
             f"damaged, or not what it seems to be ({type(error).__name__}: {error})", value=path, fix="measure again"
         ) from error
-    if not found:
+    if not measurements:
         raise UserError("no measurement in this file", value=path, fix="name another, or measure again")
-    return found
+    return measurements
 
 
 def _not_ours(path: Path) -> NoReturn:
@@ -201,7 +201,7 @@ def _verdict(value: Any) -> Verdict:
 def _of_results(results: Mapping[str, Any]) -> list[Measurement]:
     cut = results.get("interrupted") or results.get("finished") is False
     notes = ("it did not finish: only what was measured by then",) if cut else ()
-    found = []
+    measurements = []
     for subject in results["subjects"]:
         common = _subject_common(subject, results)
         key = Key(
@@ -215,10 +215,10 @@ def _of_results(results: Mapping[str, Any]) -> list[Measurement]:
         reason = subject["error"] or subject["skipped"]
         if reason:
             verdict: Verdict = "ERROR" if subject["error"] else "NOT RUN"
-            found.append(Measurement(key=key, **common, verdict=verdict, reasons=(str(reason),), notes=notes))
+            measurements.append(Measurement(key=key, **common, verdict=verdict, reasons=(str(reason),), notes=notes))
         for entry in subject["batches"]:
-            found += _of_entry(entry, key, common, results, notes)
-    return found
+            measurements += _of_entry(entry, key, common, results, notes)
+    return measurements
 
 
 def _subject_common(subject: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def _subject_common(subject: Mapping[str, Any], results: Mapping[str, Any]) -> d
             "power mode": _power_mode(mode),
             "frequency governor": _text(environment.get("cpu_governor")),
             "pinned processors": _text(results.get("pinned_cpus")),
-            INPUTS: {name: str(one["sha256"]) for name, one in arrays.items()} or None,
+            INPUTS: {name: str(array["sha256"]) for name, array in arrays.items()} or None,
         },
     }
 
@@ -259,10 +259,10 @@ def _power_mode(mode: Mapping[str, Any] | None) -> str | None:
     if mode is None:
         return None
     nvpmodel, clocks = mode.get("nvpmodel"), mode.get("jetson_clocks")
-    said = [str(nvpmodel["name"])] if nvpmodel else []
+    parts = [str(nvpmodel["name"])] if nvpmodel else []
     if clocks:
-        said.append("clocks locked" if clocks["locked"] else "clocks not locked")
-    return ", ".join(said) or None
+        parts.append("clocks locked" if clocks["locked"] else "clocks not locked")
+    return ", ".join(parts) or None
 
 
 def _of_entry(
@@ -279,10 +279,10 @@ def _of_entry(
     energy = _optional((entry.get("energy") or {}).get("mj_per_image"))
     batch = _count(entry["batch"])
 
-    def measured(what: str, definition: str, summary: Mapping[str, Any] = entry, **more: Any) -> Measurement:
+    def measured(part: str, definition: str, summary: Mapping[str, Any] = entry, **more: Any) -> Measurement:
         verdict = _verdict(summary.get("verdict") or entry["verdict"])
         return Measurement(
-            key=replace(subject, batch=batch, what=what),
+            key=replace(subject, batch=batch, what=part),
             **{**common, "conditions": {"clock": clock, DEFINITION: definition, **common["conditions"]}},
             verdict=verdict,
             reasons=tuple(map(str, summary.get("reasons", entry["reasons"]))),
@@ -290,7 +290,7 @@ def _of_entry(
             **more,
         )
 
-    found = [
+    measurements = [
         measured(
             HOST,
             own,
@@ -300,7 +300,7 @@ def _of_entry(
         )
     ]
     if cold := entry.get("cold"):
-        found.append(
+        measurements.append(
             measured(
                 COLD,
                 own,
@@ -311,32 +311,40 @@ def _of_entry(
         )
     if device := entry.get("device"):
         definition = _like_definition(like) or own
-        taken, graph = entry.get("device_samples") or (), entry.get("graph_samples") or ()
-        for what, summary, rounds in (
-            (DEVICE, device.get("latency_ns"), [_phases(one, ("h2d_ns", "compute_ns", "d2h_ns")) for one in taken]),
-            (DEVICE_COMPUTE, device.get("compute_ns"), [_phases(one, ("compute_ns",)) for one in taken]),
+        device_rounds, graph_rounds = entry.get("device_samples") or (), entry.get("graph_samples") or ()
+        for part, summary, rounds in (
+            (
+                DEVICE,
+                device.get("latency_ns"),
+                [_phases(samples, ("h2d_ns", "compute_ns", "d2h_ns")) for samples in device_rounds],
+            ),
+            (
+                DEVICE_COMPUTE,
+                device.get("compute_ns"),
+                [_phases(samples, ("compute_ns",)) for samples in device_rounds],
+            ),
             (
                 DEVICE_GRAPH,
                 (device.get("graph") or {}).get("compute_ns"),
-                [_phases(one, ("compute_ns",)) for one in graph],
+                [_phases(samples, ("compute_ns",)) for samples in graph_rounds],
             ),
         ):
             if summary:
-                found.append(measured(what, definition, rounds=tuple(rounds), figures=_percentiles(summary)))
+                measurements.append(measured(part, definition, rounds=tuple(rounds), figures=_percentiles(summary)))
     if pipelined := entry.get("pipelined"):
         per_query_ns = 1e9 / _number(pipelined["queries_per_s"])
         definition = f"{own}, {pipelined['in_flight']} in flight"
-        found.append(measured(PIPELINED, definition, figures={"p50": per_query_ns}))
-    return found
+        measurements.append(measured(PIPELINED, definition, figures={"p50": per_query_ns}))
+    return measurements
 
 
 def _rounds_of(samples: Sequence[Mapping[str, Any]] | None) -> tuple[tuple[float, ...], ...]:
-    return tuple(_times_ns(taken["samples_ns"]) for taken in samples or () if taken["samples_ns"])
+    return tuple(_times_ns(entry["samples_ns"]) for entry in samples or () if entry["samples_ns"])
 
 
-def _phases(taken: Mapping[str, Any], names: Sequence[str]) -> tuple[float, ...]:
+def _phases(samples: Mapping[str, Any], names: Sequence[str]) -> tuple[float, ...]:
     """The sum of the phases that were measured, per inference; without transfers there are none to add."""
-    phases = [_times_ns(taken[name]) for name in names if taken[name] is not None]
+    phases = [_times_ns(samples[name]) for name in names if samples[name] is not None]
     return tuple(sum(parts) for parts in zip(*phases, strict=True))
 
 
@@ -380,19 +388,19 @@ class _TrtexecLog:
 def _of_trtexec(value: Sequence[Any], path: Path, log: Path | None) -> list[Measurement]:
     if not value:
         raise UserError("no times in this file", value=path, fix="let trtexec run inference with --exportTimes")
-    if not all(isinstance(one, dict) and "computeMs" in one and "latencyMs" in one for one in value):
+    if not all(isinstance(query, dict) and "computeMs" in query and "latencyMs" in query for query in value):
         _not_ours(path)
-    said, log_note = _find_log(path, log)
-    trace, note = _without_warmup(value, said)
+    run, log_note = _find_log(path, log)
+    trace, note = _without_warmup(value, run)
     notes = [note] if note else []
     if log_note:
         notes.append(log_note)
     h2d = "h2dMs" if "h2dMs" in trace[0] else "inMs"  # `in` and `out` until TensorRT 8.2
-    transfers = any(_number(one.get(h2d, 0)) > 0 for one in trace)
+    transfers = any(_number(query.get(h2d, 0)) > 0 for query in trace)
     fields = "fields h2d, d2h" if h2d == "h2dMs" else "fields in, out"
     if "endToEndMs" in trace[0]:
         fields += ", end to end"
-    definition = said.definition if said else None
+    definition = run.definition if run else None
     if definition is None:
         notes.append(
             "trtexec's version and options are not known: TensorRT 10 and 11 time different things by default; "
@@ -402,40 +410,38 @@ def _of_trtexec(value: Sequence[Any], path: Path, log: Path | None) -> list[Meas
         "clock": "CUDA events, per inference",
         DEFINITION: definition,
         "seen in the trace": f"transfers {'on' if transfers else 'off'}, {fields}",
-        "GPU": said.gpu if said else None,
+        "GPU": run.gpu if run else None,
         INPUTS: None,
     }
-    found = []
-    for what, name in ((DEVICE, "latencyMs"), (DEVICE_COMPUTE, "computeMs")):
+    measurements = []
+    for part, name in ((DEVICE, "latencyMs"), (DEVICE_COMPUTE, "computeMs")):
         key = Key(
-            format="trt", precision=None, device="cuda", threads=None, batch=said.batch if said else None, what=what
+            format="trt", precision=None, device="cuda", threads=None, batch=run.batch if run else None, what=part
         )
-        found.append(
+        measurements.append(
             Measurement(
                 key=key,
                 label=path.stem,
                 file="",
-                rounds=(_times_ns([one[name] for one in trace], 1e6),),
+                rounds=(_times_ns([query[name] for query in trace], 1e6),),
                 conditions=conditions,
-                versions={"tensorrt": said.version} if said and said.version else {},
+                versions={"tensorrt": run.version} if run and run.version else {},
                 notes=tuple(notes),
             )
         )
-    return found
+    return measurements
 
 
-def _without_warmup(
-    trace: Sequence[Mapping[str, Any]], said: _TrtexecLog | None
-) -> tuple[list[Mapping[str, Any]], str]:
+def _without_warmup(trace: Sequence[Mapping[str, Any]], run: _TrtexecLog | None) -> tuple[list[Mapping[str, Any]], str]:
     """The trace without trtexec's own warm-up, which older versions export too, and a note when it was cut.
 
     trtexec counts as warm-up what begins to compute before `--warmUp` milliseconds have passed.
     """
     rows = list(trace)
-    if said and said.warmups is not None and said.queries is not None:
-        cut = said.warmups if len(rows) == said.warmups + said.queries else 0
+    if run and run.warmups is not None and run.queries is not None:
+        cut = run.warmups if len(rows) == run.warmups + run.queries else 0
     else:
-        cut = sum("startComputeMs" in one and _number(one["startComputeMs"]) < _TRTEXEC_WARMUP_MS for one in rows)
+        cut = sum("startComputeMs" in query and _number(query["startComputeMs"]) < _TRTEXEC_WARMUP_MS for query in rows)
     if not cut or cut >= len(rows):
         return rows, ""
     return rows[cut:], f"the first {cut} of {len(rows)} inferences are trtexec's warm-up and left out"
@@ -460,14 +466,16 @@ def _find_log(path: Path, log: Path | None) -> tuple[_TrtexecLog | None, str]:
 
 
 def _read_log(text: str, path: Path) -> _TrtexecLog:
-    def said(pattern: str) -> str | None:
+    def first_match(pattern: str) -> str | None:
         match = re.search(pattern, text)
         return match.group(1).strip() if match else None
 
-    if said(r"&&&& RUNNING (TensorRT\.trtexec|TensorRT_RTX|tensorrt_rtx)") is None:
+    if first_match(r"&&&& RUNNING (TensorRT\.trtexec|TensorRT_RTX|tensorrt_rtx)") is None:
         raise UserError("not a log of trtexec", value=path, fix="name what trtexec printed, from its first line on")
-    options = {name: said(rf"\] {name}: (Enabled|Disabled)") for name in ("Data transfers", "Spin-wait", "CUDA Graph")}
-    streams = said(r"\] (?:Inference )?Streams: (\d+)")
+    options = {
+        name: first_match(rf"\] {name}: (Enabled|Disabled)") for name in ("Data transfers", "Spin-wait", "CUDA Graph")
+    }
+    streams = first_match(r"\] (?:Inference )?Streams: (\d+)")
     definition = None
     if all(options.values()) and streams:
         definition = _trtexec_definition(
@@ -476,12 +484,12 @@ def _read_log(text: str, path: Path) -> _TrtexecLog:
             graph=options["CUDA Graph"] == "Enabled",
             streams=int(streams),
         )
-    batch = said(r"Input binding for \S+ with dimensions (\d+)x")
-    warmups, queries = said(r"Warmup completed (\d+) queries"), said(r"Timing trace has (\d+) queries")
+    batch = first_match(r"Input binding for \S+ with dimensions (\d+)x")
+    warmups, queries = first_match(r"Warmup completed (\d+) queries"), first_match(r"Timing trace has (\d+) queries")
     return _TrtexecLog(
-        version=said(r"TensorRT version: (\S+)"),
+        version=first_match(r"TensorRT version: (\S+)"),
         definition=definition,
-        gpu=said(r"Selected Device: (.+)"),
+        gpu=first_match(r"Selected Device: (.+)"),
         batch=int(batch) if batch else None,
         warmups=int(warmups) if warmups else None,
         queries=int(queries) if queries else None,
@@ -498,17 +506,17 @@ def _of_pytest_benchmark(value: Mapping[str, Any], path: Path) -> list[Measureme
     if "python_version" in machine:
         versions["python"] = str(machine["python_version"])
     processor = _text(cpu.get("brand_raw") or cpu.get("brand") or machine.get("processor") or None)
-    return [_of_benchmark(one, processor, _text(cpu.get("count")), versions) for one in value["benchmarks"]]
+    return [_of_benchmark(entry, processor, _text(cpu.get("count")), versions) for entry in value["benchmarks"]]
 
 
 def _of_benchmark(
-    one: Mapping[str, Any], processor: str | None, count: str | None, versions: Mapping[str, str]
+    entry: Mapping[str, Any], processor: str | None, count: str | None, versions: Mapping[str, str]
 ) -> Measurement:
-    info = one.get("extra_info") or {}
-    stats = one["stats"]
+    info = entry.get("extra_info") or {}
+    stats = entry["stats"]
     data = _times_ns(stats.get("data") or (), 1e9)
     conditions: dict[str, Any] = {"processor": processor, "processors": count, INPUTS: None}
-    timer = (one.get("options") or {}).get("timer")
+    timer = (entry.get("options") or {}).get("timer")
     if {"format", "precision", "batch", "clock"} <= info.keys():  # written by `pytest bench`
         device = info.get("device") or (info.get("details") or {}).get("device")
         key = Key(
@@ -533,7 +541,7 @@ def _of_benchmark(
             sha256=_text(info.get("sha256")),
             emulated=_text((info.get("environment") or {}).get("emulated")),
         )
-    name = str(one.get("fullname") or one["name"])
+    name = str(entry.get("fullname") or entry["name"])
     notes = () if data else ("without raw samples: saved without --benchmark-save-data",)
     return Measurement(
         key=Key(format=None, precision=None, device=None, threads=None, batch=None, what=HOST, name=name),

@@ -75,16 +75,16 @@ class Plot:
 def styles_of(rows: Sequence[Row]) -> dict[str, Style]:
     """A style for each group of `rows`; no two are alike while colours and marks last."""
     families = list(dict.fromkeys((row.format, row.runtime, row.device) for row in rows))
-    taken: set[tuple[int, int]] = set()
+    used: set[tuple[int, int]] = set()
     styles: dict[str, Style] = {}
     for row in rows:
         if row.group in styles:
             continue
         colour = families.index((row.format, row.runtime, row.device)) % len(COLOURS)
-        wanted = _PRECISIONS.index(row.precision) if row.precision in _PRECISIONS else len(_PRECISIONS)
-        order = [wanted, *range(len(MARKERS))]
-        mark = next((one for one in order if (colour, one) not in taken), wanted)
-        taken.add((colour, mark))
+        preferred = _PRECISIONS.index(row.precision) if row.precision in _PRECISIONS else len(_PRECISIONS)
+        order = [preferred, *range(len(MARKERS))]
+        mark = next((candidate for candidate in order if (colour, candidate) not in used), preferred)
+        used.add((colour, mark))
         styles[row.group] = Style(colour=COLOURS[colour], marker=MARKERS[mark], dash=DASHES[mark])
     return styles
 
@@ -151,18 +151,18 @@ def tradeoff(rows: Sequence[Row], styles: Mapping[str, Style]) -> Plot | None:
                 "hoverinfo": "skip",
             },
         )
-    what = "top-1 accuracy" if of_accuracy else "top-1 agreement with the checkpoint"
+    quality = "top-1 accuracy" if of_accuracy else "top-1 agreement with the checkpoint"
     low, high = 100 * min(ends), 100 * max(ends)
     room = max(0.5, (high - low) * 0.18)
     return _plot(
         "tradeoff",
         "Which one to choose: accuracy, latency, size",
         f"Further up answers better, further left is faster, smaller marks are smaller files; hollow is not proved or invalid. Bars: 95 % interval of the "
-        f"{what}; the dotted line joins what nothing proved and valid beats in both. {_told_apart(placed, of_accuracy)}",
+        f"{quality}; the dotted line joins what nothing proved and valid beats in both. {_told_apart(placed, of_accuracy)}",
         traces,
         {
             "xaxis": _number_axis("median latency (ms)", [row.p50_ms or 0.0 for row, _ in placed], pad=0.16),
-            "yaxis": _axis(f"{what} (%)", range=[low - room, high + room]),
+            "yaxis": _axis(f"{quality} (%)", range=[low - room, high + room]),
             "meta": {"labelled": True},
         },
         height=460,
@@ -212,7 +212,7 @@ def distribution(timed: _Timed, settings: Mapping[str, Any], styles: Mapping[str
             continue
         style, label = styles[row.group], escape(short(row.group if few else row.label))
         labels.append(label)
-        samples = sorted(value / 1e6 for taken in entry["samples"] for value in taken["samples_ns"])
+        samples = sorted(value / 1e6 for round_ in entry["samples"] for value in round_["samples_ns"])
         ends = {f"p{share}": _rank(samples, share) for share in (1, 25, 50, 75, 99)}
         traces.append(
             {
@@ -263,13 +263,13 @@ def _rank(samples: Sequence[float], share: float) -> float:
     return round(samples[min(len(samples) - 1, max(0, math.ceil(share / 100 * len(samples)) - 1))], 5)
 
 
-def _dots(label: str, values: Sequence[float], colour: str, symbol: str, what: str) -> dict[str, Any]:
+def _dots(label: str, values: Sequence[float], colour: str, symbol: str, meaning: str) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers",
         "x": [round(value, 5) for value in values],
         "y": [label] * len(values),
-        "name": f"{label}, {what}",
+        "name": f"{label}, {meaning}",
         "marker": {"color": colour, "symbol": symbol, "size": 9, "line": {"width": 1.5, "color": colour}},
         "hovertemplate": "%{x:.4g} ms<extra>%{fullData.name}</extra>",
     }
@@ -308,7 +308,7 @@ def over_batch(timed: _Timed, styles: Mapping[str, Style]) -> list[Plot]:
                 ],
             )
             for row, all_entries in lines
-            if (entries := [one for one in all_entries if one["percentiles_ns"]["p50"] is not None])
+            if (entries := [summary for summary in all_entries if summary["percentiles_ns"]["p50"] is not None])
         ]
         plots.append(_lines(name, title, caption + note, "batch (images)", unit, series, styles))
     return plots

@@ -326,12 +326,12 @@ def _layer_table(
 
 def _calibrations(subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One entry per calibration table; artifacts that share one are named together."""
-    found: dict[str, dict[str, Any]] = {}
+    tables: dict[str, dict[str, Any]] = {}
     for subject in subjects:
         value = subject["calibration"]
         if value is None:
             continue
-        entry = found.setdefault(
+        entry = tables.setdefault(
             str(value.get("table_sha256")),
             {
                 "labels": [],
@@ -351,7 +351,7 @@ def _calibrations(subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
             },
         )
         entry["labels"].append(subject["label"])
-    return list(found.values())
+    return list(tables.values())
 
 
 def _source(source: Mapping[str, Any]) -> str:

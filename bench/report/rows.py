@@ -131,7 +131,7 @@ def _groups(subjects: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> lis
     for key, label in zip(keys, labels, strict=True):
         parts = label.split(", ")
         known = shared.setdefault(key, parts)
-        alike = [one for one, other in zip(known, parts, strict=False) if one == other]
+        alike = [part for part, other in zip(known, parts, strict=False) if part == other]
         shared[key] = alike or known
     names = [", ".join(shared[key]) for key in keys]
     for name in set(names):
@@ -233,7 +233,7 @@ def _measured(subject: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
 
 
 def _median_over_rounds(subject: Mapping[str, Any], key: str) -> float | None:
-    values = [taken[key] for taken in subject["rounds"] if taken.get(key) is not None]
+    values = [round_[key] for round_ in subject["rounds"] if round_.get(key) is not None]
     return float(np.median(values)) if values else None
 
 

@@ -33,11 +33,11 @@ def markdown_of(bench: Mapping[str, Any]) -> str:
     rows = rows_of(subjects, settings)
     lines = [f"**{_plain(verdict(rows, settings))}.**", "", f"{_plain(headline(rows))}.", ""]
     if bench["interrupted"] or not bench.get("finished", True):
-        what = "was interrupted" if bench["interrupted"] else "did not finish"
-        lines += [f"The bench {what}: what was finished by then is shown.", ""]
+        state = "was interrupted" if bench["interrupted"] else "did not finish"
+        lines += [f"The bench {state}: what was finished by then is shown.", ""]
     lines += _markdown_table(scorecard(rows, settings))
     for labels, points in open_points(rows, bench.get("peers_left_out")):
-        lines += [_plain(f"- {labels}: {what}: {why}") for what, why in points]
+        lines += [_plain(f"- {labels}: {state}: {why}") for state, why in points]
     layer = worst_overall(rows, subjects)
     for table in every_table(bench, rows):
         lines += ["", f"{_plain(table.title)}:", ""]

@@ -48,8 +48,8 @@ def verdict(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> str:
         return "No artifact is proved to answer as the checkpoint does: none can be advised"
     best = fastest_proved(rows)
     if best is None:
-        what = "timed" if all(not row.measured for row in rows) else "validly timed"
-        return f"{len(proved)} of {len(artifacts)} artifacts answer as the checkpoint does; none is {what} yet"
+        state = "timed" if all(not row.measured for row in rows) else "validly timed"
+        return f"{len(proved)} of {len(artifacts)} artifacts answer as the checkpoint does; none is {state} yet"
     batch = settings["batches"][0] if settings else 1
     took = f"{show_ms(best.p50_ms)} ms {'an image' if batch == 1 else f'per batch of {batch}'}"
     text = f"Fastest proved: {best.label}, {took}"
@@ -77,24 +77,24 @@ def open_points(
         elif row.proof_notes:
             points.setdefault(row.label, []).append(("proof passed, but", "; ".join(row.proof_notes)))
         if row.measured in ("INVALID", "not run", "error"):
-            what = {"INVALID": "measurement invalid", "not run": "not measured", "error": "measurement failed"}
-            points.setdefault(row.label, []).append((what[row.measured], "; ".join(row.measured_notes)))
+            problems = {"INVALID": "measurement invalid", "not run": "not measured", "error": "measurement failed"}
+            points.setdefault(row.label, []).append((problems[row.measured], "; ".join(row.measured_notes)))
     shared: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for label, found in points.items():
-        shared.setdefault(tuple(found), []).append(label)
-    return [(", ".join(grouped_by_reason(labels, rows)), list(found)) for found, labels in shared.items()]
+    for label, reasons in points.items():
+        shared.setdefault(tuple(reasons), []).append(label)
+    return [(", ".join(grouped_by_reason(labels, rows)), list(reasons)) for reasons, labels in shared.items()]
 
 
 def grouped_by_reason(labels: Iterable[str], rows: Sequence[Row]) -> list[str]:
     """`labels`, those of a whole group (every number of threads) as the group's name."""
-    left = dict.fromkeys(labels)
+    remaining = dict.fromkeys(labels)
     named: dict[str, None] = {}
     for row in rows:
-        if row.label in left:
-            whole = all(other.label in left for other in rows if other.group == row.group)
+        if row.label in remaining:
+            whole = all(other.label in remaining for other in rows if other.group == row.group)
             named[row.group if whole else row.label] = None
     known = {row.label for row in rows}
-    return [*named, *(label for label in left if label not in known)]
+    return [*named, *(label for label in remaining if label not in known)]
 
 
 def worst_overall(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> str:
@@ -103,17 +103,17 @@ def worst_overall(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) ->
     Empty where no layer was timed. Left out is a profile whose nodes do not add up to the latency: it was taken while the
     machine was busy, or profiling itself took the time.
     """
-    found = [
+    timed = [
         (row, layer)
         for row, subject in zip(rows, subjects, strict=True)
         if subject.get("roofline")
         and subject["roofline"].get("profile_fits") is not False
         and (layer := worst_layer(subject["roofline"])) is not None
     ]
-    if not found:
+    if not timed:
         return ""
-    best, worst = fastest_proved(rows), max(found, key=lambda pair: float(pair[1]["above_ns"]))
-    chosen = [pair for pair in found if pair[0] is best]
+    best, worst = fastest_proved(rows), max(timed, key=lambda pair: float(pair[1]["above_ns"]))
+    chosen = [pair for pair in timed if pair[0] is best]
     if worst[0] is not best:
         chosen.append(worst)
     parts = [
@@ -138,10 +138,10 @@ def plain_loop_sentence(plain: Mapping[str, Any]) -> str:
 
 def threads_of(bench: Mapping[str, Any]) -> str:
     """The numbers of threads in the results, as text: `4 threads`, `1, 2 and 4 threads`."""
-    found = sorted({subject["threads"] for subject in bench["subjects"] if subject.get("threads")})
-    counts = found or [count for count in [bench.get("threads")] if count]
-    if not counts:
+    measured = sorted({subject["threads"] for subject in bench["subjects"] if subject.get("threads")})
+    numbers = measured or [count for count in [bench.get("threads")] if count]
+    if not numbers:
         return f"{NOT_AVAILABLE} threads"
-    if len(counts) == 1:
-        return plural(counts[0], "thread")
-    return f"{', '.join(map(str, counts[:-1]))} and {counts[-1]} threads"
+    if len(numbers) == 1:
+        return plural(numbers[0], "thread")
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]} threads"

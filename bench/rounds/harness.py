@@ -63,18 +63,18 @@ def harness_overhead(*, inputs: Path | None = None, seconds: float = 1.0, logs: 
             batches=(1,), rounds=1, percentile=99, min_seconds=seconds, max_seconds=max(60.0, 10 * seconds)
         )
         with NullSession(input_size=x_NCHW.shape[-1]) as session:
-            taken = measure_latency(session, x_NCHW, batch=1, settings=settings)
-        found: dict[str, Any] = {
-            "sample_ns": {f"p{value}": percentile_of(taken.samples_ns, value) for value in (50, 99)},
-            "sample_loop_ns": taken.duration_ns / len(taken.samples_ns),
-            "samples": len(taken.samples_ns),
+            measured = measure_latency(session, x_NCHW, batch=1, settings=settings)
+        figures: dict[str, Any] = {
+            "sample_ns": {f"p{value}": percentile_of(measured.samples_ns, value) for value in (50, 99)},
+            "sample_loop_ns": measured.duration_ns / len(measured.samples_ns),
+            "samples": len(measured.samples_ns),
             "loadgen_query_ns": None,
             "loadgen_loop_ns": None,
             "queries": None,
             "unavailable": "",
         }
         if importlib.util.find_spec("mlperf_loadgen") is None:
-            return {**found, "unavailable": f"mlperf_loadgen is not installed; run: {install_command('bench')}"}
+            return {**figures, "unavailable": f"mlperf_loadgen is not installed; run: {install_command('bench')}"}
         result = run_scenario(
             NULL,
             ScenarioSettings(scenario="single-stream", seconds=seconds, percentile=90),
@@ -82,7 +82,7 @@ def harness_overhead(*, inputs: Path | None = None, seconds: float = 1.0, logs: 
             logs=logs or Path(folder) / "logs",
         )
     return {
-        **found,
+        **figures,
         "loadgen_query_ns": {name: result["percentiles_ns"][name] for name in ("p50", "p90")},
         "loadgen_loop_ns": result["duration_ns"] / result["queries"],
         "queries": result["queries"],
@@ -137,28 +137,30 @@ def plain_loop_ratio(
         min_warmup_seconds=0,
     )
     least = settings.samples_needed(1)
-    ours: list[tuple[int, ...]] = []
-    plain: list[list[int]] = []
+    harness_samples: list[tuple[int, ...]] = []
+    plain_samples: list[list[int]] = []
     with session:
         runtime = session._session
 
-        def measure_ours() -> None:
-            ours.append(measure_latency(session, x_NCHW, batch=1, settings=settings).samples_ns)
+        def measure_harness() -> None:
+            harness_samples.append(measure_latency(session, x_NCHW, batch=1, settings=settings).samples_ns)
 
         def measure_plain() -> None:
-            plain.append(_plain_loop(runtime, session.input.name, batches_of(x_NCHW, 1), block_s, least))
+            plain_samples.append(_plain_loop(runtime, session.input.name, batches_of(x_NCHW, 1), block_s, least))
 
         for number in range(blocks):
-            for measure in (measure_ours, measure_plain) if number % 2 else (measure_plain, measure_ours):
+            for measure in (measure_harness, measure_plain) if number % 2 else (measure_plain, measure_harness):
                 measure()
-    ratios = [float(np.median(own) / np.median(other)) for own, other in zip(ours, plain, strict=True)]
+    ratios = [
+        float(np.median(own) / np.median(other)) for own, other in zip(harness_samples, plain_samples, strict=True)
+    ]
     return {
         "ratio": float(np.median(ratios)),
         "interval": list(interval_of(bootstrap_medians([ratios]))),
-        "ours_p50_ns": float(np.median(np.concatenate(ours))),
-        "plain_p50_ns": float(np.median(np.concatenate(plain))),
+        "ours_p50_ns": float(np.median(np.concatenate(harness_samples))),
+        "plain_p50_ns": float(np.median(np.concatenate(plain_samples))),
         "blocks": blocks,
-        "samples": [sum(map(len, ours)), sum(map(len, plain))],
+        "samples": [sum(map(len, harness_samples)), sum(map(len, plain_samples))],
     }
 
 

@@ -74,25 +74,25 @@ class Measured:
 
         `emulated` is what emulates the machine, if anything does: then no time is valid.
         """
-        taken = [one for one in self.rounds if batch in one.batches]
-        if not taken:
+        rounds = [round_ for round_ in self.rounds if batch in round_.batches]
+        if not rounds:
             return None
-        if batch not in self._entries or self._entries[batch][0] != len(taken):
-            self._entries[batch] = (len(taken), self._summary(batch, taken, settings, power, emulated))
+        if batch not in self._entries or self._entries[batch][0] != len(rounds):
+            self._entries[batch] = (len(rounds), self._summary(batch, rounds, settings, power, emulated))
         return self._entries[batch][1]
 
     def _summary(
         self,
         batch: int,
-        taken: Sequence[Round],
+        rounds: Sequence[Round],
         settings: MeasureSettings,
         power: PowerFindings,
         emulated: str | None,
     ) -> dict[str, Any]:
-        windows = [one.windows[batch] for one in taken if batch in one.windows]
-        missing = [f"{len(taken)} of {settings.rounds} rounds"] if len(taken) < settings.rounds else []
+        windows = [round_.windows[batch] for round_ in rounds if batch in round_.windows]
+        missing = [f"{len(rounds)} of {settings.rounds} rounds"] if len(rounds) < settings.rounds else []
         entry = summarise_batch(
-            [one.batches[batch] for one in taken],
+            [round_.batches[batch] for round_ in rounds],
             settings,
             more_reasons=[
                 *missing,
@@ -101,7 +101,7 @@ class Measured:
             ],
             machine_reasons=[f"emulated: {emulated}"] if emulated else [],
         )
-        images = batch * sum(len(one.batches[batch].warm.samples_ns) for one in taken if batch in one.windows)
+        images = batch * sum(len(round_.batches[batch].warm.samples_ns) for round_ in rounds if batch in round_.windows)
         entry["energy"], why = energy_of(windows, power.idle, images=images, device=self.subject.device)
         if entry["energy"] is None:
             entry["unavailable"]["energy"] = why
@@ -132,10 +132,10 @@ class PowerFindings:
         """
         if self.log is None:
             return []
-        found = thermal_reasons([self.log], device="cuda")
+        reasons = thermal_reasons([self.log], device="cuda")
         if device == "cpu":
-            found += thermal_reasons([self.log], device="cpu")
-        return [f"{self.log_name}: {reason}" for reason in dict.fromkeys(found)]
+            reasons += thermal_reasons([self.log], device="cpu")
+        return [f"{self.log_name}: {reason}" for reason in dict.fromkeys(reasons)]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -173,7 +173,7 @@ class BenchResult:
     @property
     def errors(self) -> dict[str, str]:
         """What went wrong, by subject."""
-        return {one.subject.label: one.error for one in self.measured if one.error}
+        return {measured.subject.label: measured.error for measured in self.measured if measured.error}
 
     def to_json(self) -> dict[str, Any]:
         """The results file: raw samples and their summary."""
@@ -196,38 +196,38 @@ class BenchResult:
             "peaks": [peaks.to_json() for peaks in self.peaks],
             "harness": None if self.harness is None else dict(self.harness),
             "peers_left_out": dict(self.peers_left_out),
-            "subjects": [self._subject_json(one) for one in self.measured],
+            "subjects": [self._subject_json(measured) for measured in self.measured],
         }
 
-    def _subject_json(self, one: Measured) -> dict[str, Any]:
-        opened = [taken.opened for taken in one.rounds if taken.opened is not None]
+    def _subject_json(self, measured: Measured) -> dict[str, Any]:
+        opened = [round_.opened for round_ in measured.rounds if round_.opened is not None]
         batches = []
-        unavailable = {} if one.roofline is not None else {"roofline": one.no_roofline}
+        unavailable = {} if measured.roofline is not None else {"roofline": measured.no_roofline}
         if not self.isolate:
             unavailable["peak_memory"] = "several subjects shared the process"
         for batch in self.settings.batches:
-            entry = one.entry(batch, self.settings, self.power, self.environment.get("emulated"))
+            entry = measured.entry(batch, self.settings, self.power, self.environment.get("emulated"))
             if entry is not None:
-                speed_up, why = self._speed_up(one, batch)
+                speed_up, why = self._speed_up(measured, batch)
                 unavailable_here = {**entry["unavailable"], **({"speed_up": why} if why else {})}
-                peers = self._against_peers(one, batch)
+                peers = self._against_peers(measured, batch)
                 batches.append({**entry, "unavailable": unavailable_here, "speed_up": speed_up, **peers})
         threads = opened[0].details.get("threads") if opened else None
         return {
-            **one.subject.to_json(),
-            "threads": threads or one.subject.threads or environment.usable_cpus(),
-            "error": one.error,
+            **measured.subject.to_json(),
+            "threads": threads or measured.subject.threads or environment.usable_cpus(),
+            "error": measured.error,
             "details": dict(opened[0].details) if opened else {},
-            "rounds": [taken.to_json() for taken in one.rounds],
+            "rounds": [round_.to_json() for round_ in measured.rounds],
             "batches": batches,
-            "roofline": one.roofline,
-            "scenarios": one.scenarios,
+            "roofline": measured.roofline,
+            "scenarios": measured.scenarios,
             "unavailable": unavailable,
         }
 
-    def _speed_up(self, one: Measured, batch: int) -> tuple[dict[str, Any] | None, str]:
+    def _speed_up(self, measured: Measured, batch: int) -> tuple[dict[str, Any] | None, str]:
         """The checkpoint's median latency over this one's, where its checkpoint was measured too, as many threads."""
-        subject = one.subject
+        subject = measured.subject
         reference = next(
             (
                 other
@@ -239,22 +239,22 @@ class BenchResult:
             ),
             None,
         )
-        if reference is one:
+        if reference is measured:
             return None, "it is what the others are compared with"
         if reference is None:
             return None, "its checkpoint was not measured beside it on this device with as many threads"
-        found = _ratio(reference, one, batch)
-        return found, "" if found else "its checkpoint was not measured at this batch"
+        ratio = _ratio(reference, measured, batch)
+        return ratio, "" if ratio else "its checkpoint was not measured at this batch"
 
-    def _against_peers(self, one: Measured, batch: int) -> dict[str, Any]:
+    def _against_peers(self, measured: Measured, batch: int) -> dict[str, Any]:
         """The fastest peer's median latency over this one's; nothing where no peer was measured, or this is one."""
-        if one.subject.format == PEER:
+        if measured.subject.format == PEER:
             return {}
         medians = {}
         for other in self.measured:
             same = (other.subject.checkpoint_sha256, other.subject.threads) == (
-                one.subject.checkpoint_sha256,
-                one.subject.threads,
+                measured.subject.checkpoint_sha256,
+                measured.subject.threads,
             )
             entry = other.entry(batch, self.settings, self.power) if other.subject.format == PEER and same else None
             if entry is not None and entry["percentiles_ns"]["p50"] is not None:
@@ -262,14 +262,16 @@ class BenchResult:
         if not medians:
             return {}
         fastest = min(medians.values(), key=lambda pair: pair[0])[1]
-        return {"against_fastest_peer": _ratio(fastest, one, batch)}
+        return {"against_fastest_peer": _ratio(fastest, measured, batch)}
 
 
-def _ratio(reference: Measured, one: Measured, batch: int) -> dict[str, Any] | None:
+def _ratio(reference: Measured, measured: Measured, batch: int) -> dict[str, Any] | None:
     """The reference's median latency over that of `one`, round by round, with its interval; None without a common round."""
     pairs = [
         (against.batches[batch].warm.samples_ns, own.batches[batch].warm.samples_ns)
-        for against, own in zip(reference.rounds, one.rounds, strict=False)  # an error ends a subject's rounds early
+        for against, own in zip(
+            reference.rounds, measured.rounds, strict=False
+        )  # an error ends a subject's rounds early
         if batch in against.batches and batch in own.batches
     ]
     if not pairs:

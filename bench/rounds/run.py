@@ -212,13 +212,13 @@ class _Bench:
 
     def run(self) -> None:
         result, plan = self.result, self.plan
-        for one in result.measured:
-            if one.subject.skipped:
-                self.reporter.note(f"{one.subject.label}: not run here, {one.subject.skipped}")
+        for measured in result.measured:
+            if measured.subject.skipped:
+                self.reporter.note(f"{measured.subject.label}: not run here, {measured.subject.skipped}")
         try:
             with ExitStack() as stack:
-                if left := restore_left_over():
-                    self.reporter.note(left)
+                if restored := restore_left_over():
+                    self.reporter.note(restored)
                 if plan.power_mode is not None or plan.lock_clocks:
                     setting = stack.enter_context(power_mode(plan.power_mode, clocks=plan.lock_clocks))
                     result.power.set = str(setting)
@@ -233,8 +233,8 @@ class _Bench:
                 if plan.roofline:
                     self._rooflines()
                 else:
-                    for one in result.measured:
-                        one.no_roofline = "not asked for"
+                    for measured in result.measured:
+                        measured.no_roofline = "not asked for"
                 if plan.scenarios:
                     self._scenarios()
             result.finished = True
@@ -248,7 +248,7 @@ class _Bench:
             write_json(self.out, self.result.to_json())
 
     def _running(self) -> list[Measured]:
-        return [one for one in self.result.measured if not one.subject.skipped and not one.error]
+        return [measured for measured in self.result.measured if not measured.subject.skipped and not measured.error]
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
@@ -284,7 +284,9 @@ class _Bench:
     # --- power --------------------------------------------------------------------------------------------------------
 
     def _watch_power(self, stack: ExitStack) -> Recorder:
-        meters = find_meters(device="cuda" if any(one.subject.device == "cuda" for one in self._running()) else "cpu")
+        meters = find_meters(
+            device="cuda" if any(measured.subject.device == "cuda" for measured in self._running()) else "cpu"
+        )
         power = PowerFindings(meter=meters.name, reason=meters.reason, mode=describe_power(), set=self.result.power.set)
         if self.plan.tegrastats is not None:
             power.log, power.log_name = tegrastats_window(self.plan.tegrastats), self.plan.tegrastats.name
@@ -305,17 +307,19 @@ class _Bench:
             self.reporter.note(f"the harness itself could not be measured: {error}")
 
     def _plain_loop(self) -> None:
-        subject = next((one.subject for one in self._running() if one.subject.runtime == "onnxruntime"), None)
+        subject = next(
+            (measured.subject for measured in self._running() if measured.subject.runtime == "onnxruntime"), None
+        )
         if subject is None:
             raise UserError("no ONNX file to loop over", value="--plain-loop", fix="name one, or leave it out")
         self.reporter.note(f"a plain loop around {subject.label}'s session and this harness, in turn")
-        found = harness.plain_loop_ratio(
+        ratio = harness.plain_loop_ratio(
             subject.path,
             inputs=self.inputs[subject.preprocessing],
             device=subject.device,
             threads=subject.threads,
         )
-        self.result.harness = {**(self.result.harness or {}), "plain_loop": {"label": subject.label, **found}}
+        self.result.harness = {**(self.result.harness or {}), "plain_loop": {"label": subject.label, **ratio}}
 
     def _rounds(self, recorder: Recorder) -> None:
         settings, running = self.result.settings, self._running()
@@ -326,80 +330,80 @@ class _Bench:
             if self.plan.roofline:
                 self.reporter.update(done, f"what the machine can do at best, round {number + 1} of {settings.rounds}")
                 self._measure_peaks(running)
-            for one in running:
-                if not one.error:
-                    self.reporter.update(done, f"{one.subject.label}, round {number + 1} of {settings.rounds}")
-                    self._one_round(one, recorder, done)
-                    if one.error:
-                        self.reporter.note(f"{one.subject.label}: {one.error}")
+            for measured in running:
+                if not measured.error:
+                    self.reporter.update(done, f"{measured.subject.label}, round {number + 1} of {settings.rounds}")
+                    self._one_round(measured, recorder, done)
+                    if measured.error:
+                        self.reporter.note(f"{measured.subject.label}: {measured.error}")
                     self._keep()
                 done += batches
                 self.reporter.update(done)
         self.reporter.finish(f"{len(running)} measured")
 
-    def _one_round(self, one: Measured, recorder: Recorder, done: int) -> None:
-        subject, settings = one.subject, self.result.settings
-        taken = Round(before=machine_state())
-        one.rounds.append(taken)
+    def _one_round(self, measured: Measured, recorder: Recorder, done: int) -> None:
+        subject, settings = measured.subject, self.result.settings
+        round_ = Round(before=machine_state())
+        measured.rounds.append(round_)
         try:
             with self._worker(subject) as worker:
-                taken.opened = self._open(worker, subject)
+                round_.opened = self._open(worker, subject)
                 for index, batch in enumerate(settings.batches):
                     if subject.takes(batch):
-                        found, peak = worker.measure(batch=batch, settings=settings)
-                        taken.batches[batch] = found
-                        taken.peak_memory_bytes = peak if self.plan.isolate else None
-                        start_ns = found.warm.started_ns
-                        taken.windows[batch] = recorder.window(start_ns, start_ns + found.warm.duration_ns)
+                        batch_round, peak = worker.measure(batch=batch, settings=settings)
+                        round_.batches[batch] = batch_round
+                        round_.peak_memory_bytes = peak if self.plan.isolate else None
+                        start_ns = batch_round.warm.started_ns
+                        round_.windows[batch] = recorder.window(start_ns, start_ns + batch_round.warm.duration_ns)
                     self.reporter.update(done + index + 1, f"{subject.label}, batch {batch}")
         except AlexNetEdgeError as error:
-            one.error = str(error)
+            measured.error = str(error)
         finally:
-            taken.after = machine_state()
+            round_.after = machine_state()
 
     def _measure_peaks(self, running: Sequence[Measured]) -> None:
         """What the machine can do in this round, for each device and number of threads that a subject is measured with."""
-        for device, threads in dict.fromkeys(_key(one.subject) for one in running if not one.error):
-            found: peaks.Peaks | AlexNetEdgeError
+        for device, threads in dict.fromkeys(_key(measured.subject) for measured in running if not measured.error):
+            outcome: peaks.Peaks | AlexNetEdgeError
             try:
-                found = measure_peaks(
+                outcome = measure_peaks(
                     device=device,
                     threads=threads,
                     cpus=self.plan.pinned_cpus,
                     seconds=peaks.SECONDS / min(self.result.settings.rounds, MOST_PARTS),
                 )
             except AlexNetEdgeError as error:
-                found = error
-            self._peaks.setdefault((device, threads), []).append(found)
+                outcome = error
+            self._peaks.setdefault((device, threads), []).append(outcome)
 
     def _rooflines(self) -> None:
         running = self._running()
         places: dict[_Key, int] = {}
         for key, rounds in self._peaks.items():
-            if measured := [found for found in rounds if isinstance(found, peaks.Peaks)]:
+            if known := [outcome for outcome in rounds if isinstance(outcome, peaks.Peaks)]:
                 places[key] = len(self.result.peaks)
-                self.result.peaks.append(peaks.best_of(measured))
+                self.result.peaks.append(peaks.best_of(known))
         self.reporter.start("layers", len(running))
-        for done, one in enumerate(running):
-            subject = one.subject
+        for done, measured in enumerate(running):
+            subject = measured.subject
             self.reporter.update(done, f"{subject.label}: the time of each layer")
             key = _key(subject)
             last = self._peaks[key][-1]
             try:
                 if key not in places and isinstance(last, AlexNetEdgeError):
                     raise last
-                one.roofline = self._roofline(one, places[key])
+                measured.roofline = self._roofline(measured, places[key])
             except AlexNetEdgeError as error:
-                one.no_roofline = str(error)
+                measured.no_roofline = str(error)
                 self.reporter.note(f"{subject.label}: no roofline: {error}")
             self._keep()
         self.reporter.finish(f"{len(running)} compared with the machine's bounds")
 
-    def _roofline(self, one: Measured, index: int) -> dict[str, Any] | None:
-        subject, batch = one.subject, self.result.settings.batches[0]
-        entry = one.entry(batch, self.result.settings, self.result.power, self.result.environment.get("emulated"))
+    def _roofline(self, measured: Measured, index: int) -> dict[str, Any] | None:
+        subject, batch = measured.subject, self.result.settings.batches[0]
+        entry = measured.entry(batch, self.result.settings, self.result.power, self.result.environment.get("emulated"))
         if entry is None or entry["percentiles_ns"]["p50"] is None:
-            one.no_roofline = "no median latency at the first batch"
+            measured.no_roofline = "no median latency at the first batch"
             return None
         with self._worker(subject) as worker:
             self._open(worker, subject)
@@ -414,9 +418,9 @@ class _Bench:
             p50_ns=entry["percentiles_ns"]["p50"],
             runtime=subject.runtime,
             rounds=[
-                (peaks.typical(found), taken.batches[batch].warm.samples_ns)
-                for found, taken in zip(self._peaks[_key(subject)], one.rounds, strict=True)
-                if isinstance(found, peaks.Peaks) and batch in taken.batches
+                (peaks.typical(outcome), round_.batches[batch].warm.samples_ns)
+                for outcome, round_ in zip(self._peaks[_key(subject)], measured.rounds, strict=True)
+                if isinstance(outcome, peaks.Peaks) and batch in round_.batches
             ],
         )
         return {**value, "peaks": index}
@@ -425,17 +429,17 @@ class _Bench:
         running = self._running()
         self.reporter.start("scenarios", len(running) * len(self.plan.scenarios))
         done = 0
-        for one in running:
-            for wanted in self.plan.scenarios:
-                subject = one.subject
-                self.reporter.update(done, f"{subject.label}: {wanted.scenario}")
-                folder = self.logs / _file_name(subject.label) / wanted.scenario
+        for measured in running:
+            for scenario in self.plan.scenarios:
+                subject = measured.subject
+                self.reporter.update(done, f"{subject.label}: {scenario.scenario}")
+                folder = self.logs / _file_name(subject.label) / scenario.scenario
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
-                    one.scenarios.append(
+                    measured.scenarios.append(
                         run_scenario(
                             subject.path,
-                            wanted,
+                            scenario,
                             inputs=self.inputs[subject.preprocessing],
                             device=subject.device,
                             threads=subject.threads,
@@ -445,8 +449,8 @@ class _Bench:
                         )
                     )
                 except AlexNetEdgeError as error:
-                    one.error = str(error)
-                    self.reporter.note(f"{subject.label}: {wanted.scenario}: {error}")
+                    measured.error = str(error)
+                    self.reporter.note(f"{subject.label}: {scenario.scenario}: {error}")
                 self._keep()
                 done += 1
                 self.reporter.update(done)

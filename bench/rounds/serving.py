@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -40,6 +40,7 @@ from alexnet_edge.bench import peers
 from alexnet_edge.bench.machine.state import peak_memory_bytes
 from alexnet_edge.bench.timing.clock import batches_of, time_once
 from alexnet_edge.bench.timing.latency import measure_batch
+from alexnet_edge.bench.timing.process import NULL
 from alexnet_edge.bench.timing.settings import MeasureSettings
 from alexnet_edge.errors import AlexNetEdgeError, UserError, needs
 from alexnet_edge.images.preprocess import FloatArray
@@ -48,12 +49,6 @@ from alexnet_edge.sessions import Session, open_session
 from alexnet_edge.sessions.engine_file import LIBRARIES
 from alexnet_edge.sessions.null import NullSession
 from alexnet_edge.sessions.open import open_artifact
-
-if TYPE_CHECKING:
-    pass
-from alexnet_edge.bench.timing.process import NULL
-
-# --- the worker's end -------------------------------------------------------------------------------------------------
 
 
 def _import_torch() -> object:
@@ -166,8 +161,8 @@ def _opened(
 
 def _measure(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
     settings = MeasureSettings.from_json(request["settings"])
-    taken = measure_batch(subject.session, subject.x_NCHW, batch=int(request["batch"]), settings=settings)
-    return {"round": taken.to_json(), "peak_memory_bytes": peak_memory_bytes()}
+    batch_round = measure_batch(subject.session, subject.x_NCHW, batch=int(request["batch"]), settings=settings)
+    return {"round": batch_round.to_json(), "peak_memory_bytes": peak_memory_bytes()}
 
 
 def _time(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,8 +172,8 @@ def _time(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _nodes(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
     x_NCHW = subject.next_input(int(request["batch"]))
-    found = subject.session.node_times(x_NCHW, runs=int(request["runs"]))
-    return {"nodes": None if found is None else [asdict(node) for node in found]}
+    nodes = subject.session.node_times(x_NCHW, runs=int(request["runs"]))
+    return {"nodes": None if nodes is None else [asdict(node) for node in nodes]}
 
 
 def _scenario(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -161,8 +161,8 @@ def take_samples(
             elapsed = (now := clock()) - first
             if elapsed >= max_ns or (elapsed >= min_ns and len(times) >= samples):
                 break
-    taken = _device_samples(times, in_flight=queries.slots, cuda_graph=graph, warmup=warmup)
-    return taken, PipelinedSamples(in_flight=queries.slots, count=len(times), duration_ns=now - first)
+    measured = _device_samples(times, in_flight=queries.slots, cuda_graph=graph, warmup=warmup)
+    return measured, PipelinedSamples(in_flight=queries.slots, count=len(times), duration_ns=now - first)
 
 
 def take_like_trtexec(queries: DeviceQueries, convention: Convention) -> tuple[DeviceSamples, PipelinedSamples]:
@@ -180,7 +180,7 @@ def take_like_trtexec(queries: DeviceQueries, convention: Convention) -> tuple[D
             if query.compute_start_ns - begun_ns >= end_ns and steady >= convention.iterations:
                 break
     times = everything[len(everything) - steady :]
-    taken = _device_samples(
+    measured = _device_samples(
         times, in_flight=queries.slots, cuda_graph=convention.graph, warmup=len(everything) - steady
     )
-    return taken, PipelinedSamples(in_flight=queries.slots, count=len(times), duration_ns=taken.duration_ns)
+    return measured, PipelinedSamples(in_flight=queries.slots, count=len(times), duration_ns=measured.duration_ns)

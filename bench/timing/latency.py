@@ -276,8 +276,8 @@ def measure_batch(session: Session, x_NCHW: FloatArray, *, batch: int, settings:
                 transfers=convention.transfers,
                 spin=convention.spin,
             ) as queries:
-                taken, pipelined = take_like_trtexec(queries, convention)
-            parts["device"], parts["pipelined"] = taken, pipelined  # now that the last answers were right, too
+                device_samples, pipelined = take_like_trtexec(queries, convention)
+            parts["device"], parts["pipelined"] = device_samples, pipelined  # now that the last answers were right, too
             unavailable["graph"] = f"{settings.like} measures one way only"
         except UserError as error:
             unavailable.update(dict.fromkeys(("device", "graph", "pipelined"), error.problem))
@@ -288,8 +288,8 @@ def measure_batch(session: Session, x_NCHW: FloatArray, *, batch: int, settings:
             with device_queries(
                 session, inputs, in_flight=in_flight, graph=graph, transfers=True, spin=True
             ) as queries:
-                taken, pipelined = take_samples(queries, settings, samples=samples, graph=graph)
-            parts[name] = pipelined if name == "pipelined" else taken
+                device_samples, pipelined = take_samples(queries, settings, samples=samples, graph=graph)
+            parts[name] = pipelined if name == "pipelined" else device_samples
         except UserError as error:
             unavailable[name] = error.problem
     return BatchRound(**parts, unavailable=unavailable)

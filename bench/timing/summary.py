@@ -87,13 +87,13 @@ def summarise(rounds: Sequence[LatencySamples], settings: MeasureSettings) -> La
 def _summarise(rounds: Sequence[LatencySamples], settings: MeasureSettings, percentile: float) -> LatencySummary:
     assert rounds
     batch = rounds[0].batch
-    assert all(taken.batch == batch for taken in rounds)
-    arrays = [np.asarray(taken.samples_ns, np.float64) for taken in rounds]
+    assert all(round_.batch == batch for round_ in rounds)
+    arrays = [np.asarray(round_.samples_ns, np.float64) for round_ in rounds]
     pooled = np.concatenate(arrays)
     in_order = np.sort(pooled)
-    duration_s = sum(taken.duration_ns for taken in rounds) / 1e9
+    duration_s = sum(round_.duration_ns for round_ in rounds) / 1e9
     drifts = [value for value in map(drift, arrays) if value is not None]
-    busy = [taken.other_cpus for taken in rounds if taken.other_cpus is not None]
+    busy = [round_.other_cpus for round_ in rounds if round_.other_cpus is not None]
     low, high = interval_of(bootstrap_medians(arrays))
     median = float(np.median(in_order))
     medians = [float(np.median(samples)) for samples in arrays]
@@ -108,7 +108,7 @@ def _summarise(rounds: Sequence[LatencySamples], settings: MeasureSettings, perc
         reasons.append(f"other processes kept {other_cpus:.1f} processors busy")
     if len(pooled) < needed:
         reasons.append(f"too few samples: {len(pooled)}, p{percentile:g} needs {needed}")
-    unsettled = sum(not taken.warmup_stable for taken in rounds)
+    unsettled = sum(not round_.warmup_stable for round_ in rounds)
     if unsettled:
         reasons.append(f"not stable after warm-up in {unsettled} of {len(rounds)} rounds")
     if cv is not None and cv > settings.max_cv:
@@ -159,15 +159,15 @@ def summarise_batch(
         more_reasons: why it is not valid, found by others: power, temperature, clocks.
         machine_reasons: why no time measured on this machine is valid, those of `cold` included.
     """
-    warm = summarise([taken.warm for taken in rounds], settings).to_json()
+    warm = summarise([round_.warm for round_ in rounds], settings).to_json()
     device, device_reasons = _summarise_device(rounds, settings)
     reasons = [*machine_reasons, *warm["reasons"], *device_reasons, *more_reasons]
     cold = _summarise_cold(rounds, settings)
     if cold is not None and machine_reasons:
         cold |= {"reasons": [*machine_reasons, *cold["reasons"]], "valid": False, "verdict": "INVALID"}
     unavailable: dict[str, str] = {}
-    for taken in rounds:
-        unavailable.update(taken.unavailable)
+    for round_ in rounds:
+        unavailable.update(round_.unavailable)
     return {
         **warm,
         "reasons": reasons,
@@ -175,23 +175,23 @@ def summarise_batch(
         "verdict": "INVALID" if reasons else "VALID",
         "cold": cold,
         "device": device,
-        "pipelined": _summarise_pipelined([taken.pipelined for taken in rounds if taken.pipelined], warm["batch"]),
+        "pipelined": _summarise_pipelined([round_.pipelined for round_ in rounds if round_.pipelined], warm["batch"]),
         "unavailable": unavailable,
-        "samples": [taken.warm.to_json() for taken in rounds],
+        "samples": [round_.warm.to_json() for round_ in rounds],
         **{
-            f"{name}_samples": [part.to_json() for taken in rounds if (part := getattr(taken, name)) is not None]
+            f"{name}_samples": [part.to_json() for round_ in rounds if (part := getattr(round_, name)) is not None]
             for name in ("cold", "device", "graph")
         },
     }
 
 
 def _summarise_cold(rounds: Sequence[BatchRound], settings: MeasureSettings) -> dict[str, Any] | None:
-    cold = [taken.cold for taken in rounds if taken.cold is not None]
+    cold = [round_.cold for round_ in rounds if round_.cold is not None]
     if not cold:
         return None
     # Throughput over the inferences alone: the flushes between them are the harness's.
-    alone = [replace(taken, duration_ns=sum(taken.samples_ns)) for taken in cold]
-    flushed = {taken.flushed_bytes for taken in rounds if taken.cold is not None}
+    alone = [replace(round_, duration_ns=sum(round_.samples_ns)) for round_ in cold]
+    flushed = {round_.flushed_bytes for round_ in rounds if round_.cold is not None}
     assert len(flushed) == 1
     return {**_summarise(alone, settings, COLD_PERCENTILE).to_json(), "flushed_bytes": flushed.pop()}
 
@@ -199,10 +199,10 @@ def _summarise_cold(rounds: Sequence[BatchRound], settings: MeasureSettings) -> 
 def _summarise_device(
     rounds: Sequence[BatchRound], settings: MeasureSettings
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    plain = [taken.device for taken in rounds if taken.device is not None]
+    plain = [round_.device for round_ in rounds if round_.device is not None]
     if not plain:
         return None, []
-    graphs = [taken.graph for taken in rounds if taken.graph is not None]
+    graphs = [round_.graph for round_ in rounds if round_.graph is not None]
     figures = _phase_figures(plain, settings.like)
     graph = _phase_figures(graphs, settings.like) if graphs else None
     convention = CONVENTIONS[settings.like or "trtexec-11"]
@@ -218,17 +218,17 @@ def _summarise_device(
     for phase, words in (("h2d_ns", "the copy to the device"), ("d2h_ns", "the copy back")):
         if figures[phase] is not None and figures[phase]["p50"] >= compute["p50"]:
             warnings.append(f"{words} takes as long as the kernels")
-    told = {**figures, "cuda_graph": plain[0].cuda_graph, "in_flight": plain[0].in_flight, "like": settings.like}
+    summary = {**figures, "cuda_graph": plain[0].cuda_graph, "in_flight": plain[0].in_flight, "like": settings.like}
     # Without a convention, the spread of the GPU's time is a remark: what is judged is the latency that was asked for.
     reasons = warnings[: bound + unstable] if settings.like else warnings[:bound]
-    return {**told, "graph": graph, "warnings": warnings}, reasons
+    return {**summary, "graph": graph, "warnings": warnings}, reasons
 
 
 def _phase_figures(rounds: Sequence[DeviceSamples], like: Like | None) -> dict[str, Any]:
     """Of each phase, over the samples of all rounds together; None of a phase that was not part of the queries."""
     figures: dict[str, Any] = {}
     for phase in PHASES:
-        parts = [getattr(taken, phase) for taken in rounds]
+        parts = [getattr(round_, phase) for round_ in rounds]
         figures[phase] = None if None in parts else _figures(np.concatenate(parts).astype(np.float64), like)
     return figures
 
@@ -253,7 +253,7 @@ def _figures(samples: Array, like: Like | None) -> dict[str, Any]:
 def _summarise_pipelined(rounds: Sequence[PipelinedSamples], batch: int) -> dict[str, Any] | None:
     if not rounds:
         return None
-    count, duration_ns = (sum(getattr(taken, name) for taken in rounds) for name in ("count", "duration_ns"))
+    count, duration_ns = (sum(getattr(round_, name) for round_ in rounds) for name in ("count", "duration_ns"))
     queries_per_s = count / (duration_ns / 1e9)
     return {
         "in_flight": rounds[0].in_flight,
