@@ -12,11 +12,12 @@ NOT_MEASURED = "not measured"
 """The reason given where a results file gives none."""
 
 
-def show_in_ms(nanoseconds: float | None) -> float | None:
+def in_ms(nanoseconds: float | None) -> float | None:
     return None if nanoseconds is None else nanoseconds / 1e6
 
 
-# --- numbers as text ----------------------------------------------------------------------------------------------------
+def scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else value * scale
 
 
 def show(value: float | None, form: str = ".3g", scale: float = 1.0) -> str:
@@ -25,7 +26,7 @@ def show(value: float | None, form: str = ".3g", scale: float = 1.0) -> str:
 
 
 def show_ms(value: float | None) -> str:
-    """Milliseconds (or any other unit) with three significant digits, at most four decimals and no exponent; never 0 for what is not."""
+    """Milliseconds, or any other unit, with three significant digits, at most four decimals, no exponent; 0 only for 0."""
     if value is None:
         return NOT_AVAILABLE
     if value == 0:
@@ -35,6 +36,11 @@ def show_ms(value: float | None) -> str:
     rounded = float(f"{value:.3g}")  # 9.996 is 10.0, not 10.00
     decimals = 2 - math.floor(math.log10(abs(rounded)))
     return f"{value:.{min(max(decimals, 0), 4)}f}"
+
+
+def show_ns(nanoseconds: float | None) -> str:
+    """Nanoseconds as milliseconds, see `show_ms`."""
+    return show_ms(in_ms(nanoseconds))
 
 
 def show_percent(value: float | None) -> str:
@@ -51,5 +57,10 @@ def show_interval(values: Sequence[float] | None, form: Callable[[float], str]) 
     return "" if values is None else f"{form(values[0])}–{form(values[1])}"
 
 
-def scaled(value: float | None, scale: float) -> float | None:
-    return None if value is None else value * scale
+def show_percent_interval(values: Sequence[float] | None) -> str:
+    """The interval of a share, in percent without the sign."""
+    return show_interval(values, lambda value: f"{100 * value:.1f}")
+
+
+def show_ratio_interval(values: Sequence[float] | None) -> str:
+    return show_interval(values, "{:.2f}".format)

@@ -18,18 +18,7 @@ from alexnet_edge.artifact import Artifact
 from alexnet_edge.bench.report import plots
 from alexnet_edge.bench.report.numbers import NOT_AVAILABLE, NOT_MEASURED, show, show_ms
 from alexnet_edge.bench.report.rows import Row, fastest_of_each, rows_of, worst_layer
-from alexnet_edge.bench.report.tables import (
-    Table,
-    batch_table,
-    device_table,
-    energy_table,
-    harness_table,
-    peaks_table,
-    roofline_table,
-    scenario_table,
-    scorecard,
-    thermal_table,
-)
+from alexnet_edge.bench.report.tables import every_table, scorecard
 from alexnet_edge.bench.report.words import fastest_proved, headline, open_points, threads_of, verdict, worst_overall
 from alexnet_edge.bench.timing.subjects import PEER, subject_of
 from alexnet_edge.errors import UserError, needs
@@ -107,7 +96,7 @@ def write_report(
     chosen = fastest_of_each(rows)
     styles = plots.styles_of(rows)
     drawn = _plots(subjects, rows, settings, history, styles)
-    tables = _tables(bench, rows, subjects)
+    tables = every_table(bench, rows, subjects) if bench else []
     panels = _layer_panels(rows, subjects, styles)
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
@@ -165,21 +154,6 @@ def _all_subjects(bench: Mapping[str, Any] | None, artifacts: Sequence[Artifact]
 
 
 # --- text -----------------------------------------------------------------------------------------------------------------
-
-
-def _tables(bench: Mapping[str, Any] | None, rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> list[Table]:
-    if bench is None:
-        return []
-    return [
-        roofline_table(rows, subjects),
-        scenario_table(rows, subjects),
-        device_table(rows, subjects),
-        energy_table(rows, subjects),
-        thermal_table(rows, subjects),
-        harness_table(bench.get("harness"), rows),
-        peaks_table(bench.get("peaks") or ()),
-        batch_table(rows, subjects),
-    ]
 
 
 def _tiles(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:

@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_edge.bench.report.numbers import (
-    plural,
-    show_in_ms,
-)
+from alexnet_edge.bench.report.numbers import in_ms, plural
 from alexnet_edge.bench.timing.subjects import PEER
 
 
@@ -101,6 +98,15 @@ def rows_of(subjects: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] |
     ]
 
 
+def dig(value: Mapping[str, Any] | None, *keys: str) -> Any:
+    """What stands under `keys`, one inside the other; None where one of them is null or absent."""
+    for key in keys:
+        if value is None:
+            return None
+        value = value.get(key)
+    return value
+
+
 def tail_of(settings: Mapping[str, Any] | None) -> str:
     """The percentile shown beside the median: the highest asked for, `p99` say, and at least `p90`."""
     return f"p{max(90.0, settings['percentile']):g}" if settings else "p99"
@@ -147,21 +153,7 @@ def _row(
     label: str,
     group: str,
 ) -> Row:
-    batches = subject["batches"]
-    first = first_entry(subject, settings)
-    fastest = max(batches, key=lambda entry: float(entry["images_per_s"]), default=None)
-    parity = subject["parity"]
-    is_reference, is_peer = subject["format"] == "checkpoint", subject["format"] == PEER
-    figures = parity.get("figures", {})
-    accuracy, images = figures.get("candidate_accuracy"), figures.get("num_labelled")
-    if is_reference:
-        accuracy, images = _reference_accuracy(subject, subjects)
-    notes = [] if is_peer else [*parity.get("reasons", ()), *parity.get("warnings", ())]
-    if proved := parity.get("stand_in"):
-        notes.append(f"proved instead: {proved['what']}: {proved['verdict']}")
-    measured, measured_notes = _measured(subject)
-    energy = (first or {}).get("energy") or {}
-    cold = (first or {}).get("cold")
+    measured, notes = _measured(subject)
     roofline = subject.get("roofline") or {}
     return Row(
         label=label,
@@ -172,36 +164,67 @@ def _row(
         runtime=subject["runtime"],
         device=subject.get("device"),
         threads=subject.get("threads"),
-        proof="reference" if is_reference else PEER if is_peer else parity.get("verdict", "not run"),
-        proof_notes=tuple(notes) if parity or is_reference else ("its manifest has no parity verdict",),
-        accuracy=accuracy,
-        accuracy_images=images or None,
-        accuracy_change=figures.get("accuracy_change"),
-        accuracy_p=figures.get("mcnemar_p"),
-        agreement=figures.get("top1_agreement"),
-        agreement_interval=_pair(figures.get("top1_agreement_interval")),
-        agreement_images=figures.get("num_images"),
-        max_abs_error=figures.get("max_abs_error"),
+        **_proof(subject, subjects),
         measured=measured,
-        measured_notes=measured_notes,
-        p50_ms=None if first is None else show_in_ms(first["percentiles_ns"]["p50"]),
-        p50_interval_ms=None if first is None else _pair([value / 1e6 for value in first["median_interval_ns"]]),
-        tail_ms=None if first is None else show_in_ms(first["percentiles_ns"].get(tail_of(settings))),
-        cold_p50_ms=None if not cold else show_in_ms(cold["percentiles_ns"]["p50"]),
-        valid=first is not None and bool(first["valid"]) and measured != "error",
-        images_per_s=fastest and fastest["images_per_s"],
-        images_per_s_batch=fastest and fastest["batch"],
-        mj_per_image=energy.get("mj_per_image"),
-        net_mj_per_image=energy.get("net_mj_per_image"),
+        measured_notes=notes,
+        **_latency(subject, settings, failed=measured == "error"),
         roofline=roofline.get("share"),
         worst_layer=roofline.get("worst"),
         megabytes=subject["bytes"] / 1e6,
-        load_ms=show_in_ms(_median_over_rounds(subject, "load_ns")),
-        first_ms=show_in_ms(_median_over_rounds(subject, "first_ns")),
-        memory_mb=show_in_ms(_median_over_rounds(subject, "peak_memory_bytes")),  # bytes to MB is the same factor
-        speed_up=first["speed_up"]["ratio"] if first and first["speed_up"] else None,
-        speed_up_interval=_pair(first["speed_up"]["interval"]) if first and first["speed_up"] else None,
+        load_ms=in_ms(_median_over_rounds(subject, "load_ns")),
+        first_ms=in_ms(_median_over_rounds(subject, "first_ns")),
+        memory_mb=in_ms(_median_over_rounds(subject, "peak_memory_bytes")),  # bytes to MB is the same factor
     )
+
+
+def _proof(subject: Mapping[str, Any], subjects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The row's fields about answers."""
+    parity = subject["parity"]
+    figures = parity.get("figures", {})
+    accuracy, images = figures.get("candidate_accuracy"), figures.get("num_labelled")
+    proof = parity.get("verdict", "not run")
+    notes = [*parity.get("reasons", ()), *parity.get("warnings", ())]
+    if not parity:
+        notes = ["its manifest has no parity verdict"]
+    if subject["format"] == "checkpoint":
+        accuracy, images = _reference_accuracy(subject, subjects)
+        proof, notes = "reference", []
+    elif subject["format"] == PEER:
+        proof, notes = PEER, notes if not parity else []
+    if stand_in := parity.get("stand_in"):
+        notes.append(f"proved instead: {stand_in['what']}: {stand_in['verdict']}")
+    return {
+        "proof": proof,
+        "proof_notes": tuple(notes),
+        "accuracy": accuracy,
+        "accuracy_images": images or None,
+        "accuracy_change": figures.get("accuracy_change"),
+        "accuracy_p": figures.get("mcnemar_p"),
+        "agreement": figures.get("top1_agreement"),
+        "agreement_interval": _pair(figures.get("top1_agreement_interval")),
+        "agreement_images": figures.get("num_images"),
+        "max_abs_error": figures.get("max_abs_error"),
+    }
+
+
+def _latency(subject: Mapping[str, Any], settings: Mapping[str, Any] | None, *, failed: bool) -> dict[str, Any]:
+    """The row's fields about time and energy: of the first batch, and the throughput of the fastest."""
+    first = first_entry(subject, settings)
+    fastest = max(subject["batches"], key=lambda entry: float(entry["images_per_s"]), default=None)
+    interval_ns = dig(first, "median_interval_ns")
+    return {
+        "p50_ms": in_ms(dig(first, "percentiles_ns", "p50")),
+        "p50_interval_ms": interval_ns and _pair([value / 1e6 for value in interval_ns]),
+        "tail_ms": in_ms(dig(first, "percentiles_ns", tail_of(settings))),
+        "cold_p50_ms": in_ms(dig(first, "cold", "percentiles_ns", "p50")),
+        "valid": first is not None and bool(first["valid"]) and not failed,
+        "images_per_s": dig(fastest, "images_per_s"),
+        "images_per_s_batch": dig(fastest, "batch"),
+        "mj_per_image": dig(first, "energy", "mj_per_image"),
+        "net_mj_per_image": dig(first, "energy", "net_mj_per_image"),
+        "speed_up": dig(first, "speed_up", "ratio"),
+        "speed_up_interval": _pair(dig(first, "speed_up", "interval")),
+    }
 
 
 def _reference_accuracy(

@@ -6,25 +6,13 @@ import csv
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
-from alexnet_edge.bench.report.rows import (
-    Row,
-    rows_of,
-)
-from alexnet_edge.bench.report.tables import (
-    Table,
-    every_table,
-    scorecard,
-)
-from alexnet_edge.bench.report.words import (
-    headline,
-    open_points,
-    threads_of,
-    verdict,
-    worst_overall,
-)
+from alexnet_edge.bench.report.columns import Table
+from alexnet_edge.bench.report.rows import Row, dig, rows_of
+from alexnet_edge.bench.report.tables import every_table, scorecard
+from alexnet_edge.bench.report.words import headline, open_points, threads_of, verdict, worst_overall
 
 
 def markdown_of(bench: Mapping[str, Any]) -> str:
@@ -39,7 +27,7 @@ def markdown_of(bench: Mapping[str, Any]) -> str:
     for labels, points in open_points(rows, bench.get("peers_left_out")):
         lines += [_plain(f"- {labels}: {state}: {why}") for state, why in points]
     layer = worst_overall(rows, subjects)
-    for table in every_table(bench, rows):
+    for table in every_table(bench, rows, subjects):
         lines += ["", f"{_plain(table.title)}:", ""]
         if table.name == "roofline" and layer:
             lines += [_plain(layer), ""]
@@ -88,15 +76,10 @@ class _Path:
     """A figure of a batch: the CSV's column, and where it is in the JSON."""
 
     name: str
-    keys: tuple[str, ...] = field(default_factory=tuple)
+    keys: tuple[str, ...] = ()
 
     def of(self, entry: Mapping[str, Any]) -> Any:
-        value: Any = entry
-        for key in self.keys or (self.name,):
-            if value is None:
-                return None
-            value = value.get(key)
-        return value
+        return dig(entry, *(self.keys or (self.name,)))
 
 
 _WARM = tuple(_Path(name=name) for name in ("batch", "count", "mean_ns", "min_ns", "max_ns"))

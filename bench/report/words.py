@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from alexnet_edge.bench.report.numbers import (
-    NOT_AVAILABLE,
-    plural,
-    show_in_ms,
-    show_ms,
-    show_percent,
-)
-from alexnet_edge.bench.report.rows import (
-    Row,
-    worst_layer,
-)
+from alexnet_edge.bench.report.numbers import NOT_AVAILABLE, plural, show_ms, show_ns, show_percent
+from alexnet_edge.bench.report.rows import Row, worst_layer
 from alexnet_edge.bench.timing.subjects import PEER
 
 
@@ -117,8 +108,8 @@ def worst_overall(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) ->
     if worst[0] is not best:
         chosen.append(worst)
     parts = [
-        f"{layer['name']} of {row.label}{' (fastest proved)' if row is best else ''}, {show_ms(show_in_ms(layer['above_ns']))} "
-        f"ms above a floor of {show_ms(show_in_ms(layer['floor_ns']))} ms"
+        f"{layer['name']} of {row.label}{' (fastest proved)' if row is best else ''}, {show_ns(layer['above_ns'])} "
+        f"ms above a floor of {show_ns(layer['floor_ns'])} ms"
         for row, layer in chosen
     ]
     return f"Most time above its floor, as the runtimes profile it: {'; of all subjects: '.join(parts)}."
@@ -131,9 +122,6 @@ def plain_loop_sentence(plain: Mapping[str, Any]) -> str:
         f"Against a plain Python loop around the same session ({plain['label']}, in turn, {plain['blocks']} pairs of "
         f"blocks) its median is {plain['ratio']:.3f} times as long, {low:.3f} to {high:.3f}."
     )
-
-
-# --- Markdown and CSV -----------------------------------------------------------------------------------------------------
 
 
 def threads_of(bench: Mapping[str, Any]) -> str:

@@ -363,7 +363,11 @@ def test_markdown_tables_are_rectangular_and_complete(full: dict[str, Any]) -> N
         lines = block.splitlines()
         assert re.fullmatch(r"\|( -+:? \|)+", lines[1])
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-    names = [table for table in every_table(full, rows_of(full["subjects"], full["settings"])) if table.rows]
+    names = [
+        table
+        for table in every_table(full, rows_of(full["subjects"], full["settings"]), full["subjects"])
+        if table.rows
+    ]
     assert len(blocks) == 1 + len(names) == 9
 
 
