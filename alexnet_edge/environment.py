@@ -67,12 +67,12 @@ def usable_cpus() -> int:
 
 def cpu_model(root: Path = ROOT) -> str | None:
     """The processor's name, as the kernel gives it."""
-    text = _read(root / "proc/cpuinfo")
+    text = read_text(root / "proc/cpuinfo")
     if text:
         for key in ("model name", "Model", "Hardware"):
             if match := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE):
                 return match.group(1).strip()
-    return _read(root / "proc/device-tree/model") or platform.processor() or None
+    return read_text(root / "proc/device-tree/model") or platform.processor() or None
 
 
 def cpu_features(root: Path = ROOT, machine: str | None = None) -> list[str]:
@@ -82,7 +82,7 @@ def cpu_features(root: Path = ROOT, machine: str | None = None) -> list[str]:
     """
     if (machine or platform.machine()) == "aarch64" and (found := _arm_features(root)) is not None:
         return found
-    text = _read(root / "proc/cpuinfo") or ""
+    text = read_text(root / "proc/cpuinfo") or ""
     match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     flags = set(match.group(1).split()) if match else set()
     known = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
@@ -109,7 +109,7 @@ def emulation(root: Path = ROOT, machine: str | None = None) -> str | None:
         machine: the architecture, as `uname -m` says it; by default this process's.
     """
     machine = machine or platform.machine()
-    marker = _read(root / EMULATED_MARKER)
+    marker = read_text(root / EMULATED_MARKER)
     if marker is not None:
         return marker.splitlines()[0]
     try:
@@ -118,7 +118,7 @@ def emulation(root: Path = ROOT, machine: str | None = None) -> str | None:
         program = ""
     if _EMULATORS.match(program):
         return f"{program} runs the instructions"
-    text = _read(root / "proc/cpuinfo") or ""
+    text = read_text(root / "proc/cpuinfo") or ""
     of_x86 = re.search(r"^vendor_id\s*:", text, re.MULTILINE) is not None
     of_arm = re.search(r"^CPU implementer\s*:", text, re.MULTILINE) is not None
     if (of_x86 and machine in ("aarch64", "arm64", "armv7l")) or (of_arm and machine in ("x86_64", "i686")):
@@ -138,7 +138,7 @@ def last_level_cache_bytes(root: Path = ROOT) -> int | None:
     """Size of the largest cache of processor 0, in bytes."""
     sizes = []
     for index in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        text = _read(index / "size")
+        text = read_text(index / "size")
         if text and (match := re.fullmatch(r"(\d+)([KMG]?)", text)):
             sizes.append(int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2)])
     return max(sizes, default=None)
@@ -146,7 +146,7 @@ def last_level_cache_bytes(root: Path = ROOT) -> int | None:
 
 def cpu_governor(root: Path = ROOT) -> str | None:
     """The frequency governor of processor 0; None in most virtual machines."""
-    return _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def gpu_node(root: Path = ROOT) -> bool:
@@ -157,13 +157,13 @@ def gpu_node(root: Path = ROOT) -> bool:
 def gpu_models(root: Path = ROOT) -> list[str] | None:
     """Names of the NVIDIA GPUs, as their driver gives them; None where it gives none, as on a Jetson."""
     files = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
-    found = [re.search(r"^Model:\s*(.+)$", _read(path) or "", re.MULTILINE) for path in files]
+    found = [re.search(r"^Model:\s*(.+)$", read_text(path) or "", re.MULTILINE) for path in files]
     return [match.group(1).strip() for match in found if match] or None
 
 
 def l4t_release(root: Path = ROOT) -> str | None:
     """The Jetson Linux release, such as `36.4.3`; None on other machines."""
-    text = _read(root / "etc/nv_tegra_release")
+    text = read_text(root / "etc/nv_tegra_release")
     if text and (match := re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", text)):
         return f"{match.group(1)}.{match.group(2)}"
     return None
@@ -193,7 +193,8 @@ def describe() -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
+    """A short text file without surrounding white space; None when it is empty or cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\x00\n ") or None
     except OSError:

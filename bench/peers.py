@@ -1,351 +1,48 @@
-"""Peers: the same checkpoint in the tools that others would take, each by its own default export, measured beside ours.
+"""Peers: the same checkpoint in other tools, each by its own default export, prepared and measured beside ours.
 
 A peer is prepared and run in processes of its own, of the interpreter that has it: several cannot be installed beside each
-other. What a peer is given is the checkpoint as a `torch.nn.Module`, the images, the batch sizes and the number of threads;
-everything else is what the tool does by itself. A prepared peer is a small JSON file, `NAME.peer`, beside the files that the
+other. A peer receives the checkpoint as a `torch.nn.Module`, the images, the batch sizes and the number of threads; the rest
+is the tool's own default, see `peer_tools.py`. A prepared peer is a small JSON file, `NAME.peer`, beside the files that the
 tool wrote; `alexnet-edge bench` measures it as it does an artifact.
 
     python -m alexnet_edge.bench.peers prepare NAME --checkpoint FILE --folder FOLDER --batches 1,16 --reference FILE
 
 Letters: N images, C channels, H height, W width, K classes.
-
-Sources: the tools' own pages: `torch.onnx.export`; https://docs.openvino.ai (Convert a PyTorch model; Basic Quantization
-Flow, NNCF); https://github.com/Tencent/ncnn (pnnx); https://ai.google.dev/edge/litert (Convert PyTorch models);
-https://docs.pytorch.org/executorch (XNNPACK backend).
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 import alexnet_edge
 from alexnet_edge import records
 from alexnet_edge.artifact import INPUT, TensorSpec
+from alexnet_edge.bench.peer_tools import NNCF, PEERS, Peer, Source
 from alexnet_edge.errors import AlexNetEdgeError, ArtifactError, MissingComponentError, UserError
 from alexnet_edge.files import MALFORMED, sha256_json, write_json
-from alexnet_edge.images.datasets import ImageSet, batches, reopen
+from alexnet_edge.images.datasets import ImageSet, reopen
 from alexnet_edge.images.preprocess import FloatArray
-from alexnet_edge.network.checkpoint import Checkpoint, CheckpointInfo
+from alexnet_edge.network.checkpoint import CheckpointInfo
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.progress import QuietReporter, Reporter
 from alexnet_edge.sessions.base import Session
 
-if TYPE_CHECKING:
-    import torch
-
 SUFFIX = ".peer"
 SCHEMA = 1
-QUANTISATION_IMAGES = 300
-"""Images for tools that quantise; NNCF's own default number."""
 PREPARE_SECONDS = 1200
 """After which a tool that is still converting is given up."""
-
-Run = Callable[[FloatArray], FloatArray]
-"""`(N, 3, S, S)` float32 to `(N, K)` float32, by one peer."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """What a peer is made from."""
-
-    checkpoint: Checkpoint
-    folder: Path
-    """Where its files go."""
-    batches: tuple[int, ...]
-    """Batch sizes it must take."""
-    images: ImageSet
-    """To quantise on, for the tools that do."""
-
-    def module(self) -> torch.nn.Module:
-        """The network in PyTorch, in evaluation mode."""
-        return self.checkpoint.model()
-
-    def example(self, batch: int = 1) -> torch.Tensor:
-        import torch
-
-        size = self.checkpoint.info.preprocessing.crop
-        return torch.zeros(batch, 3, size, size)
-
-
-class Peer(ABC):
-    """One tool in one way of using it."""
-
-    name: str
-    about: str
-    precision = "fp32"
-    packages: tuple[str, ...]
-    """Distributions it needs, as the package index names them; the first is the tool."""
-    fixed_batch = False
-    """Whether an exported file takes one batch size only."""
-    deployed: tuple[str, ...] = ()
-    """The files that are needed to run it, with one batch size."""
-
-    @abstractmethod
-    def prepare(self, source: Source) -> None:
-        """Write the tool's files into `source.folder`."""
-
-    @abstractmethod
-    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
-        """What answers a batch."""
-
-
-class _Torch(Peer):
-    packages = ("torch",)
-
-    def prepare(self, source: Source) -> None:
-        """Nothing is exported."""
-
-    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
-        import torch
-
-        torch.set_num_threads(threads)
-        call = self._call(load_checkpoint(checkpoint).model())
-
-        def run(x_NCHW: FloatArray) -> FloatArray:
-            with torch.inference_mode():
-                y_NK: FloatArray = call(self._input(torch.from_numpy(x_NCHW))).numpy()
-            return y_NK
-
-        return run
-
-    @abstractmethod
-    def _call(self, module: Any) -> Callable[..., Any]:
-        """What answers a batch, of the checkpoint's network."""
-
-    def _input(self, x: Any) -> Any:
-        return x
-
-
-class TorchCompile(_Torch):
-    name, about = "torch-compile", "torch.compile with its default backend"
-
-    def _call(self, module: Any) -> Callable[..., Any]:
-        import torch
-
-        compiled: Callable[..., Any] = torch.compile(module)
-        return compiled
-
-
-class TorchChannelsLast(_Torch):
-    name, about = "torch-channels-last", "PyTorch eagerly, weights and input in channels-last order"
-
-    def _call(self, module: Any) -> Callable[..., Any]:
-        import torch
-
-        return module.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
-
-    def _input(self, x: Any) -> Any:
-        import torch
-
-        return x.contiguous(memory_format=torch.channels_last)
-
-
-class OnnxRuntime(Peer):
-    name, about = "onnxruntime", "torch.onnx.export, then ONNX Runtime with its default options"
-    deployed = ("model.onnx",)
-    packages = ("onnxruntime", "torch", "onnxscript")
-
-    def prepare(self, source: Source) -> None:
-        import torch
-
-        torch.onnx.export(
-            source.module(),
-            (source.example(2),),
-            str(source.folder / "model.onnx"),
-            input_names=[INPUT],
-            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
-            dynamo=True,
-            external_data=False,
-        )
-
-    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        return lambda x_NCHW: session.run(None, {INPUT: x_NCHW})[0]
-
-
-class OpenVINO(Peer):
-    name, about = "openvino", "openvino.convert_model; its processor plugin chooses what it computes in"
-    precision = "default"
-    deployed = ("model.xml", "model.bin")
-    packages: tuple[str, ...] = ("openvino", "torch")
-    options: Mapping[str, Any] = {}
-
-    def prepare(self, source: Source) -> None:
-        from alexnet_edge.sessions.openvino import load_library
-
-        load_library().save_model(self._model(source), str(source.folder / "model.xml"), compress_to_fp16=False)
-
-    def _model(self, source: Source) -> Any:
-        from alexnet_edge.sessions.openvino import load_library
-
-        shape = [-1, *source.example().shape[1:]]
-        return load_library().convert_model(source.module(), example_input=source.example(), input=[shape])
-
-    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
-        from alexnet_edge.sessions.openvino import shared_core
-
-        compiled = shared_core().compile_model(
-            str(folder / "model.xml"), "CPU", {"INFERENCE_NUM_THREADS": threads, **self.options}
-        )
-        request = compiled.create_infer_request()
-
-        def run(x_NCHW: FloatArray) -> FloatArray:
-            request.infer({0: x_NCHW}, share_inputs=True)
-            y_NK: FloatArray = request.get_output_tensor(0).data.copy()
-            return y_NK
-
-        return run
-
-
-class OpenVINOFloat(OpenVINO):
-    name, about, precision = "openvino-fp32", "the same, told to compute in FP32", "fp32"
-    options: Mapping[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
-
-
-class NNCF(OpenVINO):
-    name, about, precision = "openvino-nncf", "the same, quantised by NNCF with its defaults", "int8"
-    packages = ("nncf", "openvino", "torch")
-
-    def prepare(self, source: Source) -> None:
-        from alexnet_edge.sessions.openvino import load_library
-
-        openvino = load_library()
-        import nncf
-
-        images = source.images.spread(QUANTISATION_IMAGES)
-        spec = source.checkpoint.info.preprocessing
-        dataset = nncf.Dataset([part.x_NCHW for part in batches(images, spec, batch=1, on_bad_image="skip")])
-        quantised = nncf.quantize(self._model(source), dataset)
-        openvino.save_model(quantised, str(source.folder / "model.xml"), compress_to_fp16=False)
-
-
-class NCNN(Peer):
-    name, about = "ncnn", "pnnx, then ncnn with its default options; one image at a time"
-    precision = "default"
-    deployed = ("model.ncnn.param", "model.ncnn.bin")
-    packages = ("ncnn", "pnnx", "torch")
-
-    def prepare(self, source: Source) -> None:
-        import pnnx
-
-        pnnx.export(source.module(), str(source.folder / "model.pt"), (source.example(),))
-
-    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
-        import ncnn
-
-        net = ncnn.Net()
-        net.opt.num_threads = threads
-        net.load_param(str(folder / "model.ncnn.param"))
-        net.load_model(str(folder / "model.ncnn.bin"))
-
-        def one(x_CHW: FloatArray) -> FloatArray:
-            with net.create_extractor() as extractor:
-                extractor.input("in0", ncnn.Mat(x_CHW))
-                return np.array(extractor.extract("out0")[1], np.float32)
-
-        return lambda x_NCHW: np.stack([one(x_CHW) for x_CHW in x_NCHW])
-
-
-class LiteRT(Peer):
-    name, about = "litert", "litert_torch.convert, then LiteRT's interpreter (XNNPACK)"
-    deployed = ("model_1.tflite",)
-    packages = ("ai-edge-litert", "litert-torch", "torch")
-    fixed_batch = True
-
-    def prepare(self, source: Source) -> None:
-        import litert_torch
-
-        for batch in source.batches:
-            model = litert_torch.convert(source.module(), (source.example(batch),))
-            model.export(str(source.folder / f"model_{batch}.tflite"))
-
-    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
-        from ai_edge_litert.interpreter import Interpreter
-
-        opened: dict[int, Any] = {}
-
-        def run(x_NCHW: FloatArray) -> FloatArray:
-            batch = len(x_NCHW)
-            if batch not in opened:
-                opened[batch] = Interpreter(model_path=str(folder / f"model_{batch}.tflite"), num_threads=threads)
-                opened[batch].allocate_tensors()
-            interpreter = opened[batch]
-            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x_NCHW)
-            interpreter.invoke()
-            y_NK: FloatArray = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-            return y_NK
-
-        return run
-
-
-class ExecuTorch(Peer):
-    name, about = "executorch", "to_edge_transform_and_lower with XNNPACK's partitioner, then ExecuTorch's runtime"
-    deployed = ("model_1.pte",)
-    packages = ("executorch", "torch")
-    fixed_batch = True
-
-    def prepare(self, source: Source) -> None:
-        import torch
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
-
-        for batch in source.batches:
-            program = torch.export.export(source.module(), (source.example(batch),))
-            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
-            (source.folder / f"model_{batch}.pte").write_bytes(lowered.buffer)
-
-    def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
-        import torch
-        from executorch.extension.pybindings import portable_lib
-        from executorch.runtime import Runtime
-
-        if hasattr(portable_lib, "_threadpool_set_num_threads"):
-            portable_lib._threadpool_set_num_threads(threads)
-        runtime, opened = Runtime.get(), dict[int, Any]()
-
-        def run(x_NCHW: FloatArray) -> FloatArray:
-            batch = len(x_NCHW)
-            if batch not in opened:
-                opened[batch] = runtime.load_program(folder / f"model_{batch}.pte").load_method("forward")
-            y_NK: FloatArray = opened[batch].execute((torch.from_numpy(x_NCHW),))[0].numpy()
-            return y_NK
-
-        return run
-
-
-PEERS: dict[str, Peer] = {
-    peer.name: peer
-    for peer in (
-        TorchCompile(),
-        TorchChannelsLast(),
-        OnnxRuntime(),
-        OpenVINO(),
-        OpenVINOFloat(),
-        NNCF(),
-        NCNN(),
-        LiteRT(),
-        ExecuTorch(),
-    )
-}
-"""PyTorch eagerly is not among them: it is the checkpoint itself, which `alexnet-edge bench` measures."""
 
 
 # --- a prepared peer ----------------------------------------------------------------------------------------------------
@@ -473,20 +170,17 @@ def prepare_peers(
     Raises:
         UserError: for an unknown name, or when none can be prepared.
     """
-    from alexnet_edge.proof.evaluate import outputs_NK
-    from alexnet_edge.sessions import reference_session
-
     reporter = reporter or QuietReporter()
-    chosen = list(PEERS) if "all" in names else list(dict.fromkeys(names))
-    for name in chosen:
-        if name not in PEERS:
-            raise UserError("no such peer", value=name, fix=f"choose from all, {', '.join(PEERS)}")
+    chosen = _chosen(names)
     interpreter = str(python) if python is not None else sys.executable
     digest = load_checkpoint(checkpoint).sha256
     sizes = sorted({1, *batches})
     paths, left_out = list[Path](), dict[str, str]()
     with tempfile.TemporaryDirectory(prefix="alexnet-edge-peers-") as scratch:
         reference = Path(scratch) / "reference.npy"
+        common = ["--checkpoint", str(checkpoint.resolve()), "--batches", ",".join(map(str, sizes))]
+        common += ["--reference", str(reference), "--images", json.dumps(dict(images.source))]
+        common += ["--threads", str(threads)] if threads else []
         reporter.start("peers", len(chosen))
         for done, name in enumerate(chosen):
             reporter.update(done, name)
@@ -495,16 +189,8 @@ def prepare_peers(
             path = folder / f"{name}-{key}" / f"{name}{SUFFIX}"
             if not path.is_file():
                 if not reference.is_file():
-                    with reference_session(checkpoint, threads=threads) as session:
-                        np.save(reference, outputs_NK(session, images)[0])
-                reason = _prepare_elsewhere(
-                    interpreter,
-                    [name, "--checkpoint", str(checkpoint.resolve()), "--folder", str(path.parent)]
-                    + ["--batches", ",".join(map(str, sizes)), "--reference", str(reference)]
-                    + ["--images", json.dumps(dict(images.source))]
-                    + (["--threads", str(threads)] if threads else []),
-                )
-                if reason:
+                    _write_reference(reference, checkpoint, images, threads)
+                if reason := _prepare_elsewhere(interpreter, [name, "--folder", str(path.parent), *common]):
                     left_out[name] = reason
                     reporter.note(f"peer {name} is left out: {reason}")
                     continue
@@ -517,6 +203,23 @@ def prepare_peers(
             fix="install them: pip install --group peers, or name an interpreter that has them with --peers-python",
         )
     return paths, left_out
+
+
+def _chosen(names: Sequence[str]) -> list[str]:
+    chosen = list(PEERS) if "all" in names else list(dict.fromkeys(names))
+    for name in chosen:
+        if name not in PEERS:
+            raise UserError("no such peer", value=name, fix=f"choose from all, {', '.join(PEERS)}")
+    return chosen
+
+
+def _write_reference(path: Path, checkpoint: Path, images: ImageSet, threads: int | None) -> None:
+    """The checkpoint's answers on `images`, as an array `(N, K)`."""
+    from alexnet_edge.proof.evaluate import outputs_NK
+    from alexnet_edge.sessions import reference_session
+
+    with reference_session(checkpoint, threads=threads) as session:
+        np.save(path, outputs_NK(session, images)[0])
 
 
 def environment_of(python: str, scratch: Path) -> dict[str, str]:

@@ -10,11 +10,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from alexnet_edge.environment import ROOT
+from alexnet_edge.environment import ROOT, cpu_governor, read_text
 
 CONF = "etc/nvpmodel.conf"
 """The power modes of this board."""
@@ -134,13 +134,13 @@ def parse_clocks(text: str) -> Clocks | None:
 
 def modes_of(root: Path = ROOT) -> list[PowerMode]:
     """The power modes in the board's `nvpmodel.conf`; none where it cannot be read."""
-    text = _text(root / CONF)
+    text = read_text(root / CONF)
     return parse_modes(text) if text else []
 
 
 def saved_mode(root: Path = ROOT) -> PowerMode | None:
     """The power mode from the files alone, without running a command; None where they do not tell."""
-    match = re.search(r"pmode:(\d+)", _text(root / STATUS) or "")
+    match = re.search(r"pmode:(\d+)", read_text(root / STATUS) or "")
     if match is None:
         return None
     number = int(match.group(1))
@@ -148,8 +148,41 @@ def saved_mode(root: Path = ROOT) -> PowerMode | None:
     return PowerMode(id=number, name=names.get(number))
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
+def describe_power(root: Path = ROOT, *, path: str | None = None) -> dict[str, Any]:
+    """The power mode, as recorded in results; what cannot be read is None, with its reason.
+
+    Args:
+        root: folder in which `/sys`, `/etc` and `/var` are looked for. For the file system's own root, or with `path`,
+            `nvpmodel -q` and `jetson_clocks --show` are asked too.
+        path: where these commands are looked up; by default `PATH`.
+
+    Returns:
+        `nvpmodel`: `{"id", "name"}`; `jetson_clocks`: `{"locked", "governor", "gpu_mhz", "emc_mhz"}`, the clocks as
+        least, largest and present; `cpu_governor`; `reasons` by name of what is None.
+    """
+    reasons: dict[str, str] = {}
+    ask = root == ROOT or path is not None
+    nvpmodel = find_tool("nvpmodel", path) if ask else None
+    mode = parse_mode(run_tool(nvpmodel, "-q").text) if nvpmodel else None
+    mode = mode or saved_mode(root)
+    if mode is None:
+        reasons["nvpmodel"] = "nvpmodel does not tell" if nvpmodel else "no nvpmodel here, which only a Jetson has"
+    clocks = None
+    tool = find_tool("jetson_clocks", path) if ask else None
+    if tool is None:
+        reasons["jetson_clocks"] = "no jetson_clocks here, which only a Jetson has"
+    else:
+        answer = run_tool(tool, "--show")
+        clocks = parse_clocks(answer.text)
+        if clocks is None:
+            line = next((line.strip() for line in answer.text.splitlines() if line.strip()), "no answer")
+            reasons["jetson_clocks"] = f"jetson_clocks --show: {line}"
+    governor = cpu_governor(root)
+    if governor is None:
+        reasons["cpu_governor"] = "this kernel has no frequency governor, as in most virtual machines"
+    return {
+        "nvpmodel": None if mode is None else asdict(mode),
+        "jetson_clocks": None if clocks is None else clocks.to_json(),
+        "cpu_governor": governor,
+        "reasons": reasons,
+    }

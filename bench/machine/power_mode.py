@@ -32,7 +32,7 @@ from types import FrameType
 from typing import Any
 
 from alexnet_edge.bench.machine.jetson import PowerMode, find_tool, modes_of, parse_mode, parse_modes, run_tool
-from alexnet_edge.environment import ROOT
+from alexnet_edge.environment import ROOT, read_text
 from alexnet_edge.errors import AlexNetEdgeError, UserError
 from alexnet_edge.files import MALFORMED, write_json
 
@@ -179,7 +179,7 @@ class BusyError(UserError):
 
 def _plan(mode: str | int | None, *, clocks: bool, root: Path, state: Path, path: str | None) -> Setting:
     nvpmodel, jetson_clocks = find_tool("nvpmodel", path), find_tool("jetson_clocks", path)
-    setting = Setting(root=str(root), boot_id=_boot_id(root), owner=os.getpid(), clocks=clocks)
+    setting = Setting(root=str(root), boot_id=read_text(root / _BOOT) or "", owner=os.getpid(), clocks=clocks)
     if nvpmodel is None:
         if jetson_clocks is not None or not any((root / _POLICIES).glob("policy*/scaling_governor")):
             raise UserError(
@@ -219,10 +219,12 @@ def _plan(mode: str | int | None, *, clocks: bool, root: Path, state: Path, path
 def _governors(governor: str, root: Path) -> dict[str, str]:
     """What each processor's governor is now, by file."""
     files = sorted((root / _POLICIES).glob("policy*/scaling_governor"))
-    offered = set.intersection(*(set(_text(file.with_name("scaling_available_governors")).split()) for file in files))
+    offered = set.intersection(
+        *(set((read_text(file.with_name("scaling_available_governors")) or "").split()) for file in files)
+    )
     if governor not in offered:
         raise UserError("no such frequency governor", value=governor, fix=f"one of {', '.join(sorted(offered))}")
-    return {str(file.relative_to(root)): _text(file) for file in files}
+    return {str(file.relative_to(root)): read_text(file) or "" for file in files}
 
 
 def _find_mode(name: str, nvpmodel: str, root: Path) -> PowerMode:
@@ -296,7 +298,7 @@ def _restore_journal(state: Path, hold: Sequence[int]) -> str | None:
 def _restore(setting: Setting, hold: Sequence[int]) -> str:
     """What could not be put back, in words; it does no harm to do it twice."""
     root, problems = Path(setting.root), []
-    same_boot = _boot_id(root) == setting.boot_id
+    same_boot = (read_text(root / _BOOT) or "") == setting.boot_id
     if same_boot:
         for file, governor in setting.governors.items():
             try:
@@ -363,7 +365,7 @@ def _try_lock(lock: int) -> bool:
 
 def _owner(state: Path) -> int:
     """The process that took the lock last."""
-    return int(_text(state / _LOCK) or 0)
+    return int(read_text(state / _LOCK) or 0)
 
 
 def _alive(process: int) -> bool:
@@ -462,17 +464,6 @@ def _handlers(
     finally:
         for number in chosen:
             signal.signal(number, before[number] or signal.SIG_DFL)
-
-
-def _boot_id(root: Path) -> str:
-    return _text(root / _BOOT)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _last_line(text: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from alexnet_edge.environment import ROOT, cpu_governor
+from alexnet_edge.environment import ROOT, cpu_governor, read_text
 
 COLDEST_C = -50.0
 """A sensor that is switched off reads -256 °C on a Jetson Orin: anything colder than this is no temperature."""
@@ -95,7 +95,7 @@ def clock_files(root: Path = ROOT) -> Files:
         for folder in (root / "sys/class/devfreq").glob("*")
         if _GPU_NAMES.search(folder.name) and not folder.name.startswith("gpu-nvd")  # the video part of Thor's GPU
     )
-    memories = [root / path for path in _EMC_RATES if _readable(root / path)][:1]
+    memories = [root / path for path in _EMC_RATES if read_number(root / path) is not None][:1]
     candidates = {
         "CPU": tuple((path, 1e3) for path in cpus),
         "GPU": tuple((path, 1.0) for path in gpus),
@@ -111,7 +111,7 @@ def zone_files(root: Path = ROOT) -> Files:
     """
     zones: dict[str, tuple[tuple[Path, float], ...]] = {}
     for folder in _numbered(root / "sys/class/thermal", "thermal_zone"):
-        name = (_text(folder / "type") or folder.name).removesuffix("-thermal").removesuffix("-therm")
+        name = (read_text(folder / "type") or folder.name).removesuffix("-thermal").removesuffix("-therm")
         zones[name if name not in zones else f"{name} {folder.name.removeprefix('thermal_zone')}"] = (
             (folder / "temp", 1.0),
         )
@@ -122,7 +122,7 @@ def cooling_files(root: Path = ROOT) -> Files:
     """Cooling devices that take performance away, by name; a state above 0 means that they do so now."""
     devices: dict[str, tuple[tuple[Path, float], ...]] = {}
     for folder in _numbered(root / "sys/class/thermal", "cooling_device"):
-        name = _text(folder / "type")
+        name = read_text(folder / "type")
         if name and _THROTTLING.fullmatch(name):
             devices[name] = (*devices.get(name, ()), (folder / "cur_state", 1.0))
     return devices
@@ -177,17 +177,6 @@ def _numbered(folder: Path, prefix: str) -> list[Path]:
         (path for path in folder.glob(f"{prefix}*") if path.name.removeprefix(prefix).isdigit()),
         key=lambda path: int(path.name.removeprefix(prefix)),
     )
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or None
-    except OSError:
-        return None
-
-
-def _readable(path: Path) -> bool:
-    return read_number(path) is not None
 
 
 def peak_memory_bytes() -> int | None:

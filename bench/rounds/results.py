@@ -14,7 +14,8 @@ from typing import Any
 
 from alexnet_edge import environment
 from alexnet_edge.bench.machine.peaks import Peaks
-from alexnet_edge.bench.machine.power import PowerWindow, energy_of, thermal_reasons
+from alexnet_edge.bench.machine.power import PowerWindow
+from alexnet_edge.bench.machine.thermal import energy_of, thermal_reasons
 from alexnet_edge.bench.timing.latency import BatchRound
 from alexnet_edge.bench.timing.process import Opened
 from alexnet_edge.bench.timing.settings import MeasureSettings

@@ -19,9 +19,11 @@ from typing import Any
 from alexnet_edge.bench.loadgen.scenarios import run_scenario
 from alexnet_edge.bench.loadgen.settings import ScenarioSettings
 from alexnet_edge.bench.machine import peaks, roofline
+from alexnet_edge.bench.machine.jetson import describe_power
 from alexnet_edge.bench.machine.meters import find_meters
-from alexnet_edge.bench.machine.power import Recorder, describe_power, tegrastats_window
+from alexnet_edge.bench.machine.power import Recorder
 from alexnet_edge.bench.machine.power_mode import power_mode, restore_left_over
+from alexnet_edge.bench.machine.recorded_log import tegrastats_window
 from alexnet_edge.bench.machine.state import machine_state
 from alexnet_edge.bench.rounds import harness
 from alexnet_edge.bench.rounds.peaks import measure_peaks

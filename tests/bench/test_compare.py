@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from scipy import stats as scipy_stats
 
-from alexnet_edge.bench.report import compare as module
-from alexnet_edge.bench.report.compare import Comparison, compare, judge, ratio_interval
-from alexnet_edge.bench.report.foreign import Key, Measurement
+from alexnet_edge.bench.report import judgement as module
+from alexnet_edge.bench.report.compare import Comparison, compare
+from alexnet_edge.bench.report.judgement import judge, ratio_interval
+from alexnet_edge.bench.report.measurement import Key, Measurement
 from alexnet_edge.bench.rounds import results
 from alexnet_edge.bench.timing import latency as measure
 from alexnet_edge.bench.timing.settings import MeasureSettings

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from alexnet_edge.bench.report import foreign
 from alexnet_edge.bench.report.compare import compare
-from alexnet_edge.bench.report.foreign import Measurement, read_measurements
+from alexnet_edge.bench.report.foreign import read_measurements
+from alexnet_edge.bench.report.measurement import Key, Measurement
 from alexnet_edge.bench.rounds import results as own
 from alexnet_edge.errors import UserError
 
@@ -84,9 +85,7 @@ def by_what(found: list[Measurement]) -> dict[str, Measurement]:
 
 def test_own_results_have_samples_by_round_and_conditions(tmp_path: Path) -> None:
     (one,) = read_measurements(write(tmp_path / "r.json", results(subject())))
-    assert one.key == foreign.Key(
-        format="onnx", precision="fp32", device="cpu", threads=2, batch=1, what="host end-to-end"
-    )
+    assert one.key == Key(format="onnx", precision="fp32", device="cpu", threads=2, batch=1, what="host end-to-end")
     assert one.label == "onnx fp32"
     assert one.file == "alexnet_fp32.onnx"
     assert one.rounds == ((10, 20, 30), (20, 20, 40))

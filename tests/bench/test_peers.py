@@ -13,7 +13,8 @@ from narrow_network import NARROW, sitecustomize, write_checkpoint
 from small_artifacts import QUICK, write_artifact
 
 from alexnet_edge.bench import peers
-from alexnet_edge.bench.peers import PEERS, Peer, PeerSession, prepare_peers, read_peer
+from alexnet_edge.bench.peer_tools import PEERS, Peer
+from alexnet_edge.bench.peers import PeerSession, prepare_peers, read_peer
 from alexnet_edge.bench.report.report import write_report
 from alexnet_edge.bench.report.rows import rows_of
 from alexnet_edge.bench.report.text import markdown_of

@@ -17,19 +17,15 @@ import numpy as np
 import pytest
 from machine_tree import DATA, Tools, grow
 
-from alexnet_edge.bench.machine import jetson, meters, power
-from alexnet_edge.bench.machine.meters import Channel, Meters, Source, find_meters, total_of
-from alexnet_edge.bench.machine.power import (
-    Clock,
-    PowerWindow,
-    Recorder,
-    describe_power,
-    energy_of,
-    tegrastats_window,
-    thermal_reasons,
-)
+from alexnet_edge.bench.machine import jetson, meters, power, sources
+from alexnet_edge.bench.machine.jetson import describe_power
+from alexnet_edge.bench.machine.meters import Meters, find_meters, total_of
+from alexnet_edge.bench.machine.power import Clock, PowerWindow, Recorder
+from alexnet_edge.bench.machine.recorded_log import tegrastats_window
+from alexnet_edge.bench.machine.sources import Channel, Source
 from alexnet_edge.bench.machine.state import machine_state
 from alexnet_edge.bench.machine.tegrastats import parse_line, read_log
+from alexnet_edge.bench.machine.thermal import energy_of, thermal_reasons
 from alexnet_edge.errors import UserError
 
 SECOND = 1_000_000_000
@@ -380,7 +376,7 @@ def test_tegrastats_that_prints_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     (root / "sys/class/hwmon/hwmon1/name").unlink()
     tools = Tools(tmp_path / "tools", only=("tegrastats",))
     tools.set("tegrastats.log", "")
-    monkeypatch.setattr(meters, "_FIRST_LINE_S", 0.1)
+    monkeypatch.setattr(sources, "_FIRST_LINE_S", 0.1)
     found = find_meters(root=root, device="cuda", path=tools.path, interval_s=0.01)
     assert found.power is None
     assert "tegrastats prints no line" in found.reason

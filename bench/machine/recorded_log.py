@@ -1,0 +1,63 @@
+"""A log of tegrastats that was recorded beside a measurement, judged as a whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from alexnet_edge.bench.machine.meters import total_of
+from alexnet_edge.bench.machine.power import PowerWindow, Series, window_of
+from alexnet_edge.bench.machine.sources import Channel, channels_of
+from alexnet_edge.bench.machine.tegrastats import TegrastatsLine, read_log
+
+BUSY_PERCENT = 50
+"""In a recorded log: the load of the GPU, or of the busiest core, from which a line counts as being under load."""
+
+
+def tegrastats_window(path: Path) -> PowerWindow:
+    """A log recorded with `tegrastats --logfile` during a run, as one window, for `thermal_reasons`.
+
+    Its lines are stamped with the board's wall clock, to the second, or not at all, so they cannot be told apart by
+    measurement: the log as a whole is judged, and there is no energy per image. Clocks fall and boards cool when there is
+    nothing to do, so only lines under load count (`BUSY_PERCENT`): for the clocks of the GPU and the memory, those with a
+    busy GPU, or on a Thor, whose lines do not tell, those in which the GPU had a clock; for the processors' clock, those
+    with a busy core; for temperatures, those with either.
+
+    Raises:
+        UserError: when it cannot be read or has no line of tegrastats.
+    """
+    lines = read_log(path)
+    spacing_ns = _spacing_ns(lines)
+    at_ns = np.arange(len(lines), dtype=np.int64) * spacing_ns
+    series: dict[Channel, Series] = {}
+    for stamp, line in zip(at_ns, lines, strict=True):
+        gpu_busy = "GPU" in line.clocks_mhz if line.gpu_percent is None else line.gpu_percent >= BUSY_PERCENT
+        cpu_busy = line.cpu_percent is not None and line.cpu_percent >= BUSY_PERCENT
+        for channel, value in channels_of(line).items():
+            loaded = {"mhz": cpu_busy if channel.name == "CPU" else gpu_busy, "celsius": gpu_busy or cpu_busy}
+            if loaded.get(channel.kind, True):
+                series.setdefault(channel, Series()).add(int(stamp), value)
+    rails = total_of([channel.name for channel in series if channel.kind == "watts"])
+    window = window_of(
+        {channel: samples.arrays() for channel, samples in series.items()},
+        0,
+        max(int(at_ns[-1]), 1),
+        meter=f"recorded tegrastats log, {len(lines)} lines",
+        rails=rails,
+        reason="a recorded log cannot be matched with the measurements: it is judged as a whole",
+    )
+    means = {name: float(values.arrays()[1].mean()) for (kind, name), values in series.items() if kind == "watts"}
+    watts = math.fsum(means[name] for name in rails) if rails else None
+    return replace(window, samples=len(lines), rail_watts=means, watts=watts)
+
+
+def _spacing_ns(lines: Sequence[TegrastatsLine]) -> int:
+    """Mean time between lines by their dates; a second, tegrastats' own default, where they have none."""
+    dates = [line.date for line in lines if line.date is not None]
+    if len(dates) == len(lines) > 1 and dates[-1] > dates[0]:
+        return round((dates[-1] - dates[0]).total_seconds() * 1e9 / (len(lines) - 1))
+    return 1_000_000_000
