@@ -23,7 +23,6 @@ from alexnet_edge.export.graphs.index import QDQ, IndexedGraph, all_graphs, attr
 from alexnet_edge.nvidia.libraries import Library
 
 with needs("export"):
-    import onnx
     from onnx import TensorProto
 
 Severity = Literal["error", "warning"]
@@ -154,7 +153,7 @@ def lint(
         problem = f"the file has {path.stat().st_size / 2**30:.1f} GiB; no parser reads a message of 2 GiB or more"
         finding = _at(path.name, problem, "save it with its weights as external data", "error")
         return LintReport(parser=None, findings=(finding,))
-    graph = IndexedGraph.of(_load(path), path)
+    graph = IndexedGraph.read(path)
     answer = ask(path, ("rtx", "tensorrt") if target == "rtx" else ("tensorrt", "rtx"), TARGETS[target][0])
     findings = list(_guess(graph)) if answer is None else [_refused(graph, refusal) for refusal in answer.refusals]
     findings += [finding for rule in _RULES for finding in rule(graph, target)]
@@ -162,22 +161,6 @@ def lint(
         parser=None if answer is None else answer.parser,
         findings=tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.severity)),  # errors first
     )
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    damaged = UserError("not an ONNX file, or a damaged one", value=path, fix="export it again")
-    try:
-        model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
-    except DecodeError as error:
-        raise damaged from error
-    except OSError as error:
-        problem = f"cannot read the file, {error.strerror or error}"
-        raise UserError(problem, value=path, fix="check its rights") from error
-    if not model.opset_import or not model.graph.output:  # an empty or foreign file may decode to nothing
-        raise damaged
-    return model
 
 
 def _at(node: Any, problem: str, fix: str, severity: Severity = "warning") -> Finding:
@@ -199,7 +182,7 @@ _TYPES = "use FLOAT, FLOAT16, BFLOAT16, INT8, INT4 or FLOAT8E4M3FN"
 _FIXES: tuple[tuple[str, str], ...] = (
     (r"^(QLinear\w+|ConvInteger|MatMulInteger|DynamicQuantizeLinear):", _STATIC_QDQ),
     (r"^DequantizeLinear: .*Int32", "leave biases in floating point (onnxruntime: QuantizeBias=False)"),
-    (r"zero point|^\w*quantizeLinear: .*UINT8", _TO_INT8),
+    (r"zero point|[Qq]uantizeLinear: .*UINT8", _TO_INT8),
     (r"Scale coefficients", "calibrate with images that reach every layer; give channels of zeros a positive scale"),
     (r"number of scales|Scale dim", "quantise again with the axis that the scales belong to"),
     (r"import initializer", "put its external data beside the model, whole; or store it in a type that TensorRT reads"),

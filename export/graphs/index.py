@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_edge.errors import needs
+from alexnet_edge.errors import UserError, needs
 
 with needs("export"):
     import onnx
@@ -38,7 +38,13 @@ class IndexedGraph:
     """None for a size that is free or not known."""
 
     @classmethod
-    def of(cls, model: onnx.ModelProto, path: Path) -> IndexedGraph:
+    def read(cls, path: Path) -> IndexedGraph:
+        """Index an ONNX file; its external data stays where it is.
+
+        Raises:
+            UserError: when it is no ONNX file, or cannot be read.
+        """
+        model = _load(path)
         graphs = list(all_graphs(model.graph))
         graph = cls(
             model=model,
@@ -79,7 +85,13 @@ class IndexedGraph:
             return None
         try:
             return np.asarray(numpy_helper.to_array(self.constants[name], str(self.path.parent)))
-        except (OSError, ValueError, TypeError, onnx.checker.ValidationError):  # missing, cut short, of no NumPy type
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            onnx.checker.ValidationError,
+        ):  # missing, cut short, no such type
             return None
 
     def size(self, name: str) -> int:
@@ -103,6 +115,33 @@ class IndexedGraph:
         """The DequantizeLinear node that writes an input; None where another node does."""
         writer = self.writers.get(input_name(node, index))
         return writer if writer is not None and writer.op_type == "DequantizeLinear" else None
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    damaged = UserError("not an ONNX file, or a damaged one", value=path, fix="export it again")
+    try:
+        model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
+    except DecodeError as error:
+        raise damaged from error
+    except OSError as error:
+        problem = f"cannot read the file, {error.strerror or error}"
+        raise UserError(problem, value=path, fix="check its rights") from error
+    if not model.opset_import or not model.graph.output:  # an empty or foreign file may decode to nothing
+        raise damaged
+    if any(isinstance(text, bytes) for graph in all_graphs(model.graph) for text in _texts(graph)):  # not UTF-8
+        raise damaged
+    return model
+
+
+def _texts(graph: Any) -> Iterator[Any]:
+    """Every name in a graph, but for those in its branches."""
+    yield graph.name
+    for node in graph.node:
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+        yield from (entry.name for entry in node.attribute)
+    yield from (entry.name for entry in (*graph.input, *graph.output, *graph.value_info, *graph.initializer))
 
 
 def all_graphs(graph: Any) -> Iterator[Any]:
