@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -36,9 +36,6 @@ class Component:
     """Its version, or why it cannot be used."""
     fix: str = ""
     """The command that adds it; empty when it is there or no command can."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def examine() -> list[Component]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,6 @@ class Prediction:
 
     image: str
     guesses: tuple[Guess, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def predict(

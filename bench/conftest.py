@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from alexnet_edge import __version__
+from alexnet_edge import __version__, records
 from alexnet_edge.artifact import Artifact, Format, Precision, load_artifact
 from alexnet_edge.bench.rounds.results import BenchResult
 from alexnet_edge.bench.rounds.run import Plan, run_bench
@@ -134,7 +134,7 @@ def checkpoint(request: pytest.FixtureRequest, reporter: ConsoleReporter) -> Che
 
     settings = TrainSettings()
     key = sha256_json(
-        {"settings": settings.to_json(), "recipe": asdict(settings.resolved()), "version": __version__}
+        {"settings": records.to_builtins(settings), "recipe": asdict(settings.resolved()), "version": __version__}
         | {"images": synthetic("train").content_hash()}
     )[:16]
     kept = CACHE_BENCH / f"network-{key}"

@@ -19,7 +19,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,6 @@ class SearchResult:
     labelled: bool
     reused: int
     """Entries that came from the journal."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "plan": dict(self.plan)}
 
 
 class Journal:
@@ -274,7 +271,7 @@ class _Search:
     def _change(self, exact: Plan, layer: str, kind: str) -> Change:
         plan = {**exact, layer: kind}
         before, after = self._answers(exact), self._answers(plan)
-        figures = ParityFigures(**after["figures"])
+        figures = records.convert(ParityFigures, after["figures"])
         speedup, interval = self._compare(exact, plan)
         samples = self._samples(exact, plan)
         medians = [float(np.median(np.concatenate(rounds))) for rounds in samples]
@@ -329,7 +326,7 @@ class _Search:
     # --- what is measured ------------------------------------------------------------------------------------------------
 
     def _figures(self, plan: Plan) -> ParityFigures:
-        return ParityFigures(**self._answers(plan)["figures"])
+        return records.convert(ParityFigures, self._answers(plan)["figures"])
 
     def _drop(self, figures: ParityFigures) -> float:
         if figures.num_not_finite:
@@ -349,7 +346,7 @@ class _Search:
                     y_NK = np.concatenate([session.run(x_NCHW) for x_NCHW in self._x_NCHW])
                 head = artifact.manifest.head
                 figures = compare_outputs(reference_NK, y_NK, labels_N=self._labels_N, head=head)
-                answers = {"figures": figures.to_json(), "bytes": artifact.manifest.bytes}
+                answers = {"figures": records.to_builtins(figures), "bytes": artifact.manifest.bytes}
             self.journal.put(key, answers)
         return answers
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from alexnet_edge import records
 from alexnet_edge.bench.suite import BATCHES, CLOCK, Case
 from alexnet_edge.bench.timing.settings import MeasureSettings
 
@@ -14,6 +15,6 @@ from alexnet_edge.bench.timing.settings import MeasureSettings
 @pytest.mark.benchmark(group="latency, batch 1", timer=CLOCK)
 def test_latency(case: Case, subject: dict[str, Any], play: Callable[[int], Mapping[str, Any]]) -> None:
     summary = play(BATCHES[0])
-    settings = MeasureSettings.from_json(subject["bench"]["settings"])
+    settings = records.convert(MeasureSettings, subject["bench"]["settings"])
     highest = f"p{settings.percentile:g}"
     assert summary["percentiles_ns"][highest] is not None, f"too slow for the {highest} within {settings.max_seconds} s"

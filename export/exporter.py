@@ -670,7 +670,7 @@ class Exporter:
         found = self.calibration(precision)
         if not audited or self._given_calibration is not None:  # whose images were audited where they are
             return found.to_json()
-        return {**found.to_json(), "audit": self._audit(found).to_json()}
+        return {**found.to_json(), "audit": records.to_builtins(self._audit(found))}
 
     def _audit(self, found: Calibration) -> CalibrationAudit:
         """What the calibration images are, against the proof's."""

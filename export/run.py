@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from alexnet_edge import records
 from alexnet_edge.artifact import Format, Plan
 from alexnet_edge.export.exporter import CACHE, Exporter, Outcome
 from alexnet_edge.export.precision import CALIBRATED
@@ -26,9 +27,6 @@ class FoundPlan(Protocol):
     @property
     def max_drop(self) -> float:
         """Accuracy that may be lost; 0.01 is one point."""
-
-    def to_json(self) -> Mapping[str, Any]:
-        """What the manifest keeps."""
 
 
 def export_all(
@@ -59,7 +57,7 @@ def export_all(
     if request.auto:
         assert search is not None, "`auto` needs a search"
         found = search(exporter, job.artifacts[0][0])
-        exporter.plan, exporter.max_drop, exporter.search = found.plan, found.max_drop, found.to_json()
+        exporter.plan, exporter.max_drop, exporter.search = found.plan, found.max_drop, records.to_builtins(found)
     yield from exporter.export_all(job.artifacts)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alexnet_edge import doctor
+from alexnet_edge import doctor, records
 from alexnet_edge.doctor import CAPABILITIES, Component, examine, require
 from alexnet_edge.errors import MissingComponentError, UserError, install_command
 from alexnet_edge.nvidia.cuda import GpuInfo
@@ -37,7 +37,7 @@ def test_every_component_is_a_purpose_and_says_something() -> None:
         assert component.purpose in {"train", "export", "run", "measure"}
         assert component.detail
         assert not (component.present and component.fix)
-        assert component.to_json()["name"] == component.name
+        assert records.to_builtins(component)["name"] == component.name
 
 
 @pytest.mark.parametrize(

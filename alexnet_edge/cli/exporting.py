@@ -558,7 +558,7 @@ def _compare_preprocessing(
         limit=IMAGES if limit is None else limit,
     )
     if as_json:
-        print_json(report.to_json())
+        print_json(records.to_builtins(report))
     else:
         show_preprocessing(report)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from alexnet_edge import records
 from alexnet_edge.cli.common import (
     CheckpointOption,
     ClassListOption,
@@ -76,7 +77,7 @@ def calibrate_command(
             reporter=reporter,
         )
     if as_json:
-        print_json(found.to_json())
+        print_json(records.to_builtins(found))
     else:
         show_sweep(found)
 

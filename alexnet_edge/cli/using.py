@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from alexnet_edge import records
 from alexnet_edge.cli.common import (
     ArtifactsFolder,
     BadImageOption,
@@ -76,9 +77,7 @@ def predict_command(
             return
         predictions = predict(session, images or (), top=top, on_bad_image=bad_images, bad=bad)
     if as_json:
-        print_json(
-            {"predictions": [entry.to_json() for entry in predictions], "skipped": [str(error) for error in bad]}
-        )
+        print_json({"predictions": records.to_builtins(predictions), "skipped": [str(error) for error in bad]})
     else:
         show_predictions(predictions, bad)
 
@@ -147,7 +146,8 @@ def _predict_frames(
                 taken = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
                 if as_json:
                     print(
-                        json.dumps({"time": taken, **found.to_json()}, ensure_ascii=False, allow_nan=False), flush=True
+                        json.dumps({"time": taken, **records.to_builtins(found)}, ensure_ascii=False, allow_nan=False),
+                        flush=True,
                     )
                 else:
                     words = ", ".join(f"{guess.name} {guess.probability:.1%}" for guess in found.guesses)
@@ -179,7 +179,7 @@ def doctor_command(
         choice("--require", capability, tuple(CAPABILITIES))
     components = examine()
     if as_json:
-        print_json({"environment": describe(), "components": [component.to_json() for component in components]})
+        print_json({"environment": describe(), "components": records.to_builtins(components)})
     else:
         console.show_doctor(describe(), components)
     if capability is not None:

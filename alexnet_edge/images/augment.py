@@ -10,10 +10,10 @@ Letters: N images, C channels, H height, W width, K principal components.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -121,31 +121,6 @@ class Lighting:
         """What is added to R, G, B, float32 `(3,)` on the 0-1 scale; zeros where `light` is."""
         alpha_K = self.sigma * np.asarray(light, np.float64)
         return ((alpha_K * self.eigenvalues) @ np.asarray(self.eigenvectors, np.float64)).astype(np.float32)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "sigma": self.sigma,
-            "eigenvalues": list(self.eigenvalues),
-            "eigenvectors": [list(vector) for vector in self.eigenvectors],
-            "images": self.images,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Lighting:
-        """Read what `to_json` wrote.
-
-        Raises:
-            KeyError, TypeError, ValueError: when a field is missing or of the wrong kind.
-        """
-        vectors = [_three(vector) for vector in value["eigenvectors"]]
-        if len(vectors) != 3:
-            raise ValueError("there must be three eigenvectors")
-        return cls(
-            sigma=float(value["sigma"]),
-            eigenvalues=_three(value["eigenvalues"]),
-            eigenvectors=(vectors[0], vectors[1], vectors[2]),
-            images=int(value["images"]),
-        )
 
 
 def _three(values: Iterable[float]) -> tuple[float, float, float]:

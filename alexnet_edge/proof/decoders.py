@@ -16,9 +16,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,9 +82,6 @@ class PreprocessingReport:
     """What moves the answers, in words."""
     missing: tuple[str, ...]
     """Libraries that are not here, with the command that adds them."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def compare_preprocessing(

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from alexnet_edge import records
 from alexnet_edge.artifact import Artifact, load_artifact
 from alexnet_edge.errors import DataError, ImageError, ParityError, UserError
 from alexnet_edge.images.datasets import ImageSet, OnBadImage
@@ -159,9 +160,6 @@ class ParityFigures:
     """Labelled images that only the candidate gets right."""
     mcnemar_p: float | None = None
     """Exact p-value of "equally often right", from `lost` and `won`."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def compare_outputs(
@@ -313,7 +311,7 @@ class ParityReport:
             "reasons": list(self.reasons),
             "warnings": list(self.warnings),
             "tolerance": asdict(self.tolerance),
-            "figures": self.figures.to_json(),
+            "figures": records.to_builtins(self.figures),
             "images": {
                 "count": self.figures.num_images,
                 "skipped": self.images_skipped,

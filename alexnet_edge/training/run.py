@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_edge import records
 from alexnet_edge.environment import usable_cpus, versions
 from alexnet_edge.errors import CheckpointError, DataError, DivergedError, InterruptedRunError, UserError, needs
 from alexnet_edge.files import MALFORMED, write_json
@@ -289,7 +290,7 @@ class _Run:
             return None
         if found is not None:
             with _fitting(found):
-                return Lighting.from_json(found.state["lighting"])
+                return records.convert(Lighting, found.state["lighting"])
         return self.world.from_first(
             lambda: measure_lighting(
                 self.images, self.spec, sigma=self.recipe.lighting_sigma, on_bad_image=self.settings.on_bad_image
@@ -575,7 +576,7 @@ class _Run:
                     "images": len(self.val_images),
                 },
                 "skipped": list(skipped),
-                "lighting": self.lighting.to_json() if self.lighting else None,
+                "lighting": records.to_builtins(self.lighting),
             },
             metrics=asdict(row),
             tools=versions(),
@@ -598,7 +599,7 @@ class _Run:
             "best": asdict(self.best) if self.best else None,
             "history": [asdict(row) for row in self.history],
             "learner": self.learner.state(),
-            "lighting": self.lighting.to_json() if self.lighting else None,
+            "lighting": records.to_builtins(self.lighting),
         }
         snapshots.write(self.folder, self.learner.tensors(), state, keep=max(self.settings.keep, 1))
         self.last_saved = time.monotonic()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alexnet_edge import records
 from alexnet_edge.bench.loadgen.settings import (
     OFFICIAL_PERCENTILES,
     OFFICIAL_SECONDS,
@@ -74,7 +75,7 @@ def read_logs(folder: Path, settings: ScenarioSettings) -> dict[str, Any]:
         "latency_bound_ns": None if bound_ms is None else round(bound_ms * 1e6),
         "early_stopping": early_stopping,
         "loadgen_version": events.get("loadgen_version"),
-        "settings": settings.to_json(),
+        "settings": records.to_builtins(settings),
         "note": _note(settings),
         "logs": str(folder),
         "summary": (folder / "mlperf_log_summary.txt").read_text(encoding="utf-8", errors="replace"),

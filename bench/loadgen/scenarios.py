@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_edge import records
 from alexnet_edge.bench.loadgen.settings import (
     BOUND_FACTOR,
     Scenario,
@@ -141,7 +142,8 @@ class _Place:
             queries = settings.min_queries or required_samples(settings.percentile or 99)
             longest_s = settings.seconds + queries * settings.samples_per_query * opened.first_ns / 1e9
             return worker.ask(
-                {"do": "scenario", "settings": settings.to_json(), "logs": str(logs)}, timeout_s=120 + 5 * longest_s
+                {"do": "scenario", "settings": records.to_builtins(settings), "logs": str(logs)},
+                timeout_s=120 + 5 * longest_s,
             )
 
 
@@ -223,7 +225,7 @@ def _serve_best(place: _Place, settings: ScenarioSettings, logs: Path, reporter:
     runs: list[dict[str, Any]] = []
     about: dict[str, Any] = {"single_p90_ns": p90_ns, "runs": runs}
     if batching is not None:
-        about["batching"] = batching.to_json()
+        about["batching"] = records.to_builtins(batching)
 
     def run(rate: float) -> dict[str, Any]:
         reporter.update(len(runs), f"{rate:.4g} queries/s")

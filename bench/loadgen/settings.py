@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from alexnet_edge.errors import UserError
 from alexnet_edge.proof.stats import required_samples
@@ -65,14 +65,6 @@ class ScenarioSettings:
         for name in ("target_qps", "max_batch"):
             if getattr(self, name) is not None and self.scenario not in ("server", "offline"):
                 raise UserError(f"only server and offline have {name}", value=self.scenario, fix="leave it out")
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ScenarioSettings:
-        """Read what `to_json` wrote; raises KeyError or TypeError when it is something else."""
-        return cls(**value)
 
 
 def affordable_percentile(settings: ScenarioSettings, queries_per_s: float) -> float:

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_edge import records
 from alexnet_edge.bench.loadgen.logs import read_logs
 from alexnet_edge.bench.loadgen.settings import (
     ScenarioSettings,
@@ -106,7 +107,7 @@ def run_here(session: Session, x_NCHW: FloatArray, settings: ScenarioSettings, *
         **read_logs(logs, settings),
         "started_ns": sut.started_ns,
         "duration_ns": sut.ended_ns - sut.started_ns,
-        "batching": batching.to_json(),
+        "batching": records.to_builtins(batching),
     }
 
 
@@ -118,9 +119,6 @@ class Batching:
     how: str
     times_ns: Mapping[int, float]
     """Of one inference, by batch; medians of a few."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {"batch": self.batch, "how": self.how, "times_ns": {str(key): ns for key, ns in self.times_ns.items()}}
 
 
 def measure_batches(

@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,14 +74,6 @@ class Peaks:
     rounds: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """`best` and `median` rates of each measurement, in bytes and multiply-adds per second by the names that `how` has, where these
     are the best of several; see `best_of`."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Peaks:
-        """Read what `to_json` wrote; raises KeyError or TypeError when it is something else."""
-        return cls(**value)
 
 
 def measure_here(*, device: Device, threads: int | None = None, seconds: float = SECONDS) -> Peaks:

@@ -12,9 +12,9 @@ import threading
 import time
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,26 +88,6 @@ class PowerWindow:
         """The hottest zone at the start, and the hottest at the end."""
         zones = self.temperatures_c.values()
         return (max(zone[0] for zone in zones), max(zone[1] for zone in zones)) if zones else None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "temperatures_c": {name: list(zone) for name, zone in self.temperatures_c.items()},
-            "throttled": list(self.throttled),
-            "reasons": list(self.reasons),
-        }
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> PowerWindow:
-        return PowerWindow(
-            **{
-                **value,
-                "clocks": {name: Clock(**clock) for name, clock in value["clocks"].items()},
-                "temperatures_c": {name: tuple(zone) for name, zone in value["temperatures_c"].items()},
-                "throttled": tuple(value["throttled"]),
-                "reasons": tuple(value["reasons"]),
-            }
-        )
 
 
 class Series:

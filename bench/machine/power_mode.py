@@ -17,7 +17,6 @@ governor of the processors, and locking clocks means `performance`.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -26,15 +25,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
+from alexnet_edge import records
 from alexnet_edge.bench.machine.jetson import PowerMode, find_tool, modes_of, parse_mode, parse_modes, run_tool
 from alexnet_edge.environment import ROOT, read_text
 from alexnet_edge.errors import AlexNetEdgeError, UserError
-from alexnet_edge.files import MALFORMED, write_json
+from alexnet_edge.files import write_json
 
 STATE = "var/lib/alexnet-edge/power"
 """Folder of the journal, under `root`; it must outlive a reboot, as /run does not."""
@@ -80,14 +79,6 @@ class Setting:
         parts += ["clocks locked"] if self.clocks and self.jetson_clocks is not None else []
         return ", ".join(parts)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> Setting:
-        modes = {name: None if value[name] is None else PowerMode(**value[name]) for name in ("before", "mode")}
-        return Setting(**{**value, **modes})
-
 
 # --- for the benchmark --------------------------------------------------------------------------------------------------
 
@@ -127,7 +118,7 @@ def power_mode(
         lock = stack.enter_context(_locked(state))
         _restore_journal(state, [lock])
         setting = _plan(mode, clocks=clocks, root=root, state=state, path=path)
-        write_json(state / _JOURNAL, setting.to_json())
+        write_json(state / _JOURNAL, records.to_builtins(setting))
         guard: _Guard | None = None
         try:
             guard = _Guard(state, lock)
@@ -278,13 +269,15 @@ def _restore_journal(state: Path, hold: Sequence[int]) -> str | None:
     try:
         if journal.stat().st_uid != os.geteuid():  # it names commands to run: those of another user are not run
             raise UserError("the power mode to go back to was written by another user", value=journal, fix="remove it")
-        setting = Setting.from_json(json.loads(journal.read_text(encoding="utf-8")))
+        setting = records.decode(Setting, journal.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"cannot read the power mode to go back to ({error.strerror})", value=journal) from error
-    except MALFORMED as error:
-        raise UserError("the power mode to go back to is damaged", value=journal, fix="set it and remove it") from error
+    except records.RecordError as error:
+        raise UserError(
+            f"the power mode to go back to is damaged ({error})", value=journal, fix="set it and remove it"
+        ) from error
     problem = _restore(setting, hold)
     if problem:
         raise UserError(f"the power mode is not back: {problem}", value=journal, fix="set it by hand and remove it")

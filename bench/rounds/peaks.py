@@ -23,8 +23,8 @@ def measure_peaks(
     Raises:
         AlexNetEdgeError: when it cannot be measured, or the process dies or takes too long.
     """
-    from alexnet_edge.bench.timing.process import Worker
+    from alexnet_edge.bench.timing.process import Worker, answered
 
     with Worker(cpus=cpus) as worker:
         request = {"do": "peaks", "device": device, "threads": threads, "seconds": seconds}
-        return Peaks.from_json(worker.ask(request, timeout_s=10 * seconds + 120))
+        return answered(Peaks, worker.ask(request, timeout_s=10 * seconds + 120))

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from alexnet_edge import environment
+from alexnet_edge import environment, records
 from alexnet_edge.bench.machine.peaks import Peaks
 from alexnet_edge.bench.machine.power import PowerWindow
 from alexnet_edge.bench.machine.thermal import energy_of, thermal_reasons
@@ -143,9 +143,9 @@ class PowerFindings:
             "meter": self.meter,
             "reason": self.reason,
             "mode": dict(self.mode),
-            "idle": None if self.idle is None else self.idle.to_json(),
+            "idle": None if self.idle is None else records.to_builtins(self.idle),
             "set": self.set,
-            "log": None if self.log is None else {"name": self.log_name, **self.log.to_json()},
+            "log": None if self.log is None else {"name": self.log_name, **records.to_builtins(self.log)},
         }
 
 
@@ -187,14 +187,14 @@ class BenchResult:
             "load": LOAD,
             "confidence": CONFIDENCE,
             "environment": dict(self.environment),
-            "settings": self.settings.to_json(),
+            "settings": records.to_builtins(self.settings),
             "inputs": dict(self.inputs),
             "interrupted": self.interrupted,
             "finished": self.finished,
             "isolate": self.isolate,
             "pinned_cpus": None if self.pinned_cpus is None else list(self.pinned_cpus),
             "power": self.power.to_json(),
-            "peaks": [peaks.to_json() for peaks in self.peaks],
+            "peaks": records.to_builtins(self.peaks),
             "harness": None if self.harness is None else dict(self.harness),
             "peers_left_out": dict(self.peers_left_out),
             "subjects": [self._subject_json(measured) for measured in self.measured],

@@ -35,6 +35,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from alexnet_edge import records
 from alexnet_edge.artifact import SUFFIXES, Artifact
 from alexnet_edge.bench import peers
 from alexnet_edge.bench.machine.state import peak_memory_bytes
@@ -160,9 +161,9 @@ def _opened(
 
 
 def _measure(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
-    settings = MeasureSettings.from_json(request["settings"])
+    settings = records.convert(MeasureSettings, request["settings"])
     batch_round = measure_batch(subject.session, subject.x_NCHW, batch=int(request["batch"]), settings=settings)
-    return {"round": batch_round.to_json(), "peak_memory_bytes": peak_memory_bytes()}
+    return {"round": records.to_builtins(batch_round), "peak_memory_bytes": peak_memory_bytes()}
 
 
 def _time(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def _scenario(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
     from alexnet_edge.bench.loadgen.settings import ScenarioSettings
     from alexnet_edge.bench.loadgen.system import run_here
 
-    settings = ScenarioSettings.from_json(request["settings"])
+    settings = records.convert(ScenarioSettings, request["settings"])
     return run_here(subject.session, subject.x_NCHW, settings, logs=Path(request["logs"]))
 
 
@@ -188,7 +189,8 @@ def _peaks(request: Mapping[str, Any]) -> dict[str, Any]:
     from alexnet_edge.bench.machine.peaks import measure_here
 
     options = {name: value for name, value in request.items() if name != "do"}
-    return measure_here(**options).to_json()
+    value: dict[str, Any] = records.to_builtins(measure_here(**options))
+    return value
 
 
 _REQUESTS: dict[str, Callable[[_Subject, Mapping[str, Any]], dict[str, Any]]] = {

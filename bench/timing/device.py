@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -52,15 +51,6 @@ class DeviceSamples:
         phases = [phase for phase in (self.h2d_ns, self.compute_ns, self.d2h_ns) if phase is not None]
         return tuple(sum(parts) for parts in zip(*phases, strict=True))
 
-    def to_json(self) -> dict[str, Any]:
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> DeviceSamples:
-        """Read what `to_json` wrote; raises KeyError or TypeError when it is something else."""
-        parts: dict[str, Any] = {name: tuple(part) if isinstance(part, list) else part for name, part in value.items()}
-        return cls(**parts)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PipelinedSamples:
@@ -71,14 +61,6 @@ class PipelinedSamples:
     """Inferences after warm-up."""
     duration_ns: int
     """In which they finished: by the host's clock, or the device's where `like` asks for it."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> PipelinedSamples:
-        """Read what `to_json` wrote; raises KeyError or TypeError when it is something else."""
-        return cls(**value)
 
 
 def _device_samples(times: Sequence[PhaseTimes], *, in_flight: int, cuda_graph: bool, warmup: int) -> DeviceSamples:

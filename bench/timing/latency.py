@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -70,14 +70,6 @@ class LatencySamples:
     warmup_stable: bool
     other_cpus: float | None
     """Processors kept busy by others meanwhile, on average; None where the kernel does not tell."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "samples_ns": list(self.samples_ns)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> LatencySamples:
-        """Read what `to_json` wrote; raises KeyError or TypeError when it is something else."""
-        return cls(**{**value, "samples_ns": tuple(value["samples_ns"])})
 
 
 def measure_latency(session: Session, x_NCHW: FloatArray, *, batch: int, settings: MeasureSettings) -> LatencySamples:
@@ -207,22 +199,6 @@ class BatchRound:
     pipelined: PipelinedSamples | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict)
     """`cold`, `device`, `graph`, `pipelined`: why it is not there, in words."""
-
-    def to_json(self) -> dict[str, Any]:
-        parts = {name: getattr(self, name) for name in _PARTS}
-        return {
-            **{name: None if part is None else part.to_json() for name, part in parts.items()},
-            "flushed_bytes": self.flushed_bytes,
-            "unavailable": dict(self.unavailable),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> BatchRound:
-        """Read what `to_json` wrote; raises KeyError or TypeError when it is something else."""
-        parts: dict[str, Any] = {
-            name: None if value[name] is None else kind.from_json(value[name]) for name, kind in _PARTS.items()
-        }
-        return cls(**parts, flushed_bytes=value["flushed_bytes"], unavailable=dict(value["unavailable"]))
 
 
 _PARTS: dict[str, Any] = {

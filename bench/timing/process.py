@@ -17,10 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from alexnet_edge import records
 from alexnet_edge.bench import peers
 from alexnet_edge.bench.timing.latency import BatchRound
 from alexnet_edge.bench.timing.settings import MeasureSettings
 from alexnet_edge.errors import AlexNetEdgeError
+from alexnet_edge.records import Record
 from alexnet_edge.sessions.base import Device
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ class Worker:
             },
             timeout_s=timeout_s,
         )
-        return Opened(**answer)
+        return answered(Opened, answer)
 
     def close_subject(self) -> None:
         """Give back what is open, so that another subject may be opened in the same process.
@@ -141,9 +143,9 @@ class Worker:
         """
         limit_s = settings.max_seconds / settings.rounds + settings.max_warmup_seconds
         answer = self.ask(
-            {"do": "measure", "batch": batch, "settings": settings.to_json()}, timeout_s=10 * limit_s + 120
+            {"do": "measure", "batch": batch, "settings": records.to_builtins(settings)}, timeout_s=10 * limit_s + 120
         )
-        return BatchRound.from_json(answer["round"]), answer["peak_memory_bytes"]
+        return answered(BatchRound, answer["round"]), answer["peak_memory_bytes"]
 
     def time(self, *, batch: int) -> int:
         """Nanoseconds of one inference of `batch` images.
@@ -165,7 +167,10 @@ class Worker:
             self._process.stdin.flush()
         except OSError as error:
             raise AlexNetEdgeError(self._why_it_died()) from error
-        answer: dict[str, Any] = json.loads(self._line(timeout_s))
+        try:
+            answer: dict[str, Any] = records.parse(self._line(timeout_s))
+        except records.RecordError as error:
+            raise AlexNetEdgeError(f"the worker's answer is malformed ({error})") from error
         if not answer.pop("ok"):
             raise AlexNetEdgeError(answer["error"])
         return answer
@@ -194,6 +199,18 @@ class Worker:
             hint = " (out of memory?)" if name == "SIGKILL" else ""
             return f"the worker process was ended by {name}{hint}"
         return f"the worker process ended with code {code}: {lines[-1] if lines else 'nothing on standard error'}"
+
+
+def answered(kind: type[Record], value: Any) -> Record:
+    """What a worker answered, as its dataclass.
+
+    Raises:
+        AlexNetEdgeError: when it is something else.
+    """
+    try:
+        return records.convert(kind, value)
+    except records.RecordError as error:
+        raise AlexNetEdgeError(f"the worker's answer is malformed ({error})") from error
 
 
 @contextmanager

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from alexnet_edge.errors import UserError
 from alexnet_edge.proof.stats import (
@@ -125,11 +124,3 @@ class MeasureSettings:
     def samples_needed(self, batch: int) -> int:
         """Samples that `batch` must have over all rounds."""
         return required_samples(self.percentile if batch == self.batches[0] else self.other_percentile)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "batches": list(self.batches)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> MeasureSettings:
-        """Read what `to_json` wrote; raises KeyError or TypeError when it is something else."""
-        return cls(**{**value, "batches": tuple(value["batches"])})

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_edge import records
 from alexnet_edge.bench.timing.device import (
     DeviceSamples,
     PipelinedSamples,
@@ -177,9 +178,11 @@ def summarise_batch(
         "device": device,
         "pipelined": _summarise_pipelined([round_.pipelined for round_ in rounds if round_.pipelined], warm["batch"]),
         "unavailable": unavailable,
-        "samples": [round_.warm.to_json() for round_ in rounds],
+        "samples": [records.to_builtins(round_.warm) for round_ in rounds],
         **{
-            f"{name}_samples": [part.to_json() for round_ in rounds if (part := getattr(round_, name)) is not None]
+            f"{name}_samples": [
+                records.to_builtins(part) for round_ in rounds if (part := getattr(round_, name)) is not None
+            ]
             for name in ("cold", "device", "graph")
         },
     }

@@ -9,9 +9,8 @@ Letters: N images, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -47,24 +46,18 @@ class SweepRow:
     worst_layer: str
     amax: Mapping[str, float]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
     """Every combination, in the order in which it was asked for."""
 
-    rows: tuple[SweepRow, ...]
     num_proof_images: int
+    rows: tuple[SweepRow, ...]
 
     @property
     def best(self) -> SweepRow:
         """The row with the most answers like the checkpoint's; of equal ones that with the least error."""
         return max(self.rows, key=lambda row: (row.figures.top1_agreement or 0.0, row.figures.sqnr_db or 0.0))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"num_proof_images": self.num_proof_images, "rows": [row.to_json() for row in self.rows]}
 
 
 def sweep(

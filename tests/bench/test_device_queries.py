@@ -19,6 +19,7 @@ import pytest
 from cuda_machine import Machine
 from tensorrt_library import Library, answers, engine_file, images
 
+from alexnet_edge import records
 from alexnet_edge.bench.timing import clock as clock_module
 from alexnet_edge.bench.timing import device as device_timing
 from alexnet_edge.bench.timing import latency as measure
@@ -498,7 +499,7 @@ def test_a_round_on_a_gpu(session: TensorRTSession, machine: Machine, trt: Libra
     assert one_by_one == pytest.approx(1e9 / (H2D + KERNEL + D2H), rel=0.1)
     assert figures["pipelined"]["queries_per_s"] == pytest.approx(1e9 / KERNEL, rel=0.1)
     assert figures["pipelined"]["images_per_s"] == 2 * figures["pipelined"]["queries_per_s"]
-    assert BatchRound.from_json(json.loads(json.dumps(taken.to_json(), allow_nan=False))) == taken
+    assert records.decode(BatchRound, json.dumps(records.to_builtins(taken), allow_nan=False)) == taken
 
 
 @pytest.mark.parametrize("like", ["trtexec-10", "trtexec-11"])
@@ -521,7 +522,7 @@ def test_a_round_like_trtexec(session: TensorRTSession, trt: Library, machine: M
     assert taken.pipelined == PipelinedSamples(in_flight=2, count=len(part.compute_ns), duration_ns=part.duration_ns)
     assert taken.graph is None
     assert taken.unavailable == {"cold": "not asked for", "graph": f"{like} measures one way only"}
-    assert BatchRound.from_json(json.loads(json.dumps(taken.to_json(), allow_nan=False))) == taken
+    assert records.decode(BatchRound, json.dumps(records.to_builtins(taken), allow_nan=False)) == taken
     assert summarise_batch([taken], settings)["device"]["like"] == like
 
 
@@ -709,7 +710,7 @@ def test_figures_are_over_the_samples_of_all_rounds() -> None:
     }
     assert figures["unavailable"] == {"device": "no memory left"}
     assert [len(figures[f"{name}_samples"]) for name in ("cold", "device", "graph")] == [0, 2, 1]
-    assert DeviceSamples.from_json(json.loads(json.dumps(figures["device_samples"][0]))) == rounds[0].device
+    assert records.decode(DeviceSamples, json.dumps(figures["device_samples"][0])) == rounds[0].device
     json.dumps(figures, allow_nan=False)
 
 

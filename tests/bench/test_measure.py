@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alexnet_edge import records
 from alexnet_edge.bench.machine.state import BusyElsewhere, machine_state, peak_memory_bytes
 from alexnet_edge.bench.timing.clock import batches_of
 from alexnet_edge.bench.timing.latency import LatencySamples, measure_latency
@@ -195,9 +196,9 @@ def test_percentiles_are_of_all_samples_not_averaged() -> None:
 
 def test_samples_and_settings_survive_json() -> None:
     samples = taken(steady(20))
-    assert LatencySamples.from_json(json.loads(json.dumps(samples.to_json()))) == samples
+    assert records.decode(LatencySamples, json.dumps(records.to_builtins(samples))) == samples
     settings = MeasureSettings(batches=(1, 4), threads=2)
-    assert MeasureSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    assert records.decode(MeasureSettings, json.dumps(records.to_builtins(settings))) == settings
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from cuda_machine import Machine
 
-from alexnet_edge import environment
+from alexnet_edge import environment, records
 from alexnet_edge.bench.machine import peaks as module
 from alexnet_edge.bench.machine.peaks import (
     Kernel,
@@ -74,7 +74,7 @@ def test_the_best_of_several_measurements_is_taken_rate_by_rate() -> None:
     assert best.other_cpus == 0.1
     assert [one["best"]["read"] for one in best.rounds] == [10.0, 30.0, 20.0]
     assert [one["best"]["int8"] for one in best.rounds] == [None, 7.0, None]
-    assert Peaks.from_json(json.loads(json.dumps(best.to_json()))).to_json() == best.to_json()
+    assert records.decode(Peaks, json.dumps(records.to_builtins(best))) == best
 
 
 def test_typical_rates_are_the_best_median_of_any_kernel() -> None:
@@ -214,7 +214,7 @@ def test_processor() -> None:
         "onnxruntime MatMulInteger uint8 x int8",
         "onnxruntime MatMulInteger int8",
     }
-    assert Peaks.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
+    assert records.decode(Peaks, json.dumps(records.to_builtins(found), allow_nan=False)) == found
 
 
 @pytest.mark.usefixtures("small")
@@ -343,7 +343,7 @@ def test_gpu_copies(gpu: CopyingMachine, monkeypatch: pytest.MonkeyPatch) -> Non
         **dict.fromkeys(("fp32", "tf32", "fp16", "bf16"), "torch is not installed"),
         **dict.fromkeys(("int8", "fp8"), "PyTorch has no public product of this type on a GPU"),
     }
-    json.dumps(found.to_json(), allow_nan=False)
+    json.dumps(records.to_builtins(found), allow_nan=False)
 
 
 class Torch:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from machine_tree import DATA, Tools, grow
 
+from alexnet_edge import records
 from alexnet_edge.bench.machine import jetson, meters, power, sources
 from alexnet_edge.bench.machine.jetson import describe_power
 from alexnet_edge.bench.machine.meters import Meters, find_meters, total_of
@@ -499,8 +500,8 @@ def test_an_exception_ends_the_thread_and_gives_the_sources_back(tmp_path: Path)
 def test_windows_survive_json(tmp_path: Path) -> None:
     with Recorder(find_meters(root=grow("thor", tmp_path), device="cuda"), interval_s=0.01) as recorder:
         window = recorder.idle(0.15)
-    text = json.dumps(window.to_json(), allow_nan=False)
-    assert PowerWindow.from_json(json.loads(text)) == window
+    text = json.dumps(records.to_builtins(window), allow_nan=False)
+    assert records.decode(PowerWindow, text) == window
 
 
 # --- conclusions --------------------------------------------------------------------------------------------------------
@@ -659,7 +660,7 @@ def test_a_log_of_a_steady_run_is_none_although_it_starts_and_ends_idle(tmp_path
 @pytest.mark.parametrize("log", sorted(path.name for path in DATA.glob("*.log")))
 def test_every_log_can_be_judged(log: str) -> None:
     window = tegrastats_window(DATA / log)
-    json.dumps(window.to_json(), allow_nan=False)
+    json.dumps(records.to_builtins(window), allow_nan=False)
     reasons = thermal_reasons([window], device="cuda")
     assert bool(reasons) == ("throttled" in log)
 

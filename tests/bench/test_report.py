@@ -23,6 +23,7 @@ from html_page import Page
 from PIL import Image
 from small_artifacts import QUICK, eight_layers, write_artifact
 
+from alexnet_edge import records
 from alexnet_edge.artifact import TensorSpec, commit
 from alexnet_edge.bench.report.report import write_report
 from alexnet_edge.bench.report.rows import rows_of
@@ -91,7 +92,7 @@ def test_results_survive_the_file(result: BenchResult, bench: dict[str, Any]) ->
 def test_results_hold_raw_samples_and_everything_around_them(bench: dict[str, Any], files: list[Path]) -> None:
     assert bench["schema"] == 2
     assert bench["interrupted"] is False
-    assert bench["settings"] == QUICK.to_json()
+    assert records.convert(MeasureSettings, bench["settings"]) == QUICK
     assert bench["environment"]["cpus"]
     assert bench["inputs"]["images"] == 16
     assert [subject["file"] for subject in bench["subjects"]] == list(map(str, files))
@@ -181,7 +182,7 @@ def test_a_killed_worker_is_its_subjects_error_only(files: list[Path]) -> None:
     assert other["error"] == ""
     assert [len(entry["samples"]) for entry in other["batches"]] == [2, 2]
     assert list(result.errors) == ["onnx fp32"]
-    rows = rows_of(result.to_json()["subjects"], result.settings.to_json())
+    rows = rows_of(result.to_json()["subjects"], records.to_builtins(result.settings))
     assert rows[0].measured == "error"
     assert any("SIGKILL" in why for _, points in open_points(rows) for _, why in points)
 
@@ -262,7 +263,9 @@ def test_worker_answers_errors_in_one_line_and_lives_on(files: list[Path], tmp_p
         assert opened.details["provider"] == "CPUExecutionProvider"
         assert worker.time(batch=1) > 0
         with pytest.raises(AlexNetEdgeError, match="no answer within"):
-            worker.ask({"do": "measure", "batch": 1, "settings": MeasureSettings().to_json()}, timeout_s=0.05)
+            worker.ask(
+                {"do": "measure", "batch": 1, "settings": records.to_builtins(MeasureSettings())}, timeout_s=0.05
+            )
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"kind": "alexnet-edge bench", "schema": 99}', "\0"])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from narrow_network import NARROW, sitecustomize, write_checkpoint
 
+from alexnet_edge import records
 from alexnet_edge.artifact import TensorSpec
 from alexnet_edge.bench.loadgen.logs import read_logs
 from alexnet_edge.bench.loadgen.scenarios import null_query_ns, run_scenario, search_rate, sustained_rate
@@ -105,7 +106,7 @@ def test_wrong_settings_are_refused_in_one_line(wrong: dict[str, Any]) -> None:
 
 def test_settings_survive_json() -> None:
     settings = ScenarioSettings(scenario="server", seconds=3, latency_bound_ms=15, target_qps=100, max_batch=4)
-    assert ScenarioSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    assert records.decode(ScenarioSettings, json.dumps(records.to_builtins(settings))) == settings
 
 
 def test_the_percentile_is_mlperfs_own_where_its_queries_fit() -> None:

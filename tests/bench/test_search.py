@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from narrow_network import CLASSES, NARROW, exporter_in, sitecustomize, write_checkpoint
 
+from alexnet_edge import records
 from alexnet_edge.artifact import load_artifact
 from alexnet_edge.bench import search as module
 from alexnet_edge.bench.search import Journal, SearchSettings, search_plan
@@ -110,7 +111,7 @@ def test_it_leaves_a_sensitive_layer_alone_where_plain_int8_fails(
     assert "would cost" in alone[SENSITIVE, "int8"].why
     assert max(one.drop for key, one in alone.items() if key[0] not in touched) <= SETTINGS.max_drop
     assert found.speedup_interval[0] > 1.5
-    exporter.plan, exporter.max_drop, exporter.search = found.plan, SETTINGS.max_drop, found.to_json()
+    exporter.plan, exporter.max_drop, exporter.search = found.plan, SETTINGS.max_drop, records.to_builtins(found)
     artifact = exporter.export("onnx", "mixed")
     kept = load_artifact(artifact.path).manifest
     assert {layer.name: layer.built for layer in kept.layers} == found.plan

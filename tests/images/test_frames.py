@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 from small_artifacts import write_artifact
 
+from alexnet_edge import records
 from alexnet_edge.errors import DataError, ImageError, MissingComponentError, UserError
 from alexnet_edge.images import cameras as frames
 from alexnet_edge.images.cameras import CommandSource, OpenCVSource, StreamSource, open_camera, tell_systemd
@@ -350,7 +351,7 @@ def test_a_stream_is_answered_frame_by_frame(artifact: Path, tmp_path: Path) -> 
         found = answers(first + process.stdout.read())
     assert process.returncode == 0
     with open_session(artifact) as session:
-        expected = [entry.to_json()["guesses"] for entry in predict(session, paths, top=4)]
+        expected = [records.to_builtins(entry)["guesses"] for entry in predict(session, paths, top=4)]
     for answer, guesses in zip(found, expected, strict=True):
         assert answer["image"] == "stdin"
         assert [guess["name"] for guess in answer["guesses"]] == [guess["name"] for guess in guesses]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alexnet_edge import records
 from alexnet_edge.artifact import TensorSpec
 from alexnet_edge.errors import ParityError, UserError
 from alexnet_edge.images.datasets import ImageSet, synthetic
@@ -143,7 +144,7 @@ def test_an_output_that_is_not_finite_fails_every_tolerance(value: float) -> Non
     figures = compare_outputs(reference, candidate, labels_N=labels)
     for tolerance in TOLERANCES.values():
         assert judge(figures, tolerance) == ["1 of 500 outputs are NaN or infinite"]
-    json.dumps(figures.to_json(), allow_nan=False)
+    json.dumps(records.to_builtins(figures), allow_nan=False)
 
 
 @pytest.mark.parametrize(("flipped", "passes"), [(6, True), (7, False)])
@@ -318,6 +319,6 @@ def test_defaults_hold_the_agreed_bounds() -> None:
 def test_figures_without_finite_outputs_are_absent_not_zero() -> None:
     reference, _ = trained_like(5)
     figures = compare_outputs(reference, np.full_like(reference, np.nan))
-    absent = {name for name, value in figures.to_json().items() if value is None}
+    absent = {name for name, value in records.to_builtins(figures).items() if value is None}
     assert {"max_abs_error", "top1_agreement", "flip_rate", "kl_mean", "cosine_min"} <= absent
     assert isinstance(figures, ParityFigures)

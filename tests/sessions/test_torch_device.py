@@ -12,6 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from alexnet_edge import records  # noqa: E402
 from alexnet_edge.artifact import TensorSpec  # noqa: E402
 from alexnet_edge.bench.timing.latency import BatchRound, measure_batch  # noqa: E402
 from alexnet_edge.bench.timing.settings import MeasureSettings  # noqa: E402
@@ -166,7 +167,7 @@ def test_a_whole_round(cuda: Cuda) -> None:
     with OnGpu() as session:
         taken = measure_batch(session, np.concatenate(inputs(2)), batch=2, settings=settings)
     assert taken.unavailable == {}
-    entry = summarise_batch([BatchRound.from_json(taken.to_json())], settings)
+    entry = summarise_batch([records.convert(BatchRound, records.to_builtins(taken))], settings)
     assert entry["device"]["compute_ns"]["p50"] == 5_000_000
     assert entry["device"]["latency_ns"]["p50"] == 6_500_000
     assert entry["device"]["graph"]["compute_ns"]["p50"] == 5_000_000

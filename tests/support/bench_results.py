@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_edge import records
 from alexnet_edge.bench.timing.settings import MeasureSettings
 from alexnet_edge.network.layers import architecture, layer_costs
 from alexnet_edge.proof.stats import percentile_of
@@ -170,7 +171,7 @@ def make_results(
     """A results file of schema 2; what is switched off is null or absent, with its reason."""
     rng = np.random.default_rng(seed)
     settings = {
-        **MeasureSettings(batches=batches, threads=None, percentile=99).to_json(),
+        **records.to_builtins(MeasureSettings(batches=batches, threads=None, percentile=99)),
         "cold": cold,
         "in_flight": 2,
         "like": None,
