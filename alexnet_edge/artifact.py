@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -52,10 +51,6 @@ SUFFIXES: dict[str, str] = {
 """File name ending of each format."""
 COMPANIONS: dict[str, str] = {"openvino": ".bin"}
 """Name ending of the second file, of the formats that have one."""
-
-
-NOT_REBUILT = ("compute_capabilities", "stripped", "timing_cache", "timing_cache_mode")
-"""Build options that a rebuild on another machine does not take over: what they hold for is gone, or is the fault."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,48 +181,6 @@ class Artifact:
         """A short name for tables: `onnx fp16`; of an engine that came without manifest the precision is not known."""
         trusted = self.manifest.build.get("trusted")
         return f"{self.manifest.format} {'of unknown precision' if trusted else self.manifest.precision}"
-
-
-def rebuild_command(manifest: Manifest) -> str:
-    """The command that makes the artifact again; an engine is then built for the machine it is run on.
-
-    `FOLDER` stands for images that the manifest does not name.
-    """
-    words = [f"alexnet-edge export --format {manifest.format}"]
-    if manifest.precision == "mixed":  # its plan was found, not asked for
-        words.append("--int8")
-    elif manifest.precision != "fp32":
-        words.append(f"--{manifest.precision}")
-    corrections = manifest.build.get("corrections")
-    if isinstance(corrections, Mapping):
-        words += ["--equalise"] if "equalised" in corrections else []
-        words += ["--correct-bias"] if "bias" in corrections else []
-    if manifest.lowered_for is not None:
-        words.append(f"--target {manifest.lowered_for.name}")
-    if manifest.format == "trt":
-        named = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}.get(manifest.runtime, "tensorrt")
-        words.append(f"--runtime {'trtexec' if manifest.build.get('builder') == 'trtexec' else named}")
-        options = manifest.build.get("options")
-        for name, value in (options if isinstance(options, Mapping) else {}).items():
-            if name not in NOT_REBUILT:
-                words += _as_words(str(name), value)
-    if manifest.checkpoint:
-        source = "--onnx" if manifest.checkpoint.endswith(SUFFIXES["onnx"]) else "--checkpoint"
-        words.append(f"{source} {shlex.quote(manifest.checkpoint)}")
-        if source == "--onnx":  # which records no images
-            words.append("--images FOLDER")
-            words += ["--calibration FOLDER"] if manifest.calibration is not None else []
-    return " ".join(words)
-
-
-def _as_words(name: str, value: Any) -> list[str]:
-    """A field of `EngineOptions` in the command line's spelling."""
-    flag = "--" + name.removesuffix("_mib").replace("_", "-")
-    if isinstance(value, Mapping):  # memory pools
-        return [f"{flag.removesuffix('s')} {key}={entry}" for key, entry in value.items()]
-    if isinstance(value, bool):
-        return [flag] if value else []
-    return [f"{flag} {value}"]
 
 
 def manifest_path(path: Path) -> Path:
@@ -378,7 +331,8 @@ def _mismatch(path: Path, digest: str, expected: str, manifest: Manifest) -> Art
     return ArtifactError(
         f"the file does not match its manifest (sha256 {digest[:12]}, not {expected[:12]})",
         value=path,
-        fix=f"it was changed or cut short: copy it again, or run: {rebuild_command(manifest)}",
+        fix="it was changed or cut short: copy it again, or export it again",
+        manifest=manifest,
     )
 
 

@@ -36,17 +36,19 @@ class AlexNetEdgeError(Exception):
 class UserError(AlexNetEdgeError):
     """What was asked for cannot be done as asked.
 
-    `problem` says what is wrong, `value` is what was received, `fix` is what to do instead.
+    `problem` says what is wrong, `value` is what was received, `fix` is what to do instead. `manifest` is that of an
+    artifact which can be made again.
     """
 
     exit_code = 2
 
-    def __init__(self, problem: str, *, value: object = None, fix: str = "") -> None:
+    def __init__(self, problem: str, *, value: object = None, fix: str = "", manifest: object = None) -> None:
         text = problem if value is None else f"{problem}: {value}"
         super().__init__(" ".join((f"{text}; {fix}" if fix else text).split()))
         self.problem = problem
         self.value = value
         self.fix = fix
+        self.manifest = manifest
 
 
 class ImageError(UserError):

@@ -80,7 +80,9 @@ def _run(arguments: list[str]) -> int:
         try:
             code = app(args=arguments, prog_name="alexnet-edge", standalone_mode=False)
         except AlexNetEdgeError as error:
-            return _fail(str(error), error.exit_code)
+            from alexnet_edge.cli.rebuild import with_rebuild_command
+
+            return _fail(with_rebuild_command(error), error.exit_code)
         except _CLICK_ERROR as error:
             message = " ".join(error.format_message().split()).rstrip(".") + _received(error, arguments)
             return _fail(f"{message}; see: alexnet-edge --help" if message else "see: alexnet-edge --help", 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from alexnet_edge.artifact import Artifact, Manifest, TensorSpec, rebuild_command
+from alexnet_edge.artifact import Artifact, Manifest, TensorSpec
 from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError
 from alexnet_edge.files import sha256_file
 from alexnet_edge.images.preprocess import PRESETS
@@ -110,7 +110,7 @@ def library_of(artifact: Artifact) -> str:
 def rebuild_advice(manifest: Manifest) -> str:
     if manifest.build.get("trusted"):
         return "get one that was built with this library, for this GPU"
-    return f"rebuild it here: {rebuild_command(manifest)}"
+    return "rebuild it here"
 
 
 # --- an engine in memory --------------------------------------------------------------------------------------------------
@@ -160,6 +160,7 @@ def deserialise(trt: Any, artifact: Artifact, log: list[str]) -> _Loaded:
             f"{name} {trt.__version__} cannot load the engine ({invalid or refusal_reason(log)})",
             value=artifact.path,
             fix=rebuild_advice(manifest),
+            manifest=manifest,
         )
     return _Loaded(engine=engine, runtime=runtime, logger=logger)
 
@@ -193,7 +194,10 @@ def require_io(trt: Any, engine: Any, artifact: Artifact) -> None:
     found, said = _told(*_io(trt, engine, artifact.path)), _told(manifest.input, manifest.output)
     if found != said:
         raise ArtifactError(
-            f"the engine takes {found}, its manifest says {said}", value=artifact.path, fix=rebuild_advice(manifest)
+            f"the engine takes {found}, its manifest says {said}",
+            value=artifact.path,
+            fix=rebuild_advice(manifest),
+            manifest=manifest,
         )
 
 

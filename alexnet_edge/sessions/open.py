@@ -13,7 +13,6 @@ from alexnet_edge.artifact import (
     Manifest,
     load_artifact,
     manifest_path,
-    rebuild_command,
     waiting_name,
 )
 from alexnet_edge.environment import cpu_features
@@ -78,7 +77,7 @@ def open_session(
         reason = runnable(source)
         if reason is not None:
             raise ArtifactError(
-                reason, value=source.path, fix=f"run it where it was built, or rebuild it: {rebuild_command(manifest)}"
+                reason, value=source.path, fix="run it where it was built, or rebuild it", manifest=manifest
             )
         return session
     device = device or "cpu"

@@ -95,7 +95,8 @@ class TensorRTSession(ArtifactSession):
             version = str(self._trt.__version__)
             reason = refusal(self.artifact, library_version=version, sm=self._gpu.sm, platform=platform_name())
             if reason:
-                raise ArtifactError(reason, value=self.artifact.path, fix=rebuild_advice(self.artifact.manifest))
+                manifest = self.artifact.manifest
+                raise ArtifactError(reason, value=self.artifact.path, fix=rebuild_advice(manifest), manifest=manifest)
             opened.callback(self._forget, "_loaded")  # the last to go: everything below was made with it
             self._loaded = deserialise(self._trt, self.artifact, self._log)
             require_io(self._trt, self._loaded.engine, self.artifact)
@@ -206,6 +207,7 @@ class TensorRTSession(ArtifactSession):
             f"{self._name} {problem} ({refusal_reason(self._log)})",
             value=value,
             fix=rebuild_advice(self.artifact.manifest),
+            manifest=self.artifact.manifest,
         )
 
     def _synchronize(self) -> None:

@@ -13,7 +13,8 @@ import pytest
 from narrow_network import CLASSES, NARROW, exporter_in, write_checkpoint
 from onnx import numpy_helper
 
-from alexnet_edge.artifact import commit, rebuild_command
+from alexnet_edge.artifact import commit
+from alexnet_edge.cli.rebuild import rebuild_command
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.engines.engine import check_engine
 from alexnet_edge.export.engines.options import EngineOptions
