@@ -201,6 +201,8 @@ def _refused(graph: IndexedGraph, refusal: Refusal) -> Finding:
     operator, problem = refusal.operator, refusal.reason
     if problem == "false":
         problem = f"the parser has no importer for {operator}"
+    elif problem.startswith("Invalid Node"):  # all that it says
+        problem = f"the parser finds this {operator} invalid, and does not say why"
     problem = problem.replace("mode than 1 outputs", "more than 1 output").replace("ONNX date type", "ONNX data type")
     node = refusal.node
     if not node and operator:
@@ -234,8 +236,6 @@ def _guess(graph: IndexedGraph) -> Iterator[Finding]:
         if (node.domain, kind) not in functions and kind not in OPERATORS and not kind.startswith("TRT_"):
             fix = _STATIC_QDQ if re.match(r"QLinear|ConvInteger|MatMulInteger|DynamicQ", kind) else _NO_OPERATOR
             yield _at(node, f"no TensorRT reads the operator {kind}", fix, "error")
-        if kind == "MaxPool" and len(node.output) > 1 and node.output[1]:
-            yield _at(node, "TensorRT has no second output (the indices) for MaxPool", "remove it", "error")
         if kind in QDQ:
             yield from _guess_quantised(graph, node)
     for name, tensor in graph.constants.items():

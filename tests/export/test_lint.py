@@ -255,6 +255,7 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         "y MaxPool; more than 1 output; remove the outputs",
     ),
     "input-from-nowhere": (lambda: model([node("Add", "x gone", "y")]), "y Add; not registered; export it again"),
+    "no-inputs": (lambda: model([node("Conv", "", "y")]), "y Conv; does not say why; change that setting"),
     "without-a-name": (
         lambda: model([helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Frobnicate", ["r"], ["y"])]),
         "y Frobnicate; Plugin not found; other operators",
@@ -267,7 +268,14 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
 }
 """The model; the node with its operator, words of the problem, words of the fix."""
 
-NOT_GUESSED = {"too-few-scales", "blocks-along-the-other-axis", "input-from-nowhere", "in-circles"}
+NOT_GUESSED = {
+    "too-few-scales",
+    "blocks-along-the-other-axis",
+    "input-from-nowhere",
+    "in-circles",
+    "pooling-indices",
+    "no-inputs",
+}
 
 
 @pytest.mark.parametrize("fault", REFUSED)
