@@ -49,13 +49,13 @@ LIBRARIES = (
 
 def versions() -> dict[str, str]:
     """Version of Python and of each installed library of `LIBRARIES`."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def usable_cpus() -> int:
@@ -80,8 +80,8 @@ def cpu_features(root: Path = ROOT, machine: str | None = None) -> list[str]:
 
     On 64-bit ARM they are read where an emulator tells its own too, which leaves the host's `/proc/cpuinfo` as it is.
     """
-    if (machine or platform.machine()) == "aarch64" and (found := _arm_features(root)) is not None:
-        return found
+    if (machine or platform.machine()) == "aarch64" and (features := _arm_features(root)) is not None:
+        return features
     text = read_text(root / "proc/cpuinfo") or ""
     match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     flags = set(match.group(1).split()) if match else set()
@@ -157,8 +157,8 @@ def gpu_node(root: Path = ROOT) -> bool:
 def gpu_models(root: Path = ROOT) -> list[str] | None:
     """Names of the NVIDIA GPUs, as their driver gives them; None where it gives none, as on a Jetson."""
     files = sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
-    found = [re.search(r"^Model:\s*(.+)$", read_text(path) or "", re.MULTILINE) for path in files]
-    return [match.group(1).strip() for match in found if match] or None
+    matches = [re.search(r"^Model:\s*(.+)$", read_text(path) or "", re.MULTILINE) for path in files]
+    return [match.group(1).strip() for match in matches if match] or None
 
 
 def l4t_release(root: Path = ROOT) -> str | None:

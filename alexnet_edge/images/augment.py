@@ -66,8 +66,8 @@ class Draws(Sequence[Draw]):
     def __getitem__(self, place: int | slice) -> Draw | Draws:
         if isinstance(place, slice):
             return Draws(self._views_N3[place], self._light_NK[place])
-        left, top, mirror = self._views_N3[place].tolist()
-        return Draw(left, top, mirror, _three(self._light_NK[place]))
+        x0, y0, mirror = self._views_N3[place].tolist()
+        return Draw(x0, y0, mirror, _three(self._light_NK[place]))
 
     def at(self, places: Sequence[int]) -> Draws:
         """Those at `places`, in that order."""
@@ -90,11 +90,11 @@ def view(pixels_HWC: Pixels, spec: Preprocessing, draw: Draw) -> Pixels:
     """
     height, width, _ = pixels_HWC.shape
     if draw.left < 0:
-        left, top = centre_offset(width, height, spec.crop)
+        x0, y0 = centre_offset(width, height, spec.crop)
     else:
-        left = int(draw.left * (width - spec.crop + 1))
-        top = int(draw.top * (height - spec.crop + 1))
-    crop = pixels_HWC[top : top + spec.crop, left : left + spec.crop]
+        x0 = int(draw.left * (width - spec.crop + 1))
+        y0 = int(draw.top * (height - spec.crop + 1))
+    crop = pixels_HWC[y0 : y0 + spec.crop, x0 : x0 + spec.crop]
     return crop[:, ::-1] if draw.mirror >= 0.5 else crop
 
 

@@ -112,17 +112,17 @@ class CommandSource(FrameSource):
             start_new_session=True,
         ) as process:
             try:
-                taken, said = self._written(process)
+                picture, errors = self._written(process)
             finally:  # whatever it has started ends with it
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-        if process.returncode != 0 or not taken:
-            reason = said.decode(errors="replace").strip().splitlines()
+        if process.returncode != 0 or not picture:
+            reason = errors.decode(errors="replace").strip().splitlines()
             raise self._refusal(
                 f"no picture: the program ended with {process.returncode}"
                 + (f" ({reason[-1].strip()[:200]})" if reason else " and wrote nothing")
             )
-        return taken
+        return picture
 
     def _written(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
         """What the program writes to its two outputs, within the time and the size that are allowed."""
@@ -148,8 +148,8 @@ class CommandSource(FrameSource):
             process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             raise self._refusal(f"the program did not end within {self._timeout_s:g} s") from None
-        taken, said = parts.values()
-        return bytes(taken), bytes(said)
+        picture, errors = parts.values()
+        return bytes(picture), bytes(errors)
 
     def _refusal(self, problem: str) -> UserError:
         return UserError(

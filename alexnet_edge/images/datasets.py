@@ -164,13 +164,13 @@ class ImageSet:
         for index, label in enumerate(self.labels_N.tolist()):
             key = label if label >= 0 else self.items[index].name.rpartition("/")[0]
             groups.setdefault(key, []).append(index)
-        left, chosen = limit, list[int]()
+        remaining, chosen = limit, list[int]()
         for position, members in enumerate(
             sorted(groups.values(), key=len)
         ):  # small groups leave their share to others
-            share = min(len(members), -(-left // (len(groups) - position)))
+            share = min(len(members), -(-remaining // (len(groups) - position)))
             chosen += [members[step * len(members) // share] for step in range(share)]
-            left -= share
+            remaining -= share
         return self.subset(sorted(chosen))
 
 
@@ -330,11 +330,11 @@ def open_images(
             names = [str(path) for path in _files_below(root)]
             if not names:
                 raise DataError("no images in the folder", value=root, fix=f"it needs {_endings()} files")
-        labels, found, used = _labels_by_folder(root, names, class_list, classes)
+        labels, class_names, used = _labels_by_folder(root, names, class_list, classes)
         source: dict[str, Any] = {"kind": "images", "path": str(root), "class_list": used and str(used)}
-        if found and classes is not None:
+        if class_names and classes is not None:
             source["classes"] = list(classes)
-        images = ImageSet([FileItem(root, name) for name in names], labels, found, source)
+        images = ImageSet([FileItem(root, name) for name in names], labels, class_names, source)
         if Path(data).is_file():
             images.source["file"] = names[0]
     return images if limit is None else images.spread(limit)
@@ -549,7 +549,7 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 def _files_below(folder: Path) -> list[str]:
     """Sorted paths, below `folder`, of the image files in it and its sub-folders; each folder is entered once."""
-    found, entered = list[str](), set[tuple[int, int]]()
+    paths, entered = list[str](), set[tuple[int, int]]()
 
     def walk(current: Path, prefix: str) -> None:
         status = current.stat()
@@ -560,10 +560,10 @@ def _files_below(folder: Path) -> list[str]:
             if _is_dir(entry):
                 walk(current / entry.name, f"{prefix}{entry.name}/")
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (a million Paths are slow)
-                found.append(prefix + entry.name)
+                paths.append(prefix + entry.name)
 
     walk(folder, "")
-    return sorted(found)
+    return sorted(paths)
 
 
 # --- the built-in synthetic set -----------------------------------------------------------------------------------------

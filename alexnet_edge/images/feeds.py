@@ -109,8 +109,10 @@ class ImageFeed:
 
     def batches(self, order: Sequence[int], draws: Sequence[Draw], batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Raises ImageError when an image cannot be used and bad images are not skipped."""
-        with closing(self._read(order, draws, batch)) as found:
-            yield from _moved(found, self._device) if self._device.type == "cuda" else map(_finished, found)
+        with closing(self._read(order, draws, batch)) as host_batches:
+            yield from (
+                _moved(host_batches, self._device) if self._device.type == "cuda" else map(_finished, host_batches)
+            )
 
     def close(self) -> None:
         """End the workers; another call of `batches` starts new ones."""
@@ -295,12 +297,12 @@ def _moved(batches: Iterator[_Batch], device: torch.device) -> Iterator[tuple[Te
             value = value.pin_memory()
         return value.to(device, non_blocking=True)
 
-    def ready(found: tuple[Tensor, Tensor], copied: torch.cuda.Event) -> tuple[Tensor, Tensor]:
+    def ready(tensors: tuple[Tensor, Tensor], copied: torch.cuda.Event) -> tuple[Tensor, Tensor]:
         using = torch.cuda.current_stream(device)
         using.wait_event(copied)
-        for value in found:
+        for value in tensors:
             value.record_stream(using)  # made on the other stream: its memory is not reused before this one is done
-        return found
+        return tensors
 
     waiting: tuple[tuple[Tensor, Tensor], torch.cuda.Event] | None = None
     for batch in batches:
@@ -308,12 +310,12 @@ def _moved(batches: Iterator[_Batch], device: torch.device) -> Iterator[tuple[Te
         with torch.cuda.stream(copying):
             if finish is not None:
                 finish = _Finish(sent(finish.mirror_N), sent(finish.mean_NC), sent(finish.std_C))
-            found = _finished(_Batch(sent(batch.x), sent(batch.labels_N), finish))
+            tensors = _finished(_Batch(sent(batch.x), sent(batch.labels_N), finish))
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(copying)
         if waiting is not None:
             yield ready(*waiting)
-        waiting = (found, copied)
+        waiting = (tensors, copied)
     if waiting is not None:
         yield ready(*waiting)
 
@@ -347,7 +349,7 @@ def fixed_views(count: int) -> list[Draw]:
     almost = 1 - 1e-9
     corners = [(0.0, 0.0), (almost, 0.0), (0.0, almost), (almost, almost)]
     draws = [CENTRE, Draw(CENTRE.left, CENTRE.top, 1.0)]
-    return (draws + [Draw(left, top, mirror) for left, top in corners for mirror in (0.0, 1.0)])[:count]
+    return (draws + [Draw(x0, y0, mirror) for x0, y0 in corners for mirror in (0.0, 1.0)])[:count]
 
 
 def compute_features(

@@ -158,8 +158,8 @@ def resize_and_crop(image: Image.Image, spec: Preprocessing, *, path: Path | Non
         ImageError: when the image is so long and thin that the resized one would not be sensible.
     """
     image = resize_shorter(image, spec, path=path)
-    left, top = centre_offset(*image.size, spec.crop)
-    return image.crop((left, top, left + spec.crop, top + spec.crop))
+    x0, y0 = centre_offset(*image.size, spec.crop)
+    return image.crop((x0, y0, x0 + spec.crop, y0 + spec.crop))
 
 
 def normalise(
@@ -222,10 +222,7 @@ def ten_crops(image: Image.Image, spec: Preprocessing, *, path: Path | None = No
     pixels_HWC = np.asarray(resize_shorter(image, spec, path=path))
     height, width, _ = pixels_HWC.shape
     five = np.stack(
-        [
-            pixels_HWC[top : top + spec.crop, left : left + spec.crop]
-            for left, top in ten_crop_offsets(width, height, spec.crop)
-        ]
+        [pixels_HWC[y0 : y0 + spec.crop, x0 : x0 + spec.crop] for x0, y0 in ten_crop_offsets(width, height, spec.crop)]
     )
     return normalise(np.concatenate([five, five[:, :, ::-1]]), spec)
 

@@ -42,7 +42,7 @@ def steps_for(checkpoint: Checkpoint, peaks: Mapping[str, FloatArray]) -> dict[s
         checkpoint: the network.
         peaks: the largest magnitude of each channel, `(C,)`, at the input of each layer, by layer name.
     """
-    found = {}
+    exponents = {}
     for first, second in equalisable(checkpoint.info.arch):
         weight = np.abs(checkpoint.weights[f"{second.name}.weight"]).reshape(second.out_channels, -1)
         share = weight / np.maximum(weight.max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
@@ -57,8 +57,8 @@ def steps_for(checkpoint: Checkpoint, peaks: Mapping[str, FloatArray]) -> dict[s
         wanted_C[used] = 0.5 * STEPS_PER_OCTAVE * np.log2(values_C[used] / columns_C[used])
         wanted_C[used] -= wanted_C[used].mean() if used.any() else 0.0
         limited = np.clip(np.rint(wanted_C), -LARGEST_STEP, LARGEST_STEP)
-        found[first.name] = limited.astype(np.int64)
-    return found
+        exponents[first.name] = limited.astype(np.int64)
+    return exponents
 
 
 def equalised(checkpoint: Checkpoint, steps: Steps) -> Checkpoint:

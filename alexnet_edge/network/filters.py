@@ -27,8 +27,8 @@ def filter_grid(filters_OCHW: FloatArray, *, zoom: int = 4) -> npt.NDArray[np.ui
     down = -(-count // across)
     grid = np.full((down * (height + 1) - 1, across * (width + 1) - 1, 3), 128, np.uint8)
     for number, tile_HWC in enumerate(tiles_OHWC):
-        top, left = number // across * (height + 1), number % across * (width + 1)
-        grid[top : top + height, left : left + width] = tile_HWC
+        y0, x0 = number // across * (height + 1), number % across * (width + 1)
+        grid[y0 : y0 + height, x0 : x0 + width] = tile_HWC
     return grid.repeat(zoom, 0).repeat(zoom, 1)
 
 

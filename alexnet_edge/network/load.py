@@ -258,9 +258,9 @@ def newest_checkpoint(runs: Path) -> Path:
     Raises:
         CheckpointError: when there is none.
     """
-    found: Sequence[Path] = sorted(runs.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
+    checkpoints: Sequence[Path] = sorted(runs.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    if not checkpoints:
         raise CheckpointError(
             "no checkpoint in", value=f"{runs}/", fix="run `alexnet-edge train` first, or name one with --checkpoint"
         )
-    return found[-1]
+    return checkpoints[-1]

@@ -86,9 +86,9 @@ def _failure(library: Any, name: str, code: Any) -> UserError:
         driver = int(library.cudaDriverGetVersion()[1])
         if driver == 0:
             return MissingComponentError("there is no NVIDIA driver here", fix=_NO_GPU)
-        wanted = int(library.cudaRuntimeGetVersion()[1])
+        runtime = int(library.cudaRuntimeGetVersion()[1])
         return MissingComponentError(
-            f"the NVIDIA driver is too old: it is for CUDA {_version(driver)}, cuda-python for {_version(wanted)}",
+            f"the NVIDIA driver is too old: it is for CUDA {_version(driver)}, cuda-python for {_version(runtime)}",
             fix=f"run: pip install 'cuda-python<{driver // 1000 + 1}'",
         )
     if number == _NO_DEVICE:

@@ -92,8 +92,8 @@ def find_trtexec() -> Path | None:
             )
         return Path(path)
     folders = os.pathsep.join(map(str, TRTEXEC_FOLDERS))
-    found = shutil.which("trtexec") or shutil.which("trtexec", path=folders)
-    return Path(found) if found else None
+    program = shutil.which("trtexec") or shutil.which("trtexec", path=folders)
+    return Path(program) if program else None
 
 
 def runtimes() -> dict[Runtime, str | None]:
@@ -126,10 +126,10 @@ def _version(runtime: Library) -> str | None:
 
 def _trtexec() -> str | None:
     try:
-        found = find_trtexec()
+        program = find_trtexec()
     except MissingComponentError:
         return None
-    return str(found) if found else None
+    return str(program) if program else None
 
 
 def platform_name() -> str:

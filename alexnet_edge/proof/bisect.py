@@ -140,8 +140,8 @@ def bisect(
         checkpoint = equalised(checkpoint, from_text(scales, checkpoint.info.arch))
     spec = checkpoint.info.preprocessing
     chosen = images.spread(limit)
-    taken = [batch.x_NCHW for batch in batches(chosen, spec, batch=limit, on_bad_image=on_bad_image, bad=bad)]
-    x_NCHW = np.concatenate(taken)
+    inputs = [batch.x_NCHW for batch in batches(chosen, spec, batch=limit, on_bad_image=on_bad_image, bad=bad)]
+    x_NCHW = np.concatenate(inputs)
     observer = observer or open_observer(artifact, threads=threads)
     return _Bisect(artifact, checkpoint, observer, x_NCHW).run(threads)
 
@@ -154,7 +154,7 @@ class _Bisect:
     checkpoint: Checkpoint
     observer: Observer
     x_NCHW: FloatArray
-    taken: dict[str, FloatArray] = field(default_factory=dict)
+    layer_inputs: dict[str, FloatArray] = field(default_factory=dict)
     """What each layer took as its input."""
 
     @np.errstate(invalid="ignore", over="ignore")  # what is not finite is found and told
@@ -198,16 +198,16 @@ class _Bisect:
         segment: list[Step] = []
         for step in all_steps:
             if step.kind == "layer":
-                self.taken[step.layer] = expected
+                self.layer_inputs[step.layer] = expected
             expected, exact = step.run(expected, weights), step.run(exact, weights)
             segment.append(step)
             if step.name not in seen:
                 continue  # fused with what follows
-            found = seen[step.name]
-            kinds = {plain, found.stored}
+            observed = seen[step.name]
+            kinds = {plain, observed.stored}
             kinds |= {types.get(step.layer, plain)} if any(part.kind == "layer" for part in segment) else set()
             kind = max(kinds, key=lambda name: OWN_ERROR.get(name, 0.0))
-            values = found.values.reshape(expected.shape)
+            values = observed.values.reshape(expected.shape)
             wrong = self._wrong_attributes(step.name) if step.kind == "lrn" else ""
             points.append(_point(step.name, segment, kind, values, expected, exact, wrong))
             expected, segment = values, []
@@ -215,10 +215,10 @@ class _Bisect:
 
     def _with_inputs(self, points: list[Point]) -> list[Point]:
         """The points with that of its input's quantisation before each layer that has one."""
-        quantised = [name for name in self.taken if f"{name}/input_dq" in self.observer.names]
+        quantised = [name for name in self.layer_inputs if f"{name}/input_dq" in self.observer.names]
         seen = self.observer.run(self.x_NCHW, [f"{name}/input_dq" for name in quantised]) if quantised else {}
         inputs = {name: self._input_point(name, seen[f"{name}/input_dq"].values) for name in quantised}
-        for name in self.taken:
+        for name in self.layer_inputs:
             stored = self.observer.constant(f"{name}/input_scale")
             if name not in inputs and stored is not None:  # integer operators, whose inputs never are numbers
                 inputs[name] = self._input_point(name, None, stored)
@@ -235,7 +235,7 @@ class _Bisect:
         tolerance = OWN_ERROR.get(kind, OWN_ERROR["int8"])
         own, reasons = None, list[str]()
         if back is not None:
-            own, reasons = _relative(back, self.taken[layer].reshape(back.shape)), _not_finite(back)
+            own, reasons = _relative(back, self.layer_inputs[layer].reshape(back.shape)), _not_finite(back)
             step = _step_of(back) if kind == "int8" else None
         if own is not None and own > tolerance:
             reasons.append(f"relative error {own:.2g} is above {tolerance:g}")
@@ -314,11 +314,11 @@ class _Bisect:
         if name not in self.observer.names:
             return other_step
         back = self.observer.run(self.x_NCHW, [name])[name].values
-        given = self.taken[first.layer].reshape(back.shape)
-        gain, left = _gain(back, given)
-        largest, limit = float(np.abs(given).max()), float(np.abs(back).max())
-        saturated = float((np.abs(given) > limit * (1 + STEP_SLACK)).mean())
-        if left < 0.5 * first.tolerance and abs(gain - 1) > 0.1:
+        layer_input = self.layer_inputs[first.layer].reshape(back.shape)
+        gain, remainder = _gain(back, layer_input)
+        largest, limit = float(np.abs(layer_input).max()), float(np.abs(back).max())
+        saturated = float((np.abs(layer_input) > limit * (1 + STEP_SLACK)).mean())
+        if remainder < 0.5 * first.tolerance and abs(gain - 1) > 0.1:
             return (
                 f"the input of {first.layer} comes back {gain:.3g} times as large: the scales of its quantise and "
                 "dequantise nodes differ",
@@ -348,12 +348,12 @@ class _Bisect:
 
     def _wrong_attributes(self, name: str) -> str:
         """What the file says of this local response normalisation that is not the network's; empty where nothing is."""
-        found = self.observer.lrn(name) or {}
+        attributes = self.observer.lrn(name) or {}
         right = {"size": LRN_SIZE, "alpha": LRN_ALPHA, "beta": LRN_BETA, "bias": LRN_K}
         return ", ".join(
-            f"{key} is {found[key]:g}, not {value:g}"
+            f"{key} is {attributes[key]:g}, not {value:g}"
             for key, value in right.items()
-            if key in found and not math.isclose(found[key], value, rel_tol=1e-6)
+            if key in attributes and not math.isclose(attributes[key], value, rel_tol=1e-6)
         )
 
     def _explain_layer(self, first: Point) -> tuple[str, str]:
@@ -361,8 +361,8 @@ class _Bisect:
         right = weights[f"{layer}.weight"]
         stored = self.observer.weight(layer)
         if stored is not None and stored.shape == right.shape:
-            gain, left = _gain(stored, right)
-            if abs(gain - 1) > STEP_SLACK and left < OWN_ERROR["int4"]:
+            gain, remainder = _gain(stored, right)
+            if abs(gain - 1) > STEP_SLACK and remainder < OWN_ERROR["int4"]:
                 return (
                     f"the weights of {layer} as stored are {gain:.3g} times the checkpoint's: their scale is wrong",
                     "export again; if they were scaled on purpose, scale the next layer's inversely",
@@ -377,11 +377,11 @@ class _Bisect:
                 )
         tensor = self._tensor_of(next(step for step in steps(self.checkpoint.info.arch) if step.name == first.name))
         assert tensor is not None, "the point was observed"
-        found = self.observer.run(self.x_NCHW, [tensor])[tensor].values
+        observed = self.observer.run(self.x_NCHW, [tensor])[tensor].values
         step = next(step for step in steps(self.checkpoint.info.arch) if step.name == first.name)
-        expected = step.run(self.taken[layer], weights) if first.kind.endswith("layer") else found
-        gain, left = _gain(found.reshape(expected.shape), expected)
-        if abs(gain - 1) > STEP_SLACK and left < max(first.tolerance, 0.05):
+        expected = step.run(self.layer_inputs[layer], weights) if first.kind.endswith("layer") else observed
+        gain, remainder = _gain(observed.reshape(expected.shape), expected)
+        if abs(gain - 1) > STEP_SLACK and remainder < max(first.tolerance, 0.05):
             return (
                 f"{first.name} comes out {gain:.3g} times as large: a scale of {layer} is wrong",
                 "export again; check the scales of its input, weights and output",
@@ -408,15 +408,15 @@ def _point(
     name: str,
     segment: Sequence[Step],
     kind: str,
-    found: FloatArray,
+    observed: FloatArray,
     expected: FloatArray,
     exact: FloatArray,
     wrong: str,
 ) -> Point:
     tolerance = OWN_ERROR.get(kind, OWN_ERROR["int4"])
-    own, total = _relative(found, expected), _relative(found, exact)
-    channel, channel_error = _worst_channel(found, expected) if own is not None else (None, None)
-    reasons = _not_finite(found)
+    own, total = _relative(observed, expected), _relative(observed, exact)
+    channel, channel_error = _worst_channel(observed, expected) if own is not None else (None, None)
+    reasons = _not_finite(observed)
     if own is not None and own > tolerance:
         reasons.append(f"relative error {own:.2g} is above {tolerance:g}")
     elif channel_error is not None and channel_error > CHANNEL_FACTOR * tolerance:
@@ -442,18 +442,18 @@ def _not_finite(values: FloatArray) -> list[str]:
     return [f"{count} of {values.size} values are NaN or infinite"] if count else []
 
 
-def _relative(found: FloatArray, expected: FloatArray) -> float | None:
-    """|found - expected| / |expected| in the Euclidean norm; None where something is not finite."""
-    error = float(np.linalg.norm((found - expected).astype(np.float64)))
+def _relative(observed: FloatArray, expected: FloatArray) -> float | None:
+    """|observed - expected| / |expected| in the Euclidean norm; None where something is not finite."""
+    error = float(np.linalg.norm((observed - expected).astype(np.float64)))
     size = float(np.linalg.norm(expected.astype(np.float64)))
     if not math.isfinite(error) or not math.isfinite(size):
         return None
     return error / size if size else (0.0 if error == 0 else math.inf)
 
 
-def _worst_channel(found: FloatArray, expected: FloatArray) -> tuple[int | None, float | None]:
-    axes = tuple(axis for axis in range(found.ndim) if axis != 1)
-    errors_C = np.sqrt(((found - expected).astype(np.float64) ** 2).mean(axis=axes))
+def _worst_channel(observed: FloatArray, expected: FloatArray) -> tuple[int | None, float | None]:
+    axes = tuple(axis for axis in range(observed.ndim) if axis != 1)
+    errors_C = np.sqrt(((observed - expected).astype(np.float64) ** 2).mean(axis=axes))
     sizes_C = np.sqrt((expected.astype(np.float64) ** 2).mean(axis=axes))
     floor = QUIET_CHANNEL * float(sizes_C.mean())
     if floor == 0:
@@ -463,9 +463,9 @@ def _worst_channel(found: FloatArray, expected: FloatArray) -> tuple[int | None,
     return worst, float(relative_C[worst])
 
 
-def _gain(found: FloatArray, expected: FloatArray) -> tuple[float, float]:
-    """The factor that brings `expected` nearest to `found`, and the relative error that is left then."""
-    a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+def _gain(observed: FloatArray, expected: FloatArray) -> tuple[float, float]:
+    """The factor that brings `expected` nearest to `observed`, and the relative error that remains."""
+    a, b = observed.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     power = float(b @ b)
     if not power:
         return 1.0, 0.0

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from alexnet_edge.artifact import Artifact
 from alexnet_edge.errors import DataError, ImageError, UserError
 from alexnet_edge.images.datasets import FileItem, ImageSet, OnBadImage
-from alexnet_edge.images.preprocess import centre_offset, load_rgb, normalise, resize_shorter, resized_shape
+from alexnet_edge.images.preprocess import Preprocessing, centre_offset, load_rgb, normalise, resize_shorter
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.proof.evaluate import labels_for
 from alexnet_edge.sessions import Session, open_session, reference_session
@@ -115,66 +115,43 @@ def compare_preprocessing(
         )
     chosen = images.spread(limit)
     libraries, missing = _libraries()
-    spec = checkpoint.info.preprocessing
-    ours = _Inputs(name="PIL (this package)")
-    theirs = [_Inputs(name=library.name) for library in libraries]
-    used, resized = [], 0
+    pil = _Inputs(name="PIL (this package)")
+    others = [_Inputs(name=library.name) for library in libraries]
+    used, num_resized = list[int](), 0
     for index in range(len(chosen)):
         path, content = Path(chosen.name(index)), chosen.items[index].content()
         try:
-            image = load_rgb(path, content=content)
-            right = np.asarray(resize_shorter(image, spec, path=path))
+            reference = _reference(path, content, checkpoint.info.preprocessing)
         except ImageError:
             if on_bad_image == "fail":
                 raise
             continue
-        decoded = np.asarray(image)
-        width, height = resized_shape(decoded.shape[1], decoded.shape[0], spec.resize)
-        changes_size = decoded.shape[:2] != (height, width)
         used.append(index)
-        resized += changes_size
-        expected = _crop(right, spec.crop)
-        ours.add(expected, 0.0, 0.0, 0.0 if changes_size else None, expected)
-        for library, inputs in zip(libraries, theirs, strict=True):
-            other = library.decode(content)
-            if other.shape != decoded.shape:
-                raise UserError(
-                    f"{library.name} decodes the image as {other.shape[1]}x{other.shape[0]}, PIL as "
-                    f"{decoded.shape[1]}x{decoded.shape[0]}",
-                    value=path,
-                    fix="check its EXIF orientation",
-                )
-            difference = np.abs(other.astype(np.int16) - decoded)
-            alone = library.resize(decoded, width, height).astype(np.int16) if changes_size else None
-            found = library.resize(other, width, height) if changes_size else other
-            inputs.add(
-                _crop(found, spec.crop),
-                float(difference.mean()),
-                float(difference.max()),
-                None if alone is None else float(np.abs(alone - right).mean()),
-                expected,
-            )
+        num_resized += reference.changes_size
+        pil.add(reference.input, 0.0, 0.0, 0.0 if reference.changes_size else None, reference.input)
+        for library, inputs in zip(libraries, others, strict=True):
+            _add_other(inputs, library, path, content, reference)
     if not used:
         raise DataError(f"none of the {len(chosen)} images can be used", fix="replace them")
     labels_N = None
     with suppress(DataError):
         labels_N = labels_for(checkpoint.info.classes, chosen)[used]
     with reference_session(checkpoint, threads=threads) as session:
-        right_N = _answers(session, ours, checkpoint)
+        right_N = _answers(session, pil, checkpoint)
         ways = [
-            _way(inputs, right_N if inputs is ours else _answers(session, inputs, checkpoint), right_N, labels_N)
-            for inputs in (ours, *theirs)
+            _way(inputs, right_N if inputs is pil else _answers(session, inputs, checkpoint), right_N, labels_N)
+            for inputs in (pil, *others)
         ]
     artifact_flips = None
     if artifact is not None:
         with open_session(artifact, threads=threads) as session:
-            artifact_flips = int((_answers(session, ours, checkpoint) != right_N).sum())
+            artifact_flips = int((_answers(session, pil, checkpoint) != right_N).sum())
     return PreprocessingReport(
         ways=tuple(ways),
         num_images=len(used),
-        num_resized=int(resized),
+        num_resized=num_resized,
         artifact_flips=artifact_flips,
-        findings=tuple(_findings(ways[1:], len(used), int(resized), artifact, artifact_flips)),
+        findings=tuple(_findings(ways[1:], len(used), num_resized, artifact, artifact_flips)),
         missing=tuple(missing),
     )
 
@@ -201,6 +178,48 @@ class _Inputs:
         self.resize_mean += [] if resize_mean is None else [resize_mean]
         self.input_mean.append(float(difference.mean()))
         self.input_max.append(float(difference.max()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """What this package's own preprocessing makes of one file."""
+
+    decoded: Pixels
+    resized: Pixels
+    input: Pixels
+    """The central crop of `resized`."""
+
+    @property
+    def changes_size(self) -> bool:
+        return self.decoded.shape != self.resized.shape
+
+
+def _reference(path: Path, content: bytes, spec: Preprocessing) -> _Reference:
+    """Raises ImageError when the file cannot be used."""
+    image = load_rgb(path, content=content)
+    resized = np.asarray(resize_shorter(image, spec, path=path))
+    return _Reference(np.asarray(image), resized, _crop(resized, spec.crop))
+
+
+def _add_other(inputs: _Inputs, library: _Library, path: Path, content: bytes, reference: _Reference) -> None:
+    """Decode and resize one file by another library; add its input, and how far each step is from the reference."""
+    decoded = library.decode(content)
+    if decoded.shape != reference.decoded.shape:
+        raise UserError(
+            f"{library.name} decodes the image as {decoded.shape[1]}x{decoded.shape[0]}, PIL as "
+            f"{reference.decoded.shape[1]}x{reference.decoded.shape[0]}",
+            value=path,
+            fix="check its EXIF orientation",
+        )
+    difference = np.abs(decoded.astype(np.int16) - reference.decoded)
+    resized, resize_mean = decoded, None
+    if reference.changes_size:
+        height, width, _ = reference.resized.shape
+        alone = library.resize(reference.decoded, width, height).astype(np.int16)
+        resize_mean = float(np.abs(alone - reference.resized).mean())
+        resized = library.resize(decoded, width, height)
+    crop = _crop(resized, reference.input.shape[0])
+    inputs.add(crop, float(difference.mean()), float(difference.max()), resize_mean, reference.input)
 
 
 def _way(
@@ -239,42 +258,42 @@ def _answers(session: Session, inputs: _Inputs, checkpoint: Checkpoint) -> npt.N
 def _findings(
     ways: list[Way], num_images: int, num_resized: int, artifact: Artifact | None, artifact_flips: int | None
 ) -> list[str]:
-    found = []
+    findings = []
     for way in ways:
         if way.input_max == 0:
-            found.append(f"{way.name}: the same input, bit for bit")
+            findings.append(f"{way.name}: the same input, bit for bit")
             continue
         resize = way.resize_mean or 0.0
         part = "resizing" if resize > way.decode_mean else "decoding"
         text = f"{way.name}: {way.flips} of {num_images} answers change, most of the drift is from {part}"
         if artifact_flips is not None and artifact is not None:
             text += f"; {artifact.label} alone changes {artifact_flips}"
-        found.append(text)
+        findings.append(text)
     if num_resized < num_images:
-        found.append(
+        findings.append(
             f"{num_images - num_resized} of {num_images} images have the right size already: on them nothing is resized"
         )
-    return found
+    return findings
 
 
 def _crop(pixels_HWC: Pixels, crop: int) -> Pixels:
-    left, top = centre_offset(pixels_HWC.shape[1], pixels_HWC.shape[0], crop)
-    return pixels_HWC[top : top + crop, left : left + crop]
+    x0, y0 = centre_offset(pixels_HWC.shape[1], pixels_HWC.shape[0], crop)
+    return pixels_HWC[y0 : y0 + crop, x0 : x0 + crop]
 
 
 def _libraries() -> tuple[list[_Library], list[str]]:
     """The libraries that are here, and what to run for those that are not."""
-    found: list[_Library] = []
+    installed: list[_Library] = []
     missing: list[str] = []
     for name, package, build in (
         ("OpenCV", "opencv-python-headless", _opencv),
         ("torchvision", "torchvision", _torchvision),
     ):
         try:
-            found += build()
+            installed += build()
         except ImportError:
             missing.append(f"{name} is not compared: it is not installed; run: pip install {package}")
-    return found, missing
+    return installed, missing
 
 
 def _opencv() -> list[_Library]:

@@ -56,19 +56,19 @@ class Step:
 
 def steps(arch: Architecture) -> list[Step]:
     """The steps of an architecture in their order, without the head's softmax."""
-    found = []
+    all_steps = []
     for spec in arch.layers:
         kinds: list[tuple[StepKind, str, bool]] = [
             ("layer", "/relu" if spec.relu else "", True),
             ("lrn", "/lrn", spec.lrn),
             ("pool", "/pool", spec.pool),
         ]
-        found += [
+        all_steps += [
             Step(name=f"{spec.name}{suffix}", layer=spec.name, kind=kind, spec=spec)
-            for kind, suffix, there in kinds
-            if there
+            for kind, suffix, present in kinds
+            if present
         ]
-    return found
+    return all_steps
 
 
 def tensors(

@@ -109,8 +109,8 @@ class OnnxObserver(Observer):
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in self._given)
         options = OnnxRuntimeSession(self._artifact, threads=self._threads).session_options()
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        found = session.run(list(names), {self._artifact.manifest.input.name: x_NCHW})
-        return {name: self._as_numbers(name, value) for name, value in zip(names, found, strict=True)}
+        outputs = session.run(list(names), {self._artifact.manifest.input.name: x_NCHW})
+        return {name: self._as_numbers(name, value) for name, value in zip(names, outputs, strict=True)}
 
     def _as_numbers(self, name: str, value: np.ndarray[Any, Any]) -> Observed:
         if value.dtype.kind == "f":
@@ -155,8 +155,13 @@ class OnnxObserver(Observer):
         node = self._producers.get(name)
         if node is None or node.op_type != "LRN":
             return None
-        given = {entry.name: float(entry.i if entry.name == "size" else entry.f) for entry in node.attribute}
-        return {"alpha": 1e-4, "beta": 0.75, "bias": 1.0, **given}  # what the operator takes where nothing is given
+        attributes = {entry.name: float(entry.i if entry.name == "size" else entry.f) for entry in node.attribute}
+        return {
+            "alpha": 1e-4,
+            "beta": 0.75,
+            "bias": 1.0,
+            **attributes,
+        }  # what the operator takes where nothing is given
 
 
 class OpenVINOObserver(Observer):
@@ -206,8 +211,8 @@ class OpenVINOObserver(Observer):
             "INFERENCE_NUM_THREADS": self._threads or usable_cpus(),
         }
         compiled = self._core.compile_model(model, "CPU", options)
-        found = compiled({self._artifact.manifest.input.name: x_NCHW})
-        return {name: Observed(values=np.asarray(found[name], np.float32).copy(), stored="fp32") for name in names}
+        outputs = compiled({self._artifact.manifest.input.name: x_NCHW})
+        return {name: Observed(values=np.asarray(outputs[name], np.float32).copy(), stored="fp32") for name in names}
 
     def weight(self, layer: str) -> FloatArray | None:
         name = f"{layer}.weight_dq"

@@ -182,36 +182,16 @@ def compare_outputs(
     """
     reference = np.asarray(reference_NK, np.float64)
     candidate = np.asarray(candidate_NK, np.float64)
-    if reference.ndim != 2 or reference.shape != candidate.shape:
-        raise UserError(
-            "outputs to compare must have one shape (N, K)",
-            value=f"{reference.shape} and {candidate.shape}",
-            fix="compare an artifact with the checkpoint it was exported from, on the same images",
-        )
-    num_images, num_classes = reference.shape
-    if num_images == 0 or num_classes == 0:
-        raise UserError("there is no image to compare the outputs on", value=num_images, fix="give some images")
-    if not np.isfinite(reference).all():
-        raise UserError(
-            "the checkpoint's own outputs are not finite", value="NaN or infinity", fix="use an earlier checkpoint"
-        )
-    log_p = _log_probabilities(reference, head)
-    p = np.exp(log_p)
-    top_reference = reference.argmax(axis=1)
-    spread = float(reference.std())
-    about_reference: dict[str, Any] = {
-        "num_images": num_images,
-        "num_classes": num_classes,
-        "reference_top_share": float(np.bincount(top_reference).max() / num_images),
-        "reference_entropy": float(-(p * log_p).sum(axis=1).mean() / math.log(num_classes)) if num_classes > 1 else 0.0,
-        "reference_variation": float(reference.std(axis=0).mean() / spread) if spread else 0.0,
-    }
+    num_images = len(reference)
     labels = np.full(num_images, -1) if labels_N is None else np.asarray(labels_N)
-    if labels.shape != (num_images,):
-        raise UserError("labels must be one per image", value=labels.shape, fix=f"give {num_images} labels")
+    _require_comparable(reference, candidate, labels)
     labelled = labels >= 0
     num_labelled = int(labelled.sum())
+    top_reference = reference.argmax(axis=1)
     right_reference = (top_reference == labels)[labelled]
+    log_p = _log_probabilities(reference, head)
+    p = np.exp(log_p)
+    about_reference = _reference_figures(reference, p, log_p)
     if num_labelled:
         about_reference["reference_accuracy"] = float(right_reference.mean())
         about_reference["majority_share"] = float(
@@ -219,11 +199,7 @@ def compare_outputs(
         )
     num_not_finite = int((~np.isfinite(candidate)).sum())
     if num_not_finite:
-        return ParityFigures(
-            **about_reference,
-            num_not_finite=num_not_finite,
-            num_labelled=num_labelled,
-        )
+        return ParityFigures(**about_reference, num_not_finite=num_not_finite, num_labelled=num_labelled)
     error = candidate - reference
     flips = int((candidate.argmax(axis=1) != top_reference).sum())
     right_candidate = (candidate.argmax(axis=1) == labels)[labelled]
@@ -243,7 +219,7 @@ def compare_outputs(
         kl_mean=max(0.0, float((p * (log_p - _log_probabilities(candidate, head))).sum(axis=1).mean())),
         top1_agreement=1 - flips / num_images,
         top1_agreement_interval=wilson_interval(num_images - flips, num_images),
-        top5_agreement=_top_overlap(reference, candidate, 5) if num_classes > 5 else None,
+        top5_agreement=_top_overlap(reference, candidate, 5) if reference.shape[1] > 5 else None,
         flips=flips,
         flip_rate=flips / num_images,
         flip_rate_interval=wilson_interval(flips, num_images),
@@ -254,6 +230,40 @@ def compare_outputs(
         won=won if num_labelled else None,
         mcnemar_p=mcnemar_exact(lost, won) if num_labelled else None,
     )
+
+
+def _require_comparable(
+    reference: npt.NDArray[np.float64], candidate: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
+) -> None:
+    if reference.ndim != 2 or reference.shape != candidate.shape:
+        raise UserError(
+            "outputs to compare must have one shape (N, K)",
+            value=f"{reference.shape} and {candidate.shape}",
+            fix="compare an artifact with the checkpoint it was exported from, on the same images",
+        )
+    if not reference.size:
+        raise UserError("there is no image to compare the outputs on", value=len(reference), fix="give some images")
+    if not np.isfinite(reference).all():
+        raise UserError(
+            "the checkpoint's own outputs are not finite", value="NaN or infinity", fix="use an earlier checkpoint"
+        )
+    if labels.shape != (len(reference),):
+        raise UserError("labels must be one per image", value=labels.shape, fix=f"give {len(reference)} labels")
+
+
+def _reference_figures(
+    reference: npt.NDArray[np.float64], p: npt.NDArray[np.float64], log_p: npt.NDArray[np.float64]
+) -> dict[str, Any]:
+    """The figures of the checkpoint alone: how decided it is, and how much its outputs depend on the image."""
+    num_images, num_classes = reference.shape
+    spread = float(reference.std())
+    return {
+        "num_images": num_images,
+        "num_classes": num_classes,
+        "reference_top_share": float(np.bincount(reference.argmax(axis=1)).max() / num_images),
+        "reference_entropy": float(-(p * log_p).sum(axis=1).mean() / math.log(num_classes)) if num_classes > 1 else 0.0,
+        "reference_variation": float(reference.std(axis=0).mean() / spread) if spread else 0.0,
+    }
 
 
 def _log_probabilities(outputs: npt.NDArray[np.float64], head: Head) -> npt.NDArray[np.float64]:
@@ -323,14 +333,14 @@ class ParityReport:
             "seconds": round(self.seconds, 3),
         }
 
-    def require(self, what: object) -> None:
+    def require(self, subject: object) -> None:
         """Raise when it failed.
 
         Raises:
-            ParityError: with `what` was compared and every reason, in one line.
+            ParityError: with `subject` and every reason, in one line.
         """
         if not self.passed:
-            raise ParityError(f"{what} does not give the checkpoint's answers: {'; '.join(self.reasons)}")
+            raise ParityError(f"{subject} does not give the checkpoint's answers: {'; '.join(self.reasons)}")
 
 
 def parity_not_run(reason: str) -> dict[str, Any]:
@@ -393,14 +403,7 @@ def check_parity(
             raise UserError("a session alone does not say which tolerance applies", fix="give the tolerance")
         candidate_NK, indices_N = outputs_NK(candidate, images, batch=batch, on_bad_image=on_bad_image, bad=bad)
         details, head, classes = candidate.details(), candidate.head, candidate.classes
-    if isinstance(reference, np.ndarray):
-        if len(reference) != len(images):
-            raise UserError(
-                "reference outputs must have one row per image", value=len(reference), fix=f"give {len(images)} rows"
-            )
-        reference_NK = reference[indices_N]
-    else:
-        reference_NK = _outputs_of(reference, images.subset(list(indices_N)), batch=batch, threads=threads)
+    reference_NK = _reference_outputs(reference, images, indices_N, batch=batch, threads=threads)
     labels_N = None
     with suppress(DataError):  # answers can be compared on images of any class; `weaknesses` says when that matters
         labels_N = labels_for(classes, images)[indices_N]
@@ -420,13 +423,25 @@ def check_parity(
     )
 
 
-def _outputs_of(
-    reference: Checkpoint | Path | Session, images: ImageSet, *, batch: int, threads: int | None
+def _reference_outputs(
+    reference: FloatArray | Checkpoint | Path | Session,
+    images: ImageSet,
+    indices_N: npt.NDArray[np.int64],
+    *,
+    batch: int,
+    threads: int | None,
 ) -> FloatArray:
+    """The reference's outputs for the images `indices_N`."""
+    if isinstance(reference, np.ndarray):
+        if len(reference) != len(images):
+            raise UserError(
+                "reference outputs must have one row per image", value=len(reference), fix=f"give {len(images)} rows"
+            )
+        return reference[indices_N]
     with ExitStack() as stack:
         if not isinstance(reference, Session):
             reference = stack.enter_context(reference_session(reference, threads=threads))
-        return outputs_NK(reference, images, batch=batch)[0]
+        return outputs_NK(reference, images.subset(list(indices_N)), batch=batch)[0]
 
 
 def judge(figures: ParityFigures, tolerance: Tolerance) -> list[str]:
@@ -455,31 +470,31 @@ def judge(figures: ParityFigures, tolerance: Tolerance) -> list[str]:
 
 
 def weaknesses(figures: ParityFigures, tolerance: Tolerance) -> list[str]:
-    """What makes the verdict prove less than it seems to: too few images, or a network without opinions."""
-    found = []
+    """What weakens the verdict: too few images, or a network that answers the same to most of them."""
+    texts = []
     bound = tolerance.min_top1_agreement
     if bound is not None and figures.top1_agreement_interval is not None and figures.top1_agreement is not None:
         low = figures.top1_agreement_interval[0]
         if low < bound <= figures.top1_agreement:
-            found.append(
+            texts.append(
                 f"{figures.num_images} images support a top-1 agreement of {low:.1%} or more ({CONFIDENCE:.0%} interval), "
                 f"not yet the {bound:.1%} asked for"
             )
     if tolerance.max_accuracy_drop is not None and not figures.num_labelled:
-        found.append("the accuracy drop is not judged: no image has a label of this network's classes")
+        texts.append("the accuracy drop is not judged: no image has a label of this network's classes")
     if figures.num_classes > 1:
         little = "agreement on this network proves little"
         if figures.num_images >= 10 and figures.reference_top_share >= 0.95:
-            found.append(f"the checkpoint gives {figures.reference_top_share:.0%} of the images one class: {little}")
+            texts.append(f"the checkpoint gives {figures.reference_top_share:.0%} of the images one class: {little}")
         if figures.num_images >= 10 and figures.reference_variation < 0.1:
-            found.append(f"the checkpoint's outputs hardly depend on the image: {little}")
+            texts.append(f"the checkpoint's outputs hardly depend on the image: {little}")
         if figures.reference_accuracy is not None and figures.majority_share is not None and figures.num_labelled >= 10:
             hits = round(figures.reference_accuracy * figures.num_labelled)
             if wilson_interval(hits, figures.num_labelled)[0] <= figures.majority_share:
-                found.append(
+                texts.append(
                     f"the checkpoint itself is right about {figures.reference_accuracy:.0%} of the labelled images, "
                     f"where always answering one class gives {figures.majority_share:.0%}: {little}"
                 )
         if figures.reference_entropy > 0.98:
-            found.append(f"the checkpoint is undecided between its classes (untrained?): {little}")
-    return found
+            texts.append(f"the checkpoint is undecided between its classes (untrained?): {little}")
+    return texts

@@ -270,8 +270,8 @@ class Session(ABC):
             kind = getattr(x_NCHW, "dtype", type(x_NCHW).__name__)
             raise UserError(f"input {spec.name} must be a {spec.dtype} array", value=kind, fix="convert it")
         if x_NCHW.ndim != len(spec.shape) + 1 or x_NCHW.shape[1:] != spec.shape:
-            wanted = ", ".join(["N", *map(str, spec.shape)])
-            raise UserError(f"input {spec.name} must have shape ({wanted})", value=x_NCHW.shape, fix="preprocess it")
+            shape = ", ".join(["N", *map(str, spec.shape)])
+            raise UserError(f"input {spec.name} must have shape ({shape})", value=x_NCHW.shape, fix="preprocess it")
         batch = x_NCHW.shape[0]
         if batch < spec.min_batch or (spec.max_batch is not None and batch > spec.max_batch):
             bound = "any" if spec.max_batch is None else str(spec.max_batch)

@@ -53,14 +53,14 @@ def _wrong_version(manifest: Manifest, library_version: str) -> str | None:
     built_with = manifest.build.get("version")
     if not built_with:
         return None
-    built, here = _numbers(str(built_with)), _numbers(library_version)
-    if built == here:
+    built, installed = _numbers(str(built_with)), _numbers(library_version)
+    if built == installed:
         return None
     name = NAMES.get(manifest.runtime, manifest.runtime)
-    told = f"the engine was built with {name} {built_with}, here is {library_version}"
+    difference = f"the engine was built with {name} {built_with}, here is {library_version}"
     if manifest.build.get("version_compatible"):
-        return f"{told}, and needs the lean runtime of its own version, which this package does not load"
-    return told
+        return f"{difference}, and needs the lean runtime of its own version, which this package does not load"
+    return difference
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -173,8 +173,8 @@ def _invalid(trt: Any, runtime: Any, plan: bytes) -> str | None:
     if validity != trt.EngineValidity.INVALID:
         return None
     members = trt.EngineInvalidityDiagnostics.__members__.items()
-    found = [name.lower().replace("_", " ") for name, bit in members if int(diagnostics) & int(bit)]
-    return ", ".join(found) or None
+    faults = [name.lower().replace("_", " ") for name, bit in members if int(diagnostics) & int(bit)]
+    return ", ".join(faults) or None
 
 
 def refusal_reason(log: list[str], otherwise: str = "") -> str:
@@ -191,17 +191,17 @@ def require_io(trt: Any, engine: Any, artifact: Artifact) -> None:
         ArtifactError: when it does not.
     """
     manifest = artifact.manifest
-    found, said = _told(*_io(trt, engine, artifact.path)), _told(manifest.input, manifest.output)
-    if found != said:
+    built, recorded = _described(*_io(trt, engine, artifact.path)), _described(manifest.input, manifest.output)
+    if built != recorded:
         raise ArtifactError(
-            f"the engine takes {found}, its manifest says {said}",
+            f"the engine takes {built}, its manifest says {recorded}",
             value=artifact.path,
             fix=rebuild_advice(manifest),
             manifest=manifest,
         )
 
 
-def _told(x_spec: TensorSpec, y_spec: TensorSpec) -> str:
+def _described(x_spec: TensorSpec, y_spec: TensorSpec) -> str:
     x_text, y_text = (f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in (x_spec, y_spec))
     return f"{x_spec.min_batch} to {x_spec.max_batch} of {x_text} to {y_text}"
 

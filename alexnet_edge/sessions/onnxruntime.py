@@ -130,11 +130,11 @@ def node_times_of(events: Iterable[Mapping[str, Any]], *, skip: int) -> list[Nod
             kernels.setdefault(str(event["args"].get("node_index", event["name"])), []).append(event)
     return [
         NodeTime(
-            name=str(taken[0]["name"]).removesuffix(_KERNEL),
-            kind=_kind(taken[0]["args"]),
-            ns=1e3 * float(np.mean([float(event["dur"]) for event in taken[skip:]])),
+            name=str(runs[0]["name"]).removesuffix(_KERNEL),
+            kind=_kind(runs[0]["args"]),
+            ns=1e3 * float(np.mean([float(event["dur"]) for event in runs[skip:]])),
         )
-        for taken in kernels.values()
+        for runs in kernels.values()
     ]
 
 

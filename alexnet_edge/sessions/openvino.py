@@ -223,10 +223,10 @@ class OpenVINOSession(ArtifactSession):
             self._model = read_model(self._openvino, self._core, path, weights)
         self._require_io(*(list(map(_tensor, side)) for side in (self._model.inputs, self._model.outputs)))
         self._compile_for(1)
-        found = str(self._property("INFERENCE_PRECISION_HINT"))
-        if found != INFERENCE_PRECISION:
+        precision = str(self._property("INFERENCE_PRECISION_HINT"))
+        if precision != INFERENCE_PRECISION:
             raise MissingComponentError(
-                f"OpenVINO computes in {found} here, where {INFERENCE_PRECISION} was asked for",
+                f"OpenVINO computes in {precision} here, where {INFERENCE_PRECISION} was asked for",
                 fix="use the ONNX file with ONNX Runtime",
             )
 

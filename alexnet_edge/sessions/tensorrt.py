@@ -243,8 +243,8 @@ class TensorRTSession(ArtifactSession):
             finally:
                 self._stream.synchronize()
                 self._renew_context(self._make_context)
-        found: list[NodeTime] = profile.node_times(runs)
-        return found
+        times: list[NodeTime] = profile.node_times(runs)
+        return times
 
     @contextmanager
     def _device_queries(

@@ -86,13 +86,13 @@ class TorchSession(Session):
                     with torch.profiler.record_function(_PROFILED):
                         self._call(x)
                     self._synchronize()
-        taken = [
+        traces = [
             [operator for child in event.cpu_children for operator in _operators(child)]
             for event in profiler.events() or ()
             if event.name == _PROFILED and event.device_type.name == "CPU"
         ]
-        names = _layer_names([operator.name for operator in taken[0]]) if taken else None
-        if names is None or any([o.name for o in each] != [o.name for o in taken[0]] for each in taken):
+        names = _layer_names([operator.name for operator in traces[0]]) if traces else None
+        if names is None or any([o.name for o in each] != [o.name for o in traces[0]] for each in traces):
             return None
         clock = "device_time_total" if self.device == "cuda" else "cpu_time_total"  # in microseconds
         return [
@@ -101,7 +101,7 @@ class TorchSession(Session):
                 kind=f"{same[0].name}({self._computed_in(same[0])})",
                 ns=1e3 * float(np.mean([getattr(operator, clock) for operator in same])),
             )
-            for name, same in zip(names, zip(*taken, strict=True), strict=True)
+            for name, same in zip(names, zip(*traces, strict=True), strict=True)
         ]
 
     def _computed_in(self, operator: Any) -> str:

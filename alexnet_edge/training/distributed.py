@@ -79,18 +79,18 @@ class World:
         dist.broadcast_object_list(answer, src=0, device=self.device)
         if answer[1] is not None:
             kind, text, exit_code = answer[1]
-            theirs = kind(text)
-            theirs.exit_code = exit_code
-            raise theirs
+            error_of_first = kind(text)
+            error_of_first.exit_code = exit_code
+            raise error_of_first
         return answer[0]  # type: ignore[no-any-return]
 
     def gather(self, value: Value) -> list[Value]:
         """The value of every process, in the order of the ranks."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
 
 @contextmanager
@@ -153,9 +153,9 @@ def meet(store: Store, world: World) -> tuple[str, int]:
     except RuntimeError as error:
         missing = [rank for rank, key in zip(others, answers, strict=True) if not store.check([key])]
         raise _alone(missing, world) from error
-    found = [json.loads(store.get(key)) for key in answers]
-    restarts = max([world.restarts, store.add("starts", 1) - 1, *(count for _, count in found)])
-    for rank, (own, _) in zip(others, found, strict=True):
+    processes = [json.loads(store.get(key)) for key in answers]
+    restarts = max([world.restarts, store.add("starts", 1) - 1, *(count for _, count in processes)])
+    for rank, (own, _) in zip(others, processes, strict=True):
         store.set(f"{token}/{rank}/{own}", str(restarts))
     return token, restarts
 

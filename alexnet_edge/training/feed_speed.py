@@ -38,7 +38,7 @@ with needs("train"):
 
 SCHEMA = 1
 MOST_IMAGES = 2000
-"""A larger set is measured on so many of its images, evenly spread."""
+"""A larger set is measured on this many of its images, evenly spread."""
 
 LIGHTING_SIGMA = 0.1
 """Views are those of the paper's recipe, the most work that a recipe asks for."""
@@ -79,36 +79,36 @@ class Way:
         if not self.workers:
             readers = "training thread"
         else:
-            one = {"threads": "thread", "processes": "process"}[self.pool]
-            readers = f"{self.workers} {one if self.workers == 1 else self.pool}"
+            singular = {"threads": "thread", "processes": "process"}[self.pool]
+            readers = f"{self.workers} {singular if self.workers == 1 else self.pool}"
         return f"{readers}{', light on the device' if self.augment_on == 'device' else ''}"
 
 
 def ways(settings: LoaderSettings) -> list[Way]:
-    """The ways that are compared: only threads share the images that they keep, and a GPU is there to be used."""
-    found = []
+    """The ways to compare: images are kept only with threads, which share them; the device augments only on a GPU."""
+    listed = []
     for workers in settings.workers or (usable_cpus(),):
         pools: Sequence[Pool] = ("threads", "processes") if workers else ("threads",)
         for pool in pools:
             places: Sequence[AugmentOn] = ("workers", "device") if settings.device == "cuda" else ("workers",)
             for place in places:
-                found += [
+                listed += [
                     Way(pool=pool, workers=workers, augment_on=place, kept=kept)
                     for kept in ((False, True) if pool == "threads" else (False,))
                 ]
-    return found
+    return listed
 
 
 def measure_loader(
     images: ImageSet, arch: Architecture, settings: LoaderSettings, *, command: Sequence[str], reporter: Reporter
 ) -> dict[str, Any]:
-    """Everything found, as JSON: `rows` has an entry per way, with a figure per round.
+    """The result as JSON: `rows` has an entry per way, with a figure per round.
 
     Args:
         images: what to read.
         arch: the network that is trained.
         settings: what to measure.
-        command: how it was asked for.
+        command: the command line, for the record.
         reporter: where progress goes.
 
     Raises:
@@ -116,69 +116,37 @@ def measure_loader(
         MissingComponentError: when the device is not there.
         ImageError: when an image cannot be used.
     """
-    for name, value, least in (
-        ("batch", settings.batch, 1),
-        ("rounds", settings.rounds, 1),
-        ("workers", min(settings.workers, default=0), 0),
-    ):
-        if value < least:
-            raise UserError(f"{name} must be {least} or more", value=value, fix="raise it")
-    if not 0 < settings.seconds < 3600:
-        raise UserError("seconds must be above 0 and below 3600", value=settings.seconds, fix="change it")
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise MissingComponentError("torch sees no CUDA GPU here", fix="use --device cpu")
-    settings = replace(settings, device="cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+    settings = _checked(settings)
     torch.set_num_threads(settings.threads or usable_cpus())
     images = images.spread(MOST_IMAGES)
     device = torch.device(settings.device)
-    spec = preset(arch.preprocessing)
-    lighting = measure_lighting(images, spec, sigma=LIGHTING_SIGMA, on_bad_image="fail")
-    batch = min(settings.batch, len(images))
-    step = _training_step(arch, device)
     compared = ways(settings)
-    feeds = [
-        ImageFeed(
-            images,
-            spec,
-            workers=way.workers,
-            on_bad_image="fail",
-            budget=CACHE_BYTES if way.kept else 0,
-            lighting=lighting,
-            device=device,
-            augment_on=way.augment_on,
-            pool=way.pool,
-        )
-        for way in compared
-    ]
+    feeds = _feeds(images, arch, compared, device)
     rows: list[dict[str, Any]] = [
         {**asdict(way), "label": way.label, "feed_images_per_s": [], "training_images_per_s": [], "wait_share": []}
         for way in compared
     ]
     alone: list[float] = []
+    step = _training_step(arch, device)
+    batch = min(settings.batch, len(images))
     reporter.start("Loader", settings.rounds * (1 + 2 * len(compared)) + 1)
-    done = 0
-
-    def advance(what: str) -> None:
-        nonlocal done
-        done += 1
-        reporter.update(done, what)
-
+    done = itertools.count(1)
     try:
         for way, feed in zip(compared, feeds, strict=True):
             held = _warm_up(feed, batch, whole=way.kept)
         _timed(_repeated(held), step, seconds=0.0)
-        advance("warm-up")
+        reporter.update(next(done), "warm-up")
         for _ in range(settings.rounds):
             alone.append(_timed(_repeated(held), step, seconds=settings.seconds).images_per_s)
-            advance("training step alone")
+            reporter.update(next(done), "training step alone")
             for way, feed, row in zip(compared, feeds, rows, strict=True):
-                found = _timed(_endless(feed, batch), _drop, seconds=settings.seconds)
-                row["feed_images_per_s"].append(found.images_per_s)
-                advance(way.label)
-                found = _timed(_endless(feed, batch), step, seconds=settings.seconds)
-                row["training_images_per_s"].append(found.images_per_s)
-                row["wait_share"].append(found.wait_share)
-                advance(f"{way.label}, in training")
+                timing = _timed(_endless(feed, batch), _drop, seconds=settings.seconds)
+                row["feed_images_per_s"].append(timing.images_per_s)
+                reporter.update(next(done), way.label)
+                timing = _timed(_endless(feed, batch), step, seconds=settings.seconds)
+                row["training_images_per_s"].append(timing.images_per_s)
+                row["wait_share"].append(timing.wait_share)
+                reporter.update(next(done), f"{way.label}, in training")
     finally:
         for feed in feeds:
             feed.close()
@@ -195,9 +163,45 @@ def measure_loader(
     }
 
 
-def loader_verdict(found: dict[str, Any]) -> str:
+def _checked(settings: LoaderSettings) -> LoaderSettings:
+    """The settings with the device decided."""
+    for name, value, least in (
+        ("batch", settings.batch, 1),
+        ("rounds", settings.rounds, 1),
+        ("workers", min(settings.workers, default=0), 0),
+    ):
+        if value < least:
+            raise UserError(f"{name} must be {least} or more", value=value, fix="raise it")
+    if not 0 < settings.seconds < 3600:
+        raise UserError("seconds must be above 0 and below 3600", value=settings.seconds, fix="change it")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise MissingComponentError("torch sees no CUDA GPU here", fix="use --device cpu")
+    return replace(settings, device="cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _feeds(images: ImageSet, arch: Architecture, compared: Sequence[Way], device: torch.device) -> list[ImageFeed]:
+    """A feed for each way, of the same views."""
+    spec = preset(arch.preprocessing)
+    lighting = measure_lighting(images, spec, sigma=LIGHTING_SIGMA, on_bad_image="fail")
+    return [
+        ImageFeed(
+            images,
+            spec,
+            workers=way.workers,
+            on_bad_image="fail",
+            budget=CACHE_BYTES if way.kept else 0,
+            lighting=lighting,
+            device=device,
+            augment_on=way.augment_on,
+            pool=way.pool,
+        )
+        for way in compared
+    ]
+
+
+def loader_verdict(result: dict[str, Any]) -> str:
     """Which way is fastest in training, and whether training waits for it."""
-    best = max(found["rows"], key=lambda row: statistics.median(row["training_images_per_s"]))
+    best = max(result["rows"], key=lambda row: statistics.median(row["training_images_per_s"]))
     share = statistics.median(best["wait_share"])
     held_up = "holds training up" if share > BOTTLENECK else "is not the bottleneck"
     return (
@@ -215,14 +219,14 @@ class _Rate:
 def _timed(
     batches: Generator[tuple[Tensor, Tensor], None, None], use: Callable[[Tensor, Tensor], None], *, seconds: float
 ) -> _Rate:
-    """Use batches for so long, one at least; the time that each took to come is waiting, from the first one on."""
+    """Use batches for this many seconds, one batch at least; waiting is the time until each batch is there."""
     begin = now = time.perf_counter()
     waited, count = 0.0, 0
     with closing(batches):
         while count == 0 or now - begin < seconds:
-            asked = time.perf_counter()
+            begin_wait = time.perf_counter()
             x, labels_N = next(batches)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - begin_wait
             use(x, labels_N)
             count += len(labels_N)
             now = time.perf_counter()
@@ -240,10 +244,10 @@ def _endless(feed: ImageFeed, batch: int) -> Generator[tuple[Tensor, Tensor], No
 def _warm_up(feed: ImageFeed, batch: int, *, whole: bool) -> tuple[Tensor, Tensor]:
     """Start the workers; with `whole`, let them keep all images. Returns the first batch."""
     count = len(feed) if whole else batch
-    found = list(feed.batches(range(batch), epoch_draws(batch, seed=0, epoch=0), batch))
+    first, *_ = feed.batches(range(batch), epoch_draws(batch, seed=0, epoch=0), batch)
     for _ in feed.batches(range(batch, count), epoch_draws(count - batch, seed=0, epoch=0), batch):
         pass
-    return found[0]
+    return first
 
 
 def _repeated(held: tuple[Tensor, Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
@@ -252,7 +256,7 @@ def _repeated(held: tuple[Tensor, Tensor]) -> Generator[tuple[Tensor, Tensor], N
 
 
 def _drop(x: Tensor, labels_N: Tensor) -> None:
-    """Do nothing with a batch but have it."""
+    """Wait until the batch is on the device, and drop it."""
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
 
@@ -263,11 +267,9 @@ def _training_step(arch: Architecture, device: torch.device) -> Callable[[Tensor
     recipe = RECIPES["modern"]
     prepare_network(model, recipe, device)
     learner = Learner(model, recipe, World(device=device), seed=0, steps=1000)
-    taken = 0
+    numbers = itertools.count()
 
     def step(x: Tensor, labels_N: Tensor) -> None:
-        nonlocal taken
-        learner.step(x, labels_N, count=len(labels_N), rate=1e-4, place=(0, taken))
-        taken += 1
+        learner.step(x, labels_N, count=len(labels_N), rate=1e-4, place=(0, next(numbers)))
 
     return step

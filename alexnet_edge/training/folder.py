@@ -70,12 +70,12 @@ def run_to_go_on(settings: TrainSettings) -> Path | None:
                 f"this run was started with another {other}", value=folder, fix="choose another --name, or --resume it"
             )
         return folder
-    found = []
+    same_runs = []
     for path in Path(settings.runs).glob(f"*/{HISTORY_FILE}"):
         history = read_history(path.parent)
         if history is not None and not _difference(history, settings):
-            found.append((not history["complete"], path.stat().st_mtime_ns, path.parent))
-    return max(found)[2] if found else None
+            same_runs.append((not history["complete"], path.stat().st_mtime_ns, path.parent))
+    return max(same_runs)[2] if same_runs else None
 
 
 def read_history(folder: Path) -> dict[str, Any] | None:
@@ -108,14 +108,14 @@ def read_settings(folder: Path) -> TrainSettings:
 
 def _difference(history: Mapping[str, Any], settings: TrainSettings) -> str | None:
     """The first setting that differs."""
-    mine = settings.identity()
-    theirs = {**TrainSettings.from_json(history["settings"]).identity(), "recipe": history["recipe"]}
-    for key, value in mine.items():
+    identity = settings.identity()
+    recorded = {**TrainSettings.from_json(history["settings"]).identity(), "recipe": history["recipe"]}
+    for key, value in identity.items():
         if key == "recipe":
-            changed = [name for name, number in value.items() if theirs["recipe"].get(name) != number]
+            changed = [name for name, number in value.items() if recorded["recipe"].get(name) != number]
             if changed:
                 return str(changed[0])
-        elif theirs[key] != value:
+        elif recorded[key] != value:
             return key
     return None
 

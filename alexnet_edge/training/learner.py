@@ -113,10 +113,10 @@ class Learner:
             )
         self._call: Any = torch.compile(self._network) if recipe.compile else self._network
         features = [value for name, value in self.trainable().items() if name.startswith("conv")]
-        rest = [value for name, value in self.trainable().items() if not name.startswith("conv")]
+        classifier = [value for name, value in self.trainable().items() if not name.startswith("conv")]
         groups = [
             {"params": parameters, "share": share}
-            for parameters, share in ((features, recipe.features_lr), (rest, 1.0))
+            for parameters, share in ((features, recipe.features_lr), (classifier, 1.0))
             if parameters
         ]
         self.optimizer = torch.optim.SGD(
@@ -141,8 +141,8 @@ class Learner:
         """The weights of that network, those of fc6 to fc8 rounded where they are trained so."""
         if self._kept_weights is None:
             with torch.no_grad():
-                found = {name: value.detach() for name, value in self.kept.named_parameters()}
-                self._kept_weights = found | rounded_weights(self.kept, self.recipe.qat)
+                weights = {name: value.detach() for name, value in self.kept.named_parameters()}
+                self._kept_weights = weights | rounded_weights(self.kept, self.recipe.qat)
         return self._kept_weights
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -181,13 +181,13 @@ class Learner:
         self.model.train()
         self._seed(place)
         self.optimizer.zero_grad()
-        found = self._gradients(x.to(self.world.device), labels_N.to(self.world.device), count)
+        sums = self._gradients(x.to(self.world.device), labels_N.to(self.world.device), count)
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.trainable().values())
         norm = nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])
         own = torch.tensor(flags, dtype=torch.float64, device=self.world.device)
         *totals, gradient_norm = torch.cat(
-            [self.world.sum(torch.cat([found, own])), norm.to(torch.float64)[None]]
+            [self.world.sum(torch.cat([sums, own])), norm.to(torch.float64)[None]]
         ).tolist()
         loss, correct = totals[:2]
         step = Step(
@@ -218,7 +218,7 @@ class Learner:
             x = x.contiguous(memory_format=self._layout)
         size = -(-len(x) // self.recipe.accumulate)
         parts = list(zip(torch.split(x, size), torch.split(labels_N, size), strict=True))
-        found = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         for number, (x_n, labels_n) in enumerate(parts):
             waits = isinstance(self._network, DistributedDataParallel) and number + 1 < len(parts)
             with self._network.no_sync() if waits else nullcontext():  # type: ignore[operator]
@@ -229,8 +229,8 @@ class Learner:
                 scaled = self.scaler.scale(loss * (share * self.world.size / count))
                 scaled.backward()  # type: ignore[no-untyped-call]
             right = (y_NK.detach().argmax(dim=1) == labels_n).sum()
-            found += torch.stack([loss.detach().double(), right.double()]) * share
-        return found
+            sums += torch.stack([loss.detach().double(), right.double()]) * share
+        return sums
 
     def _forward(self, x: Tensor) -> Tensor:
         if not self.recipe.compile:
@@ -269,14 +269,14 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, momentum and averaged weights, by name: with `state`, all that `restore` needs."""
-        found = {f"weights/{name}": value.detach() for name, value in self.model.named_parameters()}
+        named = {f"weights/{name}": value.detach() for name, value in self.model.named_parameters()}
         for name, parameter in self.trainable().items():
             buffer = self.optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:
-                found[f"momentum/{name}"] = buffer
+                named[f"momentum/{name}"] = buffer
         if self._average is not None:
-            found |= {f"average/{name}": value.detach() for name, value in self.kept.named_parameters()}
-        return found
+            named |= {f"average/{name}": value.detach() for name, value in self.kept.named_parameters()}
+        return named
 
     def state(self) -> dict[str, Any]:
         """The rest of the state, as JSON."""

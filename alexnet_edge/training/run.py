@@ -1,49 +1,33 @@
 """A training run: from images, or from frozen features, to the best epoch's weights in a folder of its own.
 
-While it goes on, snapshots are written at the end of every epoch and every ten minutes in between, and when Ctrl-C, SIGTERM
-or the time limit ends it; `resume` goes on from the furthest one. On a processor, with the same number of threads and
-processes, the resumed run ends in the same weights, bit for bit, as one that was never stopped: order and views are a
-function of seed and epoch, dropout one of seed, place and rank.
+A snapshot is written at the end of every epoch, every ten minutes in between, and when Ctrl-C, SIGTERM or the time limit
+ends the run. `resume` continues from the furthest one. On a processor, with the same number of threads and processes, the
+resumed run ends in the same weights, bit for bit, as one that was never stopped: order and views are a function of seed and
+epoch, dropout of seed, step and rank.
 
-Several processes started by `torchrun` train one network: each takes its part of every batch. With the same batch they take
-the same steps as one process, up to rounding, where dropout is 0; with dropout each process draws its own.
+Several processes started by `torchrun` train one network; each computes its part of every batch. With the same batch they
+take the same steps as one process, up to rounding, where dropout is 0. With dropout each process draws its own.
 
-Every network is trained on its logits, the `notebook` architecture too: the notebook hands its softmax output to a loss
-that takes the softmax itself, which is not copied.
-
-Letters: N batch, C channels, H height, W width, K classes, F features.
+Every network is trained on its logits, the `notebook` architecture too. The notebook itself passes its softmax output to a
+loss that applies the softmax again; that fault is not copied.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from alexnet_edge import records
-from alexnet_edge.environment import usable_cpus, versions
-from alexnet_edge.errors import CheckpointError, DataError, DivergedError, InterruptedRunError, UserError, needs
-from alexnet_edge.files import MALFORMED, write_json
-from alexnet_edge.images.augment import CENTRE, Lighting, epoch_draws, measure_lighting
-from alexnet_edge.images.datasets import SYNTHETIC, open_split
-from alexnet_edge.images.feeds import Feed, ImageFeed, compute_features
-from alexnet_edge.images.preprocess import FloatArray
-from alexnet_edge.network.checkpoint import HISTORY_FILE, CheckpointInfo, save_checkpoint
-from alexnet_edge.network.layers import LAYER_NAMES, architecture
+from alexnet_edge.errors import DataError, needs
+from alexnet_edge.images.datasets import SYNTHETIC
 from alexnet_edge.network.load import TORCHVISION
 from alexnet_edge.progress import QuietReporter, Reporter
-from alexnet_edge.proof.evaluate import Evaluation, score
 from alexnet_edge.training import snapshot as snapshots
 from alexnet_edge.training.folder import (
     MODEL_FILE,
-    SCHEMA,
     discard_if_empty,
     locked,
     new_folder,
@@ -51,30 +35,15 @@ from alexnet_edge.training.folder import (
     read_settings,
     run_to_go_on,
 )
-from alexnet_edge.training.history import EpochRow, Sums, TrainResult
-from alexnet_edge.training.log import TensorBoardLog, require_tensorboard
-from alexnet_edge.training.recipe import TrainSettings, recipe_json
-from alexnet_edge.training.schedule import learning_rate
+from alexnet_edge.training.history import EpochRow, TrainResult
+from alexnet_edge.training.log import TensorBoardLog
+from alexnet_edge.training.recipe import TrainSettings
 from alexnet_edge.training.snapshot import Snapshot
-from alexnet_edge.training.start import first_model, first_preprocessing
 from alexnet_edge.training.stop import Stop
 
 with needs("train"):
-    import torch
-    from torch import Tensor
-
     from alexnet_edge.training.distributed import World, joined
-    from alexnet_edge.training.learner import Learner, prepare_network, restore_weights
-    from alexnet_edge.training.rescale import rescale
-
-RESCALE_SAMPLE = 64
-"""Images, evenly spaced in the training set, that the first weights are fitted to."""
-
-HOPELESS_STEPS, HOPELESS_LOSS = 50, 10.0
-"""A run has diverged when the loss was so many times that of an even guess for so many steps in a row."""
-
-LEAST_SCALE = 1e-3
-"""FP16 has diverged when its loss scaler, which halves at each overflow, falls below this."""
+    from alexnet_edge.training.loop import TrainingRun
 
 
 def train(settings: TrainSettings, *, go_on: bool = False, reporter: Reporter | None = None) -> TrainResult:
@@ -101,10 +70,10 @@ def train(settings: TrainSettings, *, go_on: bool = False, reporter: Reporter | 
     )
     settings.resolved()
     with joined(settings.device) as world:
-        found = None
+        folder = None
         if go_on or world.restarts:
-            found = world.from_first(lambda: run_to_go_on(settings))
-        return _train(settings, found, world, reporter)
+            folder = world.from_first(lambda: run_to_go_on(settings))
+        return _train(settings, folder, world, reporter)
 
 
 def resume(folder: Path, *, changes: Mapping[str, Any] | None = None, reporter: Reporter | None = None) -> TrainResult:
@@ -127,34 +96,25 @@ def resume(folder: Path, *, changes: Mapping[str, Any] | None = None, reporter: 
         return _train(settings, folder, world, reporter)
 
 
-def _train(settings: TrainSettings, found: Path | None, world: World, reporter: Reporter | None) -> TrainResult:
-    """Begin a run, or go on with the one in `found`."""
+def _train(settings: TrainSettings, earlier: Path | None, world: World, reporter: Reporter | None) -> TrainResult:
+    """Begin a run, or continue the one in the folder `earlier`."""
     started = time.monotonic()
     if reporter is None or not world.first:
         reporter = QuietReporter()
-    history = world.from_first(lambda: read_history(found)) if found is not None else None
-    if found is not None and history is not None and history["complete"]:
-        reporter.note(f"the run is finished: {found}")
-        rows = tuple(EpochRow(**row) for row in history["epochs"])
-        return TrainResult(
-            run=found,
-            checkpoint=found / MODEL_FILE,
-            best=EpochRow(**history["best"]),
-            history=rows,
-            seconds=time.monotonic() - started,
-            complete=True,
-            skipped=tuple(history["skipped"]),
-            first=world.first,
-        )
+    if earlier is not None:
+        history = world.from_first(lambda: read_history(earlier))
+        if history is not None and history["complete"]:
+            reporter.note(f"the run is finished: {earlier}")
+            return _finished(earlier, history, seconds=time.monotonic() - started, first=world.first)
     stop = Stop()
     with stop.listening():
-        run = _Run(settings, world, reporter, stop, started)
-        folder = found if found is not None else world.from_first(lambda: new_folder(settings))
+        run = TrainingRun(settings, world, reporter, stop, started)
+        folder = earlier or world.from_first(lambda: new_folder(settings))
         try:
             with ExitStack() as stack:
                 world.from_first(lambda: stack.enter_context(locked(folder)))
                 stack.callback(run.close)
-                run.prepare(folder, _furthest(folder, run, world, reporter) if found is not None else None)
+                run.prepare(folder, _furthest(folder, run, world, reporter) if earlier else None)
                 if settings.tensorboard and world.first:
                     run.log = stack.enter_context(TensorBoardLog(folder, steps_done=run.steps * run.epoch + run.step))
                 return run.go()
@@ -163,474 +123,45 @@ def _train(settings: TrainSettings, found: Path | None, world: World, reporter: 
                 discard_if_empty(folder)
 
 
-def _furthest(folder: Path, run: _Run, world: World, reporter: Reporter) -> Snapshot | None:
-    """The snapshot to go on from, None to begin anew: every process reads the same file.
+def _finished(folder: Path, history: Mapping[str, Any], *, seconds: float, first: bool) -> TrainResult:
+    """The result of a run that is complete, as its history records it."""
+    return TrainResult(
+        run=folder,
+        checkpoint=folder / MODEL_FILE,
+        best=EpochRow(**history["best"]),
+        history=tuple(EpochRow(**row) for row in history["epochs"]),
+        seconds=seconds,
+        complete=True,
+        skipped=tuple(history["skipped"]),
+        first=first,
+    )
+
+
+def _furthest(folder: Path, run: TrainingRun, world: World, reporter: Reporter) -> Snapshot | None:
+    """The snapshot to continue from, the same in every process; None to begin anew.
 
     Raises:
         DataError: when the images are no longer those the run began with.
     """
 
-    def find() -> Path | None:
+    def newest_whole() -> Path | None:
         snapshots.remove_leftovers(folder)
-        found, faults = snapshots.read_newest(folder)
+        newest, faults = snapshots.read_newest(folder)
         for fault in faults:
             reporter.note(f"{fault.problem}: {fault.value} is set aside")
             snapshots.set_aside(Path(str(fault.value)))
-        return found.path if found is not None else None
+        return newest.path if newest is not None else None
 
-    path = world.from_first(find)
+    path = world.from_first(newest_whole)
     if path is None:
         reporter.note(f"{folder} has no snapshot yet: the run begins anew")
         return None
-    found = snapshots.read(path)
-    if found.state.get("data_hash") != run.images.content_hash():
+    snapshot = snapshots.read(path)
+    if snapshot.state.get("data_hash") != run.images.content_hash():
         raise DataError(
             "the training images are not those the run began with",
             value=run.settings.data,
             fix="put them back, or start a new run",
         )
     reporter.note(f"going on from {path}")
-    return found
-
-
-class _Run:
-    """The state of one run, in one of its processes."""
-
-    def __init__(self, settings: TrainSettings, world: World, reporter: Reporter, stop: Stop, started: float) -> None:
-        self.started = started
-        self.stop = stop
-        self.settings = settings
-        self.world = world
-        self.reporter = reporter
-        self.recipe = settings.resolved()
-        if self.recipe.batch % world.size:
-            raise UserError(
-                f"{world.size} processes cannot share a batch evenly",
-                value=self.recipe.batch,
-                fix=f"choose a --batch that is a multiple of {world.size}",
-            )
-        self.threads = settings.threads or max(1, usable_cpus() // world.local_size)
-        torch.set_num_threads(self.threads)
-        class_list = Path(settings.class_list) if settings.class_list else None
-        self.images = open_split(settings.data, "train", class_list=class_list)
-        self.val_images = open_split(settings.data, "val", class_list=class_list)
-        self.arch = architecture(settings.arch, len(self.images.classes))
-        self.spec = first_preprocessing(settings, self.recipe, self.arch)
-        self.model, self.loaded = first_model(settings, self.recipe, self.arch, reporter)
-        self.epoch, self.step = 0, 0  # the next step to take: epoch from 0, step within it
-        self.sums = Sums()
-        self.history: list[EpochRow] = []
-        self.best: EpochRow | None = None
-        self.recent: deque[float] = deque(maxlen=HOPELESS_STEPS)
-        self.last_saved = -math.inf
-        self.folder = Path()
-        self.image_feeds: list[ImageFeed] = []
-        self.log: TensorBoardLog | None = None
-        if settings.tensorboard:
-            require_tensorboard()
-
-    # --- preparing --------------------------------------------------------------------------------------------------
-
-    def prepare(self, folder: Path, found: Snapshot | None) -> None:
-        """Open the feeds, fit the first weights or take over those of a snapshot, and make the optimizer."""
-        self.folder = folder
-        if found is None:
-            self._write_history()  # from here on the run can be found again
-        else:
-            with _fitting(found):
-                restore_weights(self.model, found.tensors)  # first: frozen features are computed with them
-        prepare_network(self.model, self.recipe, self.world.device)
-        self.model.to(self.world.device)
-        workers = self.threads if self.settings.workers is None else self.settings.workers
-        self.lighting = self._measured_lighting(found)
-        images = [
-            ImageFeed(
-                each,
-                self.spec,
-                workers=workers,
-                on_bad_image=self.settings.on_bad_image,
-                lighting=lighting,
-                device=self.world.device,
-                augment_on=self.settings.augment_on,
-                pool=self.settings.pool,
-            )
-            for each, lighting in ((self.images, self.lighting), (self.val_images, None))
-        ]
-        self.image_feeds = images
-        self.feed: Feed
-        self.val_feed: Feed
-        self.feed, self.val_feed = images
-        forward: Callable[[Tensor], Tensor] = self.model.logits
-        new = [name for name in LAYER_NAMES if name not in self.loaded] if found is None else []
-        self.input_shape: tuple[int, ...] = (3, self.arch.input_size, self.arch.input_size)
-        if self.recipe.freeze == "features":
-            if self.recipe.rescale:
-                self._rescale(forward, [name for name in new if name.startswith("conv")])
-            self.feed, self.val_feed = self._features(images)
-            forward = self.model.classifier
-            new = [name for name in new if name.startswith("fc")]
-        if self.recipe.rescale:
-            self._rescale(forward, new)
-        self.steps = -(-len(self.feed) // self.recipe.batch)
-        self.learner = Learner(
-            self.model, self.recipe, self.world, seed=self.settings.seed, steps=self.steps * self.recipe.epochs
-        )
-        if found is not None:
-            with _fitting(found):
-                self._restore(found)
-
-    def close(self) -> None:
-        """End the readers of images."""
-        for feed in self.image_feeds:
-            feed.close()
-
-    def _measured_lighting(self, found: Snapshot | None) -> Lighting | None:
-        """The colours' principal components, measured once in a run; None where no view has its light changed."""
-        if self.recipe.lighting_sigma == 0 or self.recipe.freeze == "features":
-            return None
-        if found is not None:
-            with _fitting(found):
-                return records.convert(Lighting, found.state["lighting"])
-        return self.world.from_first(
-            lambda: measure_lighting(
-                self.images, self.spec, sigma=self.recipe.lighting_sigma, on_bad_image=self.settings.on_bad_image
-            )
-        )
-
-    def _features(self, images: Sequence[ImageFeed]) -> Sequence[Feed]:
-        """What the frozen layers answer, computed once, by every process for itself."""
-        self.model.eval()
-        width = next(spec.in_channels for spec in self.arch.layers if spec.kind == "fc")
-        self.input_shape = (width,)
-        return [
-            compute_features(
-                each,
-                self.model.features,
-                width,
-                views=views,
-                batch=64,
-                device=self.world.device,
-                reporter=self.reporter,
-                description=f"Features, {split}",
-            )
-            for each, views, split in zip(images, (self.recipe.views, 1), ("train", "val"), strict=True)
-        ]
-
-    def _rescale(self, forward: Callable[[Tensor], Tensor], layers: Sequence[str]) -> None:
-        if not layers:
-            return
-        count = len(self.feed)
-        sample = sorted({place * count // RESCALE_SAMPLE for place in range(RESCALE_SAMPLE)})
-        x, _ = next(iter(self.feed.batches(sample, [CENTRE] * len(sample), len(sample))))
-        if not len(x):
-            raise DataError("no training image can be used", value=self.settings.data, fix="replace them")
-        rescale(self.model, forward, x.to(self.world.device), layers)
-
-    def _restore(self, found: Snapshot) -> None:
-        state = found.state
-        self.learner.restore(found.tensors, state["learner"])
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
-        self.sums = Sums(**state["sums"])
-        self.history = [EpochRow(**row) for row in state["history"]]
-        self.best = EpochRow(**state["best"]) if state["best"] else None
-
-    # --- training ---------------------------------------------------------------------------------------------------
-
-    def go(self) -> TrainResult:
-        self.last_saved = time.monotonic()
-        self.stop.preparing = False
-        complete = True
-        while self.epoch < self.recipe.epochs and complete:
-            complete = self._epoch()
-        assert self.best is not None, "every way here leads through a validation"
-        if complete:
-            if self.settings.keep == 0 and self.world.first:
-                snapshots.remove_all(self.folder)
-            self._write_history(complete=True)
-        else:
-            self._write_snapshot()
-            self.reporter.note(f"time limit reached; go on with: alexnet-edge train --resume {self.folder}")
-        return TrainResult(
-            run=self.folder,
-            checkpoint=self.folder / MODEL_FILE,
-            best=self.best,
-            history=tuple(self.history),
-            seconds=time.monotonic() - self.started,
-            complete=complete,
-            skipped=self._skipped(),
-            first=self.world.first,
-        )
-
-    def _epoch(self) -> bool:
-        """Train to the end of the epoch and validate; False when the time limit came first."""
-        begin, seen_before = time.monotonic(), self.sums.seen
-        self.reporter.start(f"Epoch {self.epoch + 1}/{self.recipe.epochs}", self.steps)
-        in_time, waited_s = self._steps(begin)
-        if not self.sums.seen:
-            raise DataError("no training image can be used", value=self.settings.data, fix="replace them")
-        trained_s = time.monotonic() - begin
-        result = self._validate()
-        row = EpochRow(
-            epoch=self.epoch + 1,
-            loss=self.sums.loss / self.sums.seen,
-            accuracy=self.sums.correct / self.sums.seen,
-            val_loss=result.loss,
-            top1=result.top1,
-            top5=result.top5,
-            lr=self._rate(max(self.step - 1, 0)),
-            gradient_norm=self.sums.gradient_norm / max(self.sums.steps, 1),
-            images_per_s=(self.sums.seen - seen_before) / trained_s,
-            wait_share=waited_s / trained_s,
-            seconds=time.monotonic() - begin,
-        )
-        self._keep_if_best(row)
-        if not in_time:
-            return False
-        self.history.append(row)
-        self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums()
-        if self.log is not None:
-            filters_OCHW = self.learner.kept.conv1.weight.detach().float().cpu().numpy()
-            self.log.epoch(row, self.epoch * self.steps, filters_OCHW)
-        self._write_history()
-        self._write_snapshot()
-        self.reporter.finish(
-            f"loss {row.loss:.3f}, accuracy {row.accuracy:.1%}, val loss {row.val_loss:.3f}, top-1 {row.top1:.1%}, "
-            f"{row.images_per_s:.0f} images/s"
-        )
-        return not (self._agreed(self._late()) and self.epoch < self.recipe.epochs)
-
-    def _steps(self, begin: float) -> tuple[bool, float]:
-        """Take the steps left in the epoch; whether the time limit left time for it, and seconds waited for images."""
-        count, batch = len(self.feed), self.recipe.batch
-        order_N = np.random.default_rng((self.settings.seed, self.epoch)).permutation(count)
-        draws = epoch_draws(count, seed=self.settings.seed, epoch=self.epoch)
-        ends = [(first, min(first + batch, count)) for first in range(self.step * batch, count, batch)]
-        mine = [place for first, end in ends for place in self.world.part(first, end)]
-        seen_before, waited_s = self.sums.seen, 0.0
-        batches = self.feed.batches(order_N[mine].tolist(), draws.at(mine), batch // self.world.size)
-        for first, end in ends:
-            asked = time.monotonic()
-            x, labels_N = next(batches, None) or self._nothing()
-            got = time.monotonic()
-            waited_s += got - asked
-            late = self._take(x, labels_N, end - first, asked=asked, got=got)
-            elapsed = time.monotonic() - begin
-            self.reporter.update(
-                self.step,
-                f"loss {self.sums.loss / max(self.sums.seen, 1):.3f}, "
-                f"accuracy {self.sums.correct / max(self.sums.seen, 1):.1%}, "
-                f"{(self.sums.seen - seen_before) / elapsed:.0f} images/s",
-            )
-            if late and self.step < self.steps:
-                return False, waited_s
-            if self.world.first and time.monotonic() - self.last_saved >= self.settings.save_minutes * 60:
-                self._write_snapshot()
-        return True, waited_s
-
-    def _nothing(self) -> tuple[Tensor, Tensor]:
-        """The part of a batch of a process that has none."""
-        return torch.empty((0, *self.input_shape)), torch.empty(0, dtype=torch.int64)
-
-    def _take(self, x: Tensor, labels_N: Tensor, expected: int, *, asked: float, got: float) -> bool:
-        """One step; whether the time is up. The batch was asked for and got at these times, in seconds.
-
-        Raises:
-            InterruptedRunError: when a signal asked any process to stop, after a snapshot was written.
-            DivergedError: when the step was not finite.
-        """
-        count = expected
-        if self.settings.on_bad_image == "skip":
-            count = int(self.world.sums([len(labels_N)])[0])
-        rate = self._rate(self.step)
-        stop, late = self.stop.asked, self._late()
-        if count:
-            place = (self.epoch, self.step)
-            step = self.learner.step(x, labels_N, count=count, rate=rate, place=place, flags=(float(stop), float(late)))
-            self._check_step(step.loss, step.gradient_norm, rate)
-            stop, late = (flag > 0 for flag in step.flags)
-            self.sums.add(step.loss, step.correct, step.count, step.gradient_norm)
-            if self.log is not None:
-                seconds = time.monotonic() - asked
-                self.log.step(
-                    self.epoch * self.steps + self.step + 1,
-                    loss=step.loss,
-                    accuracy=step.correct / step.count,
-                    lr=rate,
-                    gradient_norm=step.gradient_norm,
-                    images_per_s=step.count / seconds,
-                    wait_share=(got - asked) / seconds,
-                )
-        self.step += 1
-        if stop or (self.world.size == 1 and self.stop.asked):
-            self._leave()
-        return late
-
-    def _check_step(self, loss: float, gradient_norm: float, rate: float) -> None:
-        scaler = self.learner.scaler
-        self.recent.append(loss)
-        even = math.log(self.arch.num_classes)
-        if not math.isfinite(loss):
-            what = f"the loss is {loss}"
-        elif not math.isfinite(gradient_norm) and not scaler.is_enabled():
-            what = "the gradient is not finite"
-        elif scaler.is_enabled() and scaler.get_scale() < LEAST_SCALE:
-            what = f"FP16 overflows at every scale down to {scaler.get_scale():.1g}"
-        elif len(self.recent) == HOPELESS_STEPS and min(self.recent) > HOPELESS_LOSS * even:
-            what = f"the loss stayed above {HOPELESS_LOSS * even:.0f} for {HOPELESS_STEPS} steps"
-        else:
-            return
-        raise self._diverged(
-            f"{what} in epoch {self.epoch + 1}, step {self.step + 1}, learning rate {rate:.2g}, "
-            f"gradient norm {gradient_norm:.3g}"
-        )
-
-    def _rate(self, step: int) -> float:
-        errors = [1 - row.top1 for row in self.history]
-        return learning_rate(self.recipe, self.epoch + step / self.steps, errors)
-
-    def _validate(self) -> Evaluation:
-        mine = self.world.part(0, len(self.val_feed))
-        outputs, labels = list[FloatArray](), list[Any]()
-        for x, labels_N in self.val_feed.batches(mine, [CENTRE] * len(mine), 64):
-            if len(x):
-                outputs.append(self.learner.logits(x).cpu().numpy())
-                labels.append(labels_N.numpy())
-            if self.world.size == 1 and self.stop.asked:
-                self._leave()
-        gathered = self.world.gather((outputs, labels))
-        outputs = [part for found, _ in gathered for part in found]
-        labels = [part for _, found in gathered for part in found]
-        if not outputs:
-            raise DataError("no validation image can be used", value=self.settings.data, fix="replace them")
-        y_NK = np.concatenate(outputs)
-        if not np.isfinite(y_NK).all():
-            raise self._diverged(
-                f"the outputs after epoch {self.epoch + 1}, step {self.step}, are not finite, learning rate "
-                f"{self._rate(max(self.step - 1, 0)):.2g}, "
-                f"mean gradient norm {self.sums.gradient_norm / max(self.sums.steps, 1):.3g}"
-            )
-        return score(y_NK, np.concatenate(labels), classes=self.images.classes, head="logits")
-
-    def _leave(self) -> None:
-        self._write_snapshot()
-        error = InterruptedRunError(
-            f"stopped in epoch {self.epoch + 1} of {self.recipe.epochs}; "
-            f"go on with: alexnet-edge train --resume {self.folder}"
-        )
-        if self.stop.signal is not None:
-            error.exit_code = 128 + self.stop.signal
-        raise error
-
-    def _diverged(self, what: str) -> DivergedError:
-        saved = [f"the last good snapshot is {path}" for path in snapshots.newest_first(self.folder)[:1]]
-        if self.best is not None:
-            saved.append(f"the best checkpoint so far is {self.folder / MODEL_FILE}")
-        return DivergedError(
-            f"training diverged: {what}; {'; '.join(saved) or 'no checkpoint was written'}; "
-            f"try --lr {self.recipe.lr / 3:.1g}"
-        )
-
-    def _late(self) -> bool:
-        limit = self.settings.max_minutes
-        return limit is not None and time.monotonic() - self.started >= limit * 60
-
-    def _agreed(self, mine: bool) -> bool:
-        return self.world.sums([float(mine)])[0] > 0
-
-    def _skipped(self) -> tuple[str, ...]:
-        """What was wrong with each image left out, by any process."""
-        bad = [{index: str(error) for index, error in feed.bad.items()} for feed in self.image_feeds]
-        found: list[dict[int, str]] = [{}, {}]
-        for theirs in self.world.gather(bad):
-            for mine, more in zip(found, theirs, strict=True):
-                mine.update(more)
-        return tuple(text for split in found for _, text in sorted(split.items()))
-
-    # --- writing ----------------------------------------------------------------------------------------------------
-
-    def _keep_if_best(self, row: EpochRow) -> None:
-        """Write the weights when the epoch is the best, by top-1, then by loss."""
-        if self.best is not None and (row.top1, -row.val_loss) <= (self.best.top1, -self.best.val_loss):
-            return
-        self.best = row
-        skipped = self._skipped()
-        if not self.world.first:
-            return
-        info = CheckpointInfo(
-            architecture=self.arch.name,
-            classes=self.images.classes,
-            preprocessing=self.spec,
-            recipe={
-                **self.settings.to_json(),
-                **recipe_json(self.recipe),
-                "computed_in": self.learner.precision,
-                "processes": self.world.size,
-            },
-            data={
-                "source": self.images.source,
-                "hash": self.images.content_hash(),
-                "images": len(self.images),
-                "val": {
-                    "source": self.val_images.source,
-                    "hash": self.val_images.content_hash(),
-                    "images": len(self.val_images),
-                },
-                "skipped": list(skipped),
-                "lighting": records.to_builtins(self.lighting),
-            },
-            metrics=asdict(row),
-            tools=versions(),
-        )
-        weights = {name: value.cpu().numpy() for name, value in self.learner.kept_weights().items()}
-        save_checkpoint(self.folder / MODEL_FILE, weights, info)
-
-    def _write_snapshot(self) -> None:
-        """Write all that `prepare` needs to go on, unless the weights are not finite: the next step says so."""
-        if not self.world.first or not self.learner.finite():
-            return
-        state = {
-            "settings": self.settings.to_json(),
-            "recipe": recipe_json(self.recipe),
-            "processes": self.world.size,
-            "data_hash": self.images.content_hash(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "sums": asdict(self.sums),
-            "best": asdict(self.best) if self.best else None,
-            "history": [asdict(row) for row in self.history],
-            "learner": self.learner.state(),
-            "lighting": records.to_builtins(self.lighting),
-        }
-        snapshots.write(self.folder, self.learner.tensors(), state, keep=max(self.settings.keep, 1))
-        self.last_saved = time.monotonic()
-
-    def _write_history(self, *, complete: bool = False) -> None:
-        skipped = self._skipped() if self.history else ()
-        if not self.world.first:
-            return
-        write_json(
-            self.folder / HISTORY_FILE,
-            {
-                "schema": SCHEMA,
-                "settings": self.settings.to_json(),
-                "recipe": recipe_json(self.recipe),
-                "processes": self.world.size,
-                "complete": complete,
-                "best": asdict(self.best) if self.best else None,
-                "epochs": [asdict(row) for row in self.history],
-                "skipped": list(skipped),
-            },
-        )
-
-
-@contextmanager
-def _fitting(found: Snapshot) -> Iterator[None]:
-    """Say of a whole snapshot that does not fit the run that it does not."""
-    try:
-        yield
-    except (RuntimeError, *MALFORMED) as error:
-        raise CheckpointError(
-            f"the snapshot does not fit the run ({type(error).__name__}: {error})",
-            value=found.path,
-            fix="start a new run",
-        ) from error
+    return snapshot

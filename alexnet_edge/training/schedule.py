@@ -34,12 +34,12 @@ def plateaus(errors: Sequence[float], *, patience: int, most: int) -> int:
     The paper (section 5) divides the rate by ten "when the validation error rate stopped improving with the current
     learning rate", three times. After each division the count of epochs begins anew, the lowest error stays.
     """
-    lowest, waited, found = math.inf, 0, 0
+    lowest, waited, count = math.inf, 0, 0
     for error in errors:
         if error < lowest:
             lowest, waited = error, 0
         else:
             waited += 1
-        if waited >= patience and found < most:
-            found, waited = found + 1, 0
-    return found
+        if waited >= patience and count < most:
+            count, waited = count + 1, 0
+    return count

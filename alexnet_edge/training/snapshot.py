@@ -66,11 +66,11 @@ def write(run: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *,
 
 def newest_first(run: Path) -> list[Path]:
     """The snapshots of a run, the furthest first."""
-    found = []
+    snapshots = []
     for path in (run / FOLDER).glob("*.safetensors"):
         if match := _NAME.fullmatch(path.name):
-            found.append(((int(match.group(1)), int(match.group(2))), path))
-    return [path for _, path in sorted(found, reverse=True)]
+            snapshots.append(((int(match.group(1)), int(match.group(2))), path))
+    return [path for _, path in sorted(snapshots, reverse=True)]
 
 
 def read(path: Path) -> Snapshot:

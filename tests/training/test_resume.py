@@ -26,8 +26,7 @@ from alexnet_edge.images import preprocess
 from alexnet_edge.network import layers
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.progress import QuietReporter
-from alexnet_edge.training import run as run_module
-from alexnet_edge.training import snapshot
+from alexnet_edge.training import loop, snapshot
 from alexnet_edge.training.distributed import World
 from alexnet_edge.training.folder import locked, new_folder, run_to_go_on
 from alexnet_edge.training.recipe import TrainSettings
@@ -164,7 +163,7 @@ def test_ctrl_c_waits_for_the_end_of_the_step(settings: TrainSettings) -> None:
         taken.append("the step went on")
 
     stop = Stop()
-    run = run_module._Run(settings, World(), QuietReporter(), stop, 0.0)
+    run = loop.TrainingRun(settings, World(), QuietReporter(), stop, 0.0)
     run.prepare(new_folder(settings), None)
     run.model.fc8.register_forward_hook(press)
     with stop.listening(), pytest.raises(InterruptedRunError, match="stopped in epoch 1"):

@@ -34,7 +34,7 @@ from alexnet_edge.network.model import AlexNet, initialise
 from alexnet_edge.progress import ConsoleReporter, QuietReporter
 from alexnet_edge.proof.evaluate import evaluate
 from alexnet_edge.sessions import open_session
-from alexnet_edge.training import run as run_module
+from alexnet_edge.training import loop
 from alexnet_edge.training.distributed import World
 from alexnet_edge.training.folder import new_folder
 from alexnet_edge.training.history import EpochRow, TrainResult
@@ -76,7 +76,7 @@ def settings(real: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> TrainSetti
 
 def prepared(settings: TrainSettings, reporter: Any = None) -> Any:
     """A run before its first step."""
-    run = run_module._Run(settings, World(), reporter or QuietReporter(), Stop(), 0.0)
+    run = loop.TrainingRun(settings, World(), reporter or QuietReporter(), Stop(), 0.0)
     run.prepare(new_folder(settings), None)
     return run
 
@@ -377,7 +377,7 @@ def test_plateau_schedule_follows_the_validation(settings: TrainSettings, monkey
     def script(*_args: Any, **_kwargs: Any) -> Any:
         return SimpleNamespace(loss=1.0, top1=1 - next(errors), top5=1.0)
 
-    monkeypatch.setattr(run_module, "score", script)
+    monkeypatch.setattr(loop, "score", script)
     result = run_training(replace(settings, epochs=6, schedule="plateau", patience=2))
     assert [row.lr for row in result.history] == pytest.approx([1e-3] * 4 + [1e-4] * 2)
 
@@ -419,7 +419,7 @@ def test_weights_that_are_not_finite_are_never_saved(settings: TrainSettings) ->
 
 def test_a_loss_that_stays_absurd_ends_the_run(settings: TrainSettings) -> None:
     run = prepared(settings)
-    for _ in range(run_module.HOPELESS_STEPS - 1):
+    for _ in range(loop.HOPELESS_STEPS - 1):
         run._check_step(20.0, 1.0, 0.1)
     with pytest.raises(DivergedError, match="the loss stayed above 14 for 50 steps"):
         run._check_step(20.0, 1.0, 0.1)
@@ -564,7 +564,7 @@ def test_notebook_network_is_trained_on_its_logits(real: TrainSettings) -> None:
 def test_synthetic_set_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A third of the default run, through the same code, already knows most of the ten classes."""
     monkeypatch.setattr(
-        run_module,
+        loop,
         "open_split",
         lambda data, split, class_list: synthetic(split, count=480 if split == "train" else 100),
     )
