@@ -9,58 +9,43 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Annotated, Any, NoReturn
+from typing import NoReturn
 
-import typer
+from cyclopts import CycloptsError
 
 from alexnet_edge import __version__
-from alexnet_edge.cli import deploying, exporting, measuring, quantising, training, using
+from alexnet_edge.cli.mistakes import line_for
+from alexnet_edge.cli.parsing import arranged, given_options, make_app
 from alexnet_edge.errors import AlexNetEdgeError
 
-app = typer.Typer(
-    name="alexnet-edge",
-    help="Train, export, prove and measure AlexNet for edge devices.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = make_app("alexnet-edge", help="Train, export, prove and measure AlexNet for edge devices.", version=__version__)
+app.version_flags = ("--version",)
+app.register_install_completion_command(help="Install completion for bash, zsh or fish.")
 
-_CLICK_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
-"""typer's own errors; older releases take the class from click, newer ones bring it."""
-
-
-@app.callback(invoke_without_command=True)
-def _common(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit")] = False,
-) -> None:
-    if version:
-        print(__version__)
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "train": training.train_command,
-    "evaluate": training.evaluate_command,
-    "export": exporting.export_command,
-    "calibrate": quantising.calibrate_command,
-    "check": exporting.check_command,
-    "bench": measuring.bench_command,
-    "compare": measuring.compare_command,
-    "report": measuring.report_command,
-    "deploy": deploying.deploy_command,
-    "predict": using.predict_command,
-    "inspect": exporting.inspect_command,
-    "doctor": using.doctor_command,
-    "demo": using.demo_command,
+COMMANDS = {
+    "train": "Train a network; its best weights go to runs/NAME/model.safetensors. Several processes: start it with torchrun.",
+    "evaluate": "Accuracy, confusions and calibration of a checkpoint or artifact, over all and per class.",
+    "export": "Write a checkpoint in another format, and prove it gives the same answers.",
+    "calibrate": "Compare INT8 calibrations by the answers of the network: methods, numbers of images and sets.",
+    "check": "Prove again that artifacts give their checkpoint's answers, on any images.",
+    "bisect": "Name the first layer of an artifact that is out of tolerance, and what to do about it.",
+    "bench": "Measure latency and throughput, each subject in processes of its own, interleaved.",
+    "compare": "Say what became slower between two results; exit code 1 when something did.",
+    "report": "Make the Markdown, CSV and HTML again from a results file.",
+    "deploy": "Build, prove and measure an artifact on a device over SSH, and let it serve there.",
+    "triton": "Write a model repository for NVIDIA's Triton server from a proved artifact.",
+    "predict": "Name what is in an image, a folder, a camera's frame or a stream: the most probable classes.",
+    "inspect": "Shapes, parameters, multiply-adds and bytes per layer; of a file also where it comes from.",
+    "doctor": "What this machine can train, export and run, and the command that adds what is missing.",
+    "demo": "The whole path on built-in images: train, export to everything, prove, measure, report. Four to six minutes.",
 }
-"""In the order of `--help`."""
+"""Each command and its line in `--help`, in that order; its module in this folder has its name."""
 
-for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+for _order, (_name, _help) in enumerate(COMMANDS.items()):
+    _function = "app" if _name in ("bench", "deploy") else _name  # these two have commands of their own
+    app.command(f"alexnet_edge.cli.{_name}:{_function}", name=_name, help=_help, sort_key=_order)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -78,30 +63,21 @@ def _run(arguments: list[str]) -> int:
     with ExitStack() as stack:
         stack.callback(_flush)
         try:
-            code = app(args=arguments, prog_name="alexnet-edge", standalone_mode=False)
+            call, bound, ignored = app.parse_args(arranged(arguments), print_error=False, exit_on_error=False)
+            call(*bound.args, **bound.kwargs, **({"given": dict(given_options)} if "given" in ignored else {}))
         except AlexNetEdgeError as error:
             from alexnet_edge.cli.rebuild import with_rebuild_command
 
             return _fail(with_rebuild_command(error), error.exit_code)
-        except _CLICK_ERROR as error:
-            message = " ".join(error.format_message().split()).rstrip(".") + _received(error, arguments)
-            return _fail(f"{message}; see: alexnet-edge --help" if message else "see: alexnet-edge --help", 2)
-        except (KeyboardInterrupt, typer.Abort):
+        except CycloptsError as error:
+            return _fail(line_for(error, arguments), 2)
+        except KeyboardInterrupt:
             return _fail("interrupted", 130)
         except (BrokenPipeError, SystemExit) as end:  # the reader of our output has left, as `head` does
             if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
-                raise  # typer and rich turn a broken pipe into an exit with code 1
+                return end.code if isinstance(end.code, int) else 0  # rich turns a broken pipe into an exit with code 1
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        return code if isinstance(code, int) else 0
-
-
-def _received(error: Any, arguments: Sequence[str]) -> str:
-    """The value of the option that typer complains of: not every release says it."""
-    for option in getattr(getattr(error, "param", None), "opts", ()):
-        if option in arguments[:-1]:
-            return f" (received {arguments[arguments.index(option) + 1]})"
-    return ""
+        return 0
 
 
 def _flush() -> None:

@@ -324,7 +324,7 @@ class Board:
     def _known(self, name: Any) -> Path:
         folder = self._release(name)
         if folder.is_symlink() or not folder.is_dir():
-            raise Refused(f"the device has no release {name}", fix="see `alexnet-edge deploy --status`")
+            raise Refused(f"the device has no release {name}", fix="see `alexnet-edge deploy status`")
         return folder
 
     def _state(self, folder: Path) -> dict[str, Any]:
@@ -660,7 +660,9 @@ class Board:
         if wanted is None:
             wanted = self._before(now)
             if wanted is None:
-                raise Refused(f"no release served before {now}", fix="name one with --to-release; --status lists them")
+                raise Refused(
+                    f"no release served before {now}", fix="name one with --to-release; `deploy status` lists them"
+                )
         folder = self._known(wanted)
         if "switch" not in self._state(folder)["steps"]:
             raise Refused(f"release {wanted} never served: it is not finished", fix="deploy it again")

@@ -72,31 +72,23 @@ _CLIENT_SAYS: tuple[tuple[str, str, str], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LinkSettings:
-    """How a device is reached."""
+class LinkOptions:
+    """How devices are reached and worked on."""
 
-    destination: str
-    """`user@host`, `host`, or a name from the SSH configuration."""
     ssh_config: Path | None = None
-    """Another configuration file than the user's own (`ssh -F`)."""
+    """Configuration of the SSH client (`ssh -F`) [the user's own]."""
     python: str = "python3"
-    """The device's Python; with `container`, the image's."""
-    container: str | None = None
-    """Image on the device in which everything is done and served; None for the device's own Python."""
+    """Python 3.10 or newer there; with --container the image's."""
     root: str = "alexnet-edge"
-    """Folder on the device; below the home folder unless it begins with a slash."""
+    """Folder there, below the home folder unless it begins with a slash."""
+    container: str | None = None
+    """Docker image there to work and serve in, as alexnet-edge:jetpack6 [the device's own Python]."""
     connect_s: float = 20.0
     """How long connecting may take."""
     silence_s: float = 120.0
     """Either side takes the other for gone when nothing came for so long."""
 
     def __post_init__(self) -> None:
-        if not _DESTINATION.fullmatch(self.destination):
-            raise UserError(
-                "not a host to deploy to",
-                value=repr(self.destination),
-                fix="write it as user@host; set port and key in ~/.ssh/config",
-            )
         if not _PYTHON.fullmatch(self.python):
             raise UserError("not a Python on the device", value=repr(self.python), fix="write it as python3.12")
         if not _ROOT.fullmatch(self.root) or ".." in self.root.split("/"):
@@ -108,6 +100,23 @@ class LinkSettings:
         for name, seconds in (("--connect-seconds", self.connect_s), ("--silence-seconds", self.silence_s)):
             if not 1 <= seconds <= 86400:
                 raise UserError(f"{name} must be 1 to 86400", value=seconds, fix="leave it out for the default")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkSettings(LinkOptions):
+    """How one device is reached."""
+
+    destination: str
+    """`user@host`, `host`, or a name from the SSH configuration."""
+
+    def __post_init__(self) -> None:
+        if not _DESTINATION.fullmatch(self.destination):
+            raise UserError(
+                "not a host to deploy to",
+                value=repr(self.destination),
+                fix="write it as user@host; set port and key in ~/.ssh/config",
+            )
+        LinkOptions.__post_init__(self)
 
 
 def printable(text: object, most: int = 600) -> str:

@@ -20,15 +20,21 @@ class BenchOptions:
     """How the artifact is measured on the device."""
 
     seconds: float = 3.0
-    """Least measuring time per batch; 0 measures nothing."""
+    """Least measuring time per batch; 0: no bench."""
     rounds: int = 3
+    """Fresh processes."""
     batches: tuple[int, ...] = (1,)
+    """Images per inference, as in 1,8."""
     percentile: float = 99.0
+    """Highest percentile."""
     cold: bool = True
+    """Also with the cache flushed."""
     roofline: bool = True
+    """The device's bounds, and each layer's time."""
     power_mode: str | None = None
-    """Set meanwhile, which takes root on the device; None leaves it."""
+    """Set meanwhile; takes root on the device."""
     lock_clocks: bool = False
+    """Lock clocks meanwhile; takes root on the device."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seconds <= 3600:
@@ -44,25 +50,28 @@ class Order:
     """What shall serve: one artifact, in a format and a precision, proved on these images."""
 
     artifact: Path
-    format: Target
+    """ONNX file that `export --format onnx` wrote."""
+    format: Target = "onnx"
+    """onnx (ONNX Runtime) or trt (a TensorRT engine, built there)."""
     precision: Precision | None = None
     """None for the artifact's own."""
     source: Path | None = None
-    """The FP32 ONNX file to build from; None for the artifact itself, or the one beside it of the same checkpoint."""
+    """FP32 ONNX file to build from [the artifact itself, or alexnet_fp32.onnx beside it]."""
     images: str | None = None
-    """Folder of the golden images; None for the validation images that the checkpoint records."""
+    """Folder of the golden images [the checkpoint's validation data]."""
     limit: int = 200
     """So many of them, evenly spread over the classes."""
     class_list: Path | None = None
+    """CSV file with wnid,index,name [classes.csv beside the images]."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `EngineOptions` that differ from their defaults."""
     runtime: Runtime = "tensorrt"
     """What builds an engine."""
     threads: int | None = None
-    """Processor threads on the device; None for all."""
+    """Processor threads on the device [all]."""
     bench: BenchOptions = field(default_factory=BenchOptions)
     wheelhouse: Path | None = None
-    """Folder of wheels that are sent along, for a device that reaches no package index."""
+    """Folder of wheels to send, for a device that reaches no package index."""
 
     def __post_init__(self) -> None:
         if self.format not in get_args(Target):
@@ -88,13 +97,13 @@ class Manner:
     """How a deploy behaves towards the device; nothing of it changes what is built."""
 
     keep: int = 3
-    """Releases that stay on the device, besides the one that serves and the one before."""
+    """Releases that stay there, besides the one that serves and the one before."""
     reconnect_s: float = 120.0
-    """How long a broken connection is tried again, as after a restart of the device; 0 gives up at once."""
+    """How long a broken connection is tried again; 0 gives up at once."""
     force: bool = False
     """Do everything again, as a new release."""
     reports: Path = Path("reports/deploy")
-    """Folder of what is fetched, below it a folder for each device and release."""
+    """Folder of what is fetched."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:

@@ -189,7 +189,7 @@ class _Deploy:
         if self._step in ("stage", "environment", "build", "bench", "switch"):
             text += f"; look: ssh {host} tail -n 40 {root}/releases/{self.release}/log.txt"
         else:
-            text += f"; look: alexnet-edge deploy --status {host}"
+            text += f"; look: alexnet-edge deploy status {host}"
         if isinstance(error, GateError):
             return GateError(text)
         return DisconnectedError(text) if isinstance(error, DisconnectedError) else DeviceError(text)

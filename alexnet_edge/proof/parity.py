@@ -368,7 +368,7 @@ def check_parity(
     *,
     tolerance: Tolerance | None = None,
     batch: int = 32,
-    device: Device = "cpu",
+    device: Device | None = "cpu",
     threads: int | None = None,
     on_bad_image: OnBadImage = "fail",
 ) -> ParityReport:
@@ -381,7 +381,7 @@ def check_parity(
         images: labelled images also give the accuracy figures.
         tolerance: by default that of the artifact's format and precision.
         batch: images per inference.
-        device: where an artifact opened here runs; the checkpoint runs on the CPU.
+        device: where an artifact opened here runs, None for where its kind runs; the checkpoint runs on the CPU.
         threads: processor threads of the sessions opened here.
         on_bad_image: `skip` leaves out images that cannot be used and counts them.
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from alexnet_edge.images.preprocess import preset
 from alexnet_edge.images.reader import AugmentOn, Pool
 from alexnet_edge.network.layers import Architecture
 from alexnet_edge.progress import Reporter
-from alexnet_edge.training.recipe import RECIPES
+from alexnet_edge.training.recipe import RECIPES, LoaderSettings
 
 with needs("train"):
     import torch
@@ -45,23 +45,6 @@ LIGHTING_SIGMA = 0.1
 
 BOTTLENECK = 0.05
 """Steps that wait for a larger share of their time are held up by the feed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoaderSettings:
-    """What is measured."""
-
-    batch: int = 64
-    """Images per step."""
-    workers: tuple[int, ...] = ()
-    """Numbers of workers to try; none for as many as there are processors. 0 reads in the training thread."""
-    seconds: float = 5.0
-    """Least time of each measurement of each round."""
-    rounds: int = 3
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` is the GPU where there is one."""
-    threads: int | None = None
-    """Processor threads of the training step; None for all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -282,6 +282,24 @@ class TrainSettings(Recipe):
         return "synthetic" if self.data == SYNTHETIC else "modern"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderSettings:
+    """How the feed of training is measured: `alexnet_edge.training.feed_speed`."""
+
+    batch: int = 64
+    """Images per step."""
+    workers: tuple[int, ...] = ()
+    """Readers of images, as in 0,2,4; 0 reads in the training thread [the processors]."""
+    seconds: float = 3.0
+    """Least time of each measurement of each round."""
+    rounds: int = 3
+    """Times that every way to read is measured."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is the GPU where there is one."""
+    threads: int | None = None
+    """Processor threads of the training step [all]."""
+
+
 def recipe_json(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON has it: lists for tuples."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}

@@ -66,25 +66,25 @@ class Plan:
     """What is measured besides latencies, and in which processes."""
 
     threads: tuple[int, ...] = ()
-    """Numbers of processor threads to measure each subject with; none for every usable processor."""
+    """Processor threads, as in 1,2: each subject is measured with each number [all]."""
     isolate: bool = True
-    """A fresh process for each subject and round; without, one process for all, in which runtimes may disturb each other."""
+    """A fresh process for each subject and round; in one process for all, runtimes may disturb each other."""
     pinned_cpus: tuple[int, ...] | None = None
-    """The processors that subjects may run on."""
+    """Processors to run on, as in 0,1 [all]."""
     roofline: bool = True
-    """Measure what the machine can do at best in every round, and each layer's time after the rounds."""
+    """Also measure the machine's bounds in every round, and each layer's time."""
     harness: bool = True
     """Measure first what the harness itself costs."""
     plain_loop: bool = False
-    """Compare the harness with a loop in plain Python around the first ONNX subject's session, too."""
+    """Compare the harness with a plain loop around an ONNX session."""
     scenarios: tuple[ScenarioSettings, ...] = ()
     """LoadGen's scenarios, for each subject after the rounds."""
     power_mode: str | None = None
-    """nvpmodel mode (a Jetson's) or frequency governor to set meanwhile."""
+    """Mode of nvpmodel (a Jetson's) or frequency governor to set meanwhile; put back afterwards."""
     lock_clocks: bool = False
-    """Run jetson_clocks meanwhile."""
+    """Run jetson_clocks meanwhile; put back afterwards."""
     tegrastats: Path | None = None
-    """A log recorded beside this bench, judged as a whole."""
+    """A log recorded beside this bench, judged with it."""
     peers_left_out: Mapping[str, str] = field(default_factory=dict)
     """Why a peer that was asked for is not among the subjects, by its name: recorded."""
 

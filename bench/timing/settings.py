@@ -55,20 +55,21 @@ class MeasureSettings:
     """How to measure, and what makes a measurement invalid."""
 
     batches: tuple[int, ...] = (1, 8)
-    """Images per inference; the first is the one whose latency is reported, the others show throughput."""
+    """Images per inference, as in 1,8,32: latency is reported of the first, the others show throughput."""
     device: Device = "cpu"
     threads: int | None = None
     """Processor threads of the runtime; None for every processor this process may use."""
     percentile: float = 99.0
-    """The highest percentile that the first batch must support; decides the number of samples."""
+    """Highest percentile that the first batch must support: 50, 90, 95, 99 or 99.9."""
     other_percentile: float = 50.0
     """The same for the other batches."""
     rounds: int = 3
     """Fresh processes per subject; the samples of a batch are divided among them."""
     min_seconds: float = 3.0
     """Least measuring time of a batch, over all rounds."""
-    max_seconds: float = 60.0
-    """Measuring of a batch stops after this time, over all rounds, even with too few samples."""
+    max_seconds: float = 0.0
+    """Measuring of a batch stops after this time, over all rounds, even with too few samples; 0 for ten times `min_seconds`,
+    60 at least."""
     min_warmup_seconds: float = 0.2
     """Per round and batch."""
     max_warmup_seconds: float = 3.0
@@ -84,13 +85,15 @@ class MeasureSettings:
     max_other_cpus: float = 0.25
     """Processors kept busy by other processes (or stolen by other virtual machines) during a valid measurement."""
     cold: bool = True
-    """Whether the first batch is measured with a flushed cache as well."""
+    """Also measure the first batch with the last-level cache flushed between inferences."""
     in_flight: int = 2
-    """Inferences in flight where throughput is measured on a device."""
+    """Inferences in flight for the pipelined throughput of a GPU."""
     like: Like | None = None
-    """Take the device's part as this version of `trtexec` does."""
+    """Measure a GPU by the definitions of this version of `trtexec`."""
 
     def __post_init__(self) -> None:
+        if not self.max_seconds:
+            object.__setattr__(self, "max_seconds", max(60.0, 10 * self.min_seconds))
         if self.device not in get_args(Device):
             raise UserError("no such device", value=self.device, fix="choose cpu or cuda")
         if not self.batches or any(batch < 1 for batch in self.batches):

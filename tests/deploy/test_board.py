@@ -137,7 +137,7 @@ def first(work: Path, board: Board) -> dict[str, Any]:
     golden = ("--images", "images", "--limit", GOLDEN)
     bench = ("--bench-seconds", "1", "--rounds", "1", "--percentile", "50", "--no-cold", "--no-roofline")
     edge(work, *words, *golden, *bench, "--artifact", "artifacts/alexnet_fp32.onnx", "--int8")
-    found = json.loads(edge(work, "deploy", HOST, "--ssh-config", board.ssh_config, "--status", "--json").stdout)[HOST]
+    found = json.loads(edge(work, "deploy", "status", HOST, "--ssh-config", board.ssh_config, "--json").stdout)[HOST]
     (release,) = found["releases"]
     assert found["current"] == release["id"]
     return dict(release)
@@ -225,22 +225,22 @@ def test_its_times_are_not_compared_with_measured_ones(work: Path, first: dict[s
 
 
 def test_another_release_and_back(work: Path, board: Board, first: dict[str, Any]) -> None:
-    ssh = ("deploy", HOST, "--ssh-config", board.ssh_config)
+    ssh = (HOST, "--ssh-config", board.ssh_config)
     words = ("--silence-seconds", "600", "--wheelhouse", wheelhouse(), "--images", "images", "--limit", GOLDEN)
     order = ("--artifact", "artifacts/alexnet_fp32.onnx", "--int8-int4-fc", "--bench-seconds", "0")
-    second = edge(work, *ssh, *words, *order)
+    second = edge(work, "deploy", *ssh, *words, *order)
     assert "environment on the device: the one that is there" in second.stderr
     assert f"{HOST}: {EMULATED_FIGURES}" in second.stdout
     current = board.root / "home/edge/alexnet-edge/current"
     served = current.readlink().name
     assert served.startswith("onnx-int8-int4-fc-")
-    shown = edge(work, *ssh, "--status").stdout
+    shown = edge(work, "deploy", "status", *ssh).stdout
     rows = {line.split()[1]: line.split()[2:] for line in shown.splitlines() if line.startswith(HOST)}
     assert rows[served][0] == "serves"
     assert rows[first["id"]][:2] == ["served", "before"]
     assert "emulated" in rows[first["id"]]
     assert not {"VALID", "INVALID"} & set(rows[first["id"]])
-    back = edge(work, *ssh, "--rollback").stdout
+    back = edge(work, "deploy", "rollback", *ssh).stdout
     assert f"{first['id']} serves now, {served} until now" in back
     assert current.readlink().name == first["id"]
     image = next((work / "images/roses").iterdir())

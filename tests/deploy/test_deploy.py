@@ -737,8 +737,8 @@ def test_a_fleet_from_the_command_line(
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
     assert rows["kitchen"][1] == rows["garden"][1] == serving(device.home / "one") == serving(device.home / "two")
     assert rows["broken"][1] == "failed"
-    shown = run_cli("deploy", *common, "--status", env=env)
+    shown = run_cli("deploy", "status", *common, env=env)
     assert shown.stdout.count(" serves ") == 2
     assert "passed" in shown.stdout
-    back = run_cli("deploy", *common, "--rollback", "--json", env=env)
+    back = run_cli("deploy", "rollback", *common, "--json", env=env)
     assert "no release served before" in json.loads(back.stdout)["kitchen"]["error"]

@@ -144,16 +144,18 @@ def test_fleets_that_are_refused(tmp_path: Path, text: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["board"], "nothing to deploy"),
-        ([], "name one device"),
-        (["board", "--to", "fleet.toml"], "name one device"),
-        (["board", "--status", "--rollback"], "one thing at a time"),
-        (["board", "--to-release", "x"], "--to-release belongs to --rollback"),
+        (["board"], "--artifact is missing"),
+        (["--artifact", "no.onnx"], "name one device"),
+        (["board", "--artifact", "no.onnx", "--to", "fleet.toml"], "name one device"),
+        (["status", "board", "--to", "fleet.toml"], "name one device"),
+        (["board", "--rollback"], "write: alexnet-edge deploy rollback DEVICE"),
+        (["board", "--status"], "write: alexnet-edge deploy status DEVICE"),
+        (["board", "--to-release", "x"], "write: alexnet-edge deploy rollback DEVICE --to-release"),
         (["board", "--artifact", "no.onnx"], "no such artifact"),
         (["board", "--artifact", "x", "--int8", "--fp16"], "one precision"),
         (["board", "--artifact", "x", "--format", "zip"], "--format has no such choice"),
         (["board", "--artifact", "x", "--workspace", "5"], "for TensorRT engines only"),
-        (["--status", "--", "-oProxyCommand=x"], "not a host to deploy to"),
+        (["status", "--", "-oProxyCommand=x"], "not a host to deploy to"),
     ],
 )
 def test_one_line_for_each_mistake(run_cli: Any, arguments: list[str], words: str) -> None:

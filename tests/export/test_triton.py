@@ -359,7 +359,7 @@ def test_export_proves_then_writes(
     monkeypatch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
     checkpoint = write_checkpoint(tmp_path / "model.safetensors")
     known = {"PYTHONPATH": os.pathsep.join([sitecustomize(tmp_path / "site"), os.getenv("PYTHONPATH", "")])}
-    words = ("export", "--format", "triton", "--checkpoint", checkpoint, "--images", image_folder / "val", "--quiet")
+    words = ("triton", "--checkpoint", checkpoint, "--images", image_folder / "val", "--quiet")
     done = run_cli(*words, "--model-name", "narrow", "--max-batch", "4", env=known)
     assert done.returncode == 0, done.stderr
     assert "triton/narrow: version 1" in done.stdout
@@ -367,7 +367,7 @@ def test_export_proves_then_writes(
     served, exported = load_artifact(folder / "1" / "model.onnx"), run_cli.folder / "artifacts" / "alexnet_fp32.onnx"
     assert served.manifest.parity["verdict"] == "passed"
     assert sha256_file(served.path) == sha256_file(exported)
-    again = run_cli("export", "--format", "triton", "--artifact", exported, "--model-name", "narrow", "--json")
+    again = run_cli("triton", "--artifact", exported, "--model-name", "narrow", "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["added"] is False
 
@@ -375,16 +375,16 @@ def test_export_proves_then_writes(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format", "onnx", "--instances", "2"], "for a Triton model repository only"),
-        (["--format", "triton", "--workspace", "2"], "for TensorRT engines only"),
-        (["--format", "triton", "--artifact", "a.onnx", "--int8"], "the artifact is served as it is"),
-        (["--format", "triton", "--artifact", "a.onnx"], "no such artifact: a.onnx"),
-        (["--format", "triton", "--model-name", "../x"], "--model-name"),
-        (["--format", "triton", "--instance-kind", "npu"], "no such choice: npu"),
+        (["export", "--format", "onnx", "--instances", "2"], "no such option: --instances"),
+        (["triton", "--workspace", "2"], "no such option: --workspace"),
+        (["triton", "--artifact", "a.onnx", "--int8"], "the artifact is served as it is"),
+        (["triton", "--artifact", "a.onnx"], "no such artifact: a.onnx"),
+        (["triton", "--model-name", "../x"], "--model-name"),
+        (["triton", "--instance-kind", "npu"], "no such choice: npu"),
     ],
 )
 def test_mistakes_are_one_line(run_cli: Any, arguments: list[str], message: str) -> None:
-    assert message in run_cli.refuses("export", *arguments)
+    assert message in run_cli.refuses(*arguments)
 
 
 # --- the real server ------------------------------------------------------------------------------------------------------

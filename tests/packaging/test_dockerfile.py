@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import command_names, options_of
 
 from alexnet_edge import __version__
 from alexnet_edge.deploy.bundle import NEEDED
@@ -446,14 +447,7 @@ def shown(manual: str, program: str) -> list[list[str]]:
 
 
 def test_every_option_that_the_manual_names_exists(manual: str) -> None:
-    from typer.main import get_command
-
-    from alexnet_edge.cli import app
-
-    commands: Any = get_command(app)
-    known = {
-        option for command in commands.commands.values() for parameter in command.params for option in parameter.opts
-    }
+    known = {option for name in command_names() for option in options_of(name)}
     others = {"--group-add", "--runtime", "--system-site-packages", "--no-build-isolation", "--user", "--volume"}
     others |= {"--no-deps", "--restore"}
     named = {

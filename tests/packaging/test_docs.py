@@ -11,12 +11,9 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.main import get_command
-
-from alexnet_edge.cli import app
+from command_line import command_names, options_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -30,16 +27,15 @@ def name_of(page: Path) -> str:
 @cache
 def options() -> dict[str, set[str]]:
     """The options of each command."""
-    commands: Any = get_command(app)
-    return {
-        name: {"--help"}.union(*((*parameter.opts, *parameter.secondary_opts) for parameter in command.params))
-        for name, command in commands.commands.items()
-    }
+    own = [("bench", "loader"), ("deploy", "rollback"), ("deploy", "status")]
+    return {" ".join(names): options_of(*names) for names in [*((name,) for name in command_names()), *own]}
 
 
 def check_words(words: list[str]) -> None:
     """`words` are a command of the command line and its arguments."""
     name, *arguments = words
+    if arguments and f"{name} {arguments[0]}" in options():
+        name, arguments = f"{name} {arguments[0]}", arguments[1:]
     if name not in ("--version", "--help"):
         given = {word.partition("=")[0] for word in arguments if word.startswith("--") and word != "--"}
         assert given <= options()[name], f"{name} has no {given - options()[name]}"

@@ -124,5 +124,5 @@ def test_the_command(run_cli: Any, tmp_path: Path, large: ImageSet) -> None:
     assert json.loads(result.stdout)["num_images"] == 4
     shown = run_cli("check", "--preprocessing", "--checkpoint", path, "--images", folder, env=env)
     assert "PIL (this package)" in shown.stdout
-    message = run_cli.refuses("check", "--preprocessing", "--bisect", "--checkpoint", path, env=env)
-    assert "one question" in message
+    message = run_cli.refuses("check", "--bisect", "--checkpoint", path, env=env)
+    assert "--bisect is a command of its own now; write: alexnet-edge bisect" in message

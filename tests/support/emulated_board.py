@@ -43,7 +43,7 @@ DEBIAN = (SUITE, "trixie", "forky", "sid", "unstable", "testing", "stable", "old
 PACKAGES = ("openssh-server", "python3", "python3-venv")
 PYTHON = "3.11"
 """Of that suite."""
-WHEELS = ("msgspec", "numpy", "pillow", "rich", "typer", "onnx", "onnxruntime")
+WHEELS = ("cyclopts", "msgspec", "numpy", "pillow", "rich", "onnx", "onnxruntime")
 """What the package needs there, and what runs an ONNX file; versions as in constraints.txt."""
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 HOST, USER = "board", "edge"

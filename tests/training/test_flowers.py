@@ -191,7 +191,7 @@ def test_deployed_over_ssh_with_real_images_and_rolled_back(
         second = run_cli("deploy", *common, *bench, "--artifact", fp16.path, timeout=600)
         assert second.returncode == 0, second.stderr
         assert "as it was sent, layers as asked: 8 of 8 fp16" in second.stderr
-        back = run_cli("deploy", *common, "--rollback")
+        back = run_cli("deploy", "rollback", *common)
         assert f"{result['release']} serves now" in back.stdout
         assert (device.home / "edge" / "current").resolve().name == result["release"]
     finally:

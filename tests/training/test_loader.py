@@ -21,7 +21,8 @@ from alexnet_edge.images.datasets import open_split
 from alexnet_edge.network import layers
 from alexnet_edge.network.layers import architecture
 from alexnet_edge.progress import QuietReporter
-from alexnet_edge.training.feed_speed import LoaderSettings, Way, _timed, loader_verdict, measure_loader, ways
+from alexnet_edge.training.feed_speed import Way, _timed, loader_verdict, measure_loader, ways
+from alexnet_edge.training.recipe import LoaderSettings
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -121,7 +122,7 @@ def test_command_line(image_folder: Path, run_cli: Cli) -> None:
     result = run_cli(
         *[
             "bench",
-            "--loader",
+            "loader",
             "--arch",
             "torchvision",
             "--batch",
@@ -148,8 +149,6 @@ def test_command_line(image_folder: Path, run_cli: Cli) -> None:
 
 
 def test_command_line_refuses_what_does_not_belong_together(run_cli: Cli) -> None:
-    assert "--loader measures how training gets its images, without: --scenario" in run_cli.refuses(
-        *["bench", "--loader", "--scenario", "all"]
-    )
-    assert "with --loader, --batch is one number: 1,8" in run_cli.refuses(*["bench", "--loader", "--batch", "1,8"])
-    assert "only --loader takes: --workers; add --loader" in run_cli.refuses(*["bench", "--workers", "2"])
+    assert "no such option: --scenario" in run_cli.refuses("bench", "loader", "--scenario", "all")
+    assert "--batch takes a whole number: 1,8" in run_cli.refuses("bench", "loader", "--batch", "1,8")
+    assert "write: alexnet-edge bench loader --workers" in run_cli.refuses("bench", "--workers", "2")

@@ -218,7 +218,7 @@ def test_options_that_do_not_fit_are_refused(run_cli: Any, image_folder: Any) ->
     given = "--batch 7 --accumulate 9 --schedule plateau --milestones 3,5 --compile --no-channels-last --ema 0.5"
     problem = run_cli.refuses("train", "--data", image_folder, "--recipe", "modern", *given.split())
     assert "a batch of 7 cannot be split into this many parts: 9" in problem
-    assert "--milestones takes numbers: a,b" in run_cli.refuses("train", "--milestones", "a,b")
+    assert "--milestones takes numbers: a;" in run_cli.refuses("train", "--milestones", "a,b")
     problem = run_cli.refuses("train", "--resume", image_folder, "--lr", "0.1")
     assert "--resume FOLDER goes on with the run as it was started, without: --lr" in problem
 
