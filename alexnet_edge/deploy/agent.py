@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from alexnet_edge.artifact import Artifact, commit, load_artifact
-from alexnet_edge.deploy.board import ARTIFACT, MANIFEST, read_json
+from alexnet_edge.deploy.board import ARTIFACT, MANIFEST
 from alexnet_edge.deploy.golden import Golden, read_golden
 from alexnet_edge.environment import emulation
 from alexnet_edge.errors import AlexNetEdgeError, ArtifactError, GateError, ParityError, PrecisionError
@@ -125,11 +125,11 @@ def _built(release: Path, out: Path, golden: Golden, settings: Mapping[str, Any]
     from alexnet_edge.export.exporter import Exporter
     from alexnet_edge.export.graphs.source import checkpoint_from_onnx
     from alexnet_edge.export.graphs.targets import this_machine_or_none
-    from alexnet_edge.export.quantising.calibrate import Calibration
+    from alexnet_edge.export.quantising.calibrate import decode_calibration
 
     calibration = None
     if settings["calibration"]:
-        calibration = Calibration.from_json(read_json(release / "files" / "calibration.json"))
+        calibration = decode_calibration((release / "files" / "calibration.json").read_bytes())
     engine = EngineOptions()
     if settings["format"] == "trt":
         cache = release.parents[1] / "cache" / "timing.cache"

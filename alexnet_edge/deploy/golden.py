@@ -15,21 +15,38 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from alexnet_edge import records
 from alexnet_edge.errors import ArtifactError, DataError
-from alexnet_edge.files import MALFORMED, staged
+from alexnet_edge.files import staged
 from alexnet_edge.images.datasets import IMAGE_SUFFIXES, FileItem, ImageSet
 from alexnet_edge.images.preprocess import FloatArray
 
-SCHEMA = 1
 MOST_IMAGES = 5000
 MOST_IMAGE_BYTES = 64 << 20
 """Largest single image file."""
 
 _MEMBER = re.compile(r"\d{6}\.[a-z]{3,4}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Image:
+    file: str
+    name: str
+    label: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Listing:
+    """The file `golden.json` of a golden set."""
+
+    schema: Literal[1] = 1
+    classes: tuple[str, ...]
+    images: tuple[_Image, ...]
+    reference: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +69,7 @@ def write_golden(path: Path, images: ImageSet, reference_NK: FloatArray, referen
     assert len(images) == len(reference_NK)
     if not 0 < len(images) <= MOST_IMAGES:
         raise DataError(f"a golden set has 1 to {MOST_IMAGES} images", value=len(images), fix="give fewer with --limit")
-    members, listed = dict[str, bytes](), []
+    members, listed = dict[str, bytes](), list[_Image]()
     for index, item in enumerate(images.items):
         if isinstance(item, FileItem):
             data, suffix = item.content(), PurePosixPath(item.relative).suffix.lower()
@@ -65,11 +82,11 @@ def write_golden(path: Path, images: ImageSet, reference_NK: FloatArray, referen
                 f"oversized image: {len(data)} bytes, at most {MOST_IMAGE_BYTES}", value=item.name, fix="leave it out"
             )
         members[f"{index:06d}{suffix}"] = data
-        listed.append({"file": f"{index:06d}{suffix}", "name": item.name, "label": int(images.labels_N[index])})
+        listed.append(_Image(file=f"{index:06d}{suffix}", name=item.name, label=int(images.labels_N[index])))
     logits = io.BytesIO()
     np.save(logits, np.ascontiguousarray(reference_NK, np.float32))
-    about = {"schema": SCHEMA, "classes": list(images.classes), "images": listed, "reference": dict(reference)}
-    head = {"golden.json": json.dumps(about, indent=1).encode(), "logits.npy": logits.getvalue()}
+    listing = _Listing(classes=images.classes, images=tuple(listed), reference=reference)
+    head = {"golden.json": json.dumps(records.to_builtins(listing), indent=1).encode(), "logits.npy": logits.getvalue()}
     with staged(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
         for name, data in {**head, **members}.items():
             entry = tarfile.TarInfo(name)
@@ -86,14 +103,13 @@ def read_golden(path: Path, folder: Path) -> Golden:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(path, "r:") as archive:
-            about = json.loads(_member(archive, archive.next(), "golden.json"))
+            listing = records.decode(_Listing, _member(archive, archive.next(), "golden.json"))
             logits = _member(archive, archive.next(), "logits.npy")
-            listed = about["images"]
-            if about["schema"] != SCHEMA or not 0 < len(listed) <= MOST_IMAGES:
-                raise ValueError("schema, or number of images")
+            if not 0 < len(listing.images) <= MOST_IMAGES:
+                raise ValueError(f"images: expected 1 to {MOST_IMAGES}, got {len(listing.images)}")
             items = []
-            for index, entry in enumerate(listed):
-                name = entry["file"]
+            for index, image in enumerate(listing.images):
+                name = image.file
                 if (
                     not _MEMBER.fullmatch(name)
                     or not name.startswith(f"{index:06d}.")
@@ -108,17 +124,15 @@ def read_golden(path: Path, folder: Path) -> Golden:
         reference_NK = np.load(io.BytesIO(logits), allow_pickle=False)
         if reference_NK.dtype != np.float32 or reference_NK.ndim != 2 or len(reference_NK) != len(items):
             raise ValueError(f"answers {reference_NK.dtype} {reference_NK.shape}")
-        labels = [int(entry["label"]) for entry in listed]
-        classes = tuple(str(name) for name in about["classes"])
-        reference = dict(about["reference"])
-    except (tarfile.TarError, EOFError, *MALFORMED) as error:
+    except (tarfile.TarError, EOFError, ValueError) as error:
         raise ArtifactError(
-            f"the golden set is malformed ({type(error).__name__}: {error})", value=path.name, fix="deploy again"
+            f"the golden set is malformed ({error or type(error).__name__})", value=path.name, fix="deploy again"
         ) from error
+    source = {"kind": "golden", "count": len(items), "reference": listing.reference}
     return Golden(
-        images=ImageSet(items, labels, classes, {"kind": "golden", "count": len(items), "reference": reference}),
+        images=ImageSet(items, [image.label for image in listing.images], listing.classes, source),
         reference_NK=reference_NK,
-        reference=reference,
+        reference=listing.reference,
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+from alexnet_edge import records
 from alexnet_edge.deploy import board, container
 from alexnet_edge.deploy.board import MARK
 from alexnet_edge.errors import DeviceError, DisconnectedError, GateError, MissingComponentError, UserError
@@ -349,8 +350,8 @@ class Link:
                     raise DeviceError("the device prints without end", value=printable(line, 80))
                 continue
             try:
-                event = json.loads(line[len(MARK) :])
-            except (ValueError, RecursionError) as error:
+                event = records.parse(line[len(MARK) :])
+            except records.RecordError as error:
                 raise DeviceError("the device's answer is damaged", value=printable(line, 80)) from error
             if isinstance(event, dict):
                 return event

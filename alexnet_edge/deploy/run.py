@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alexnet_edge import records
 from alexnet_edge.artifact import decode_manifest
 from alexnet_edge.deploy.board import REPORTS
 from alexnet_edge.deploy.bundle import Bundle
@@ -381,13 +382,13 @@ def _as_text(name: str, data: bytes) -> str:
         text = data.decode("utf-8", "replace")
         return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
     try:
-        value = json.loads(data)
+        value = records.parse(data)
         if name == "manifest.json":
             decode_manifest(data)
         elif not isinstance(value, dict):
-            raise TypeError("not an object")
-    except MALFORMED as error:
-        raise DeviceError(f"the device sent a malformed report ({type(error).__name__})", value=name) from error
+            raise records.RecordError("not an object")
+    except records.RecordError as error:
+        raise DeviceError(f"the device sent a malformed report ({error})", value=name) from error
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -237,7 +237,7 @@ def _read_header(path: Path) -> dict[str, Any]:
 def read_history(checkpoint: Path) -> list[dict[str, Any]] | None:
     """The epochs that training wrote beside a checkpoint, or None when there is no readable history."""
     try:
-        epochs = json.loads((checkpoint.parent / HISTORY_FILE).read_text(encoding="utf-8"))["epochs"]
+        epochs = records.parse((checkpoint.parent / HISTORY_FILE).read_bytes())["epochs"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return list(epochs)

@@ -7,7 +7,6 @@ stopped run goes on from: `alexnet_edge.training.snapshot`.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from alexnet_edge import records
 from alexnet_edge.errors import CheckpointError, OutputError, UserError
 from alexnet_edge.files import MALFORMED, writing
 from alexnet_edge.network.checkpoint import HISTORY_FILE
@@ -81,7 +81,7 @@ def run_to_go_on(settings: TrainSettings) -> Path | None:
 def read_history(folder: Path) -> dict[str, Any] | None:
     """What a run of this version wrote of itself, or None when there is nothing to read."""
     try:
-        value = json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))
+        value = records.parse((folder / HISTORY_FILE).read_bytes())
         TrainSettings.from_json(value["settings"])
         known = value["schema"] == SCHEMA and isinstance(value["complete"], bool) and isinstance(value["recipe"], dict)
     except (OSError, *MALFORMED):

@@ -5,7 +5,6 @@ Keys end in their unit; null is "not available", and beside it stands why. docs/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -288,13 +287,13 @@ def read_results(path: Path) -> dict[str, Any]:
         UserError: when it is missing or is something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = records.parse(path.read_bytes())
         known = value["kind"] == KIND and value["schema"] == SCHEMA
     except OSError as error:
         raise UserError(
             f"cannot read the results ({error.strerror})", value=path, fix="run `alexnet-edge bench`"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError("not a results file of `alexnet-edge bench`", value=path, fix="name another") from error
     if not known:
         raise UserError(

@@ -33,6 +33,7 @@ from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.progress import Reporter
+from alexnet_edge.records import NEWER
 
 if TYPE_CHECKING:
     import onnx
@@ -117,9 +118,9 @@ class Calibration:
     """Where the images came from, as `ImageSet.source`."""
     skipped: tuple[str, ...] = ()
     """Images that could not be read, with the reason."""
-    cached: bool = False
+    cached: bool = field(default=False, metadata=NEWER)
     """Whether the histograms came from the cache."""
-    output_amax: Mapping[str, float] = field(default_factory=dict)
+    output_amax: Mapping[str, float] = field(default_factory=dict, metadata=NEWER)
     """Largest represented magnitude at the output of the layers whose output no layer takes as it is, by layer name: those
     before a local response normalisation, and the last. Only TensorRT's calibration tables need them."""
 
@@ -141,34 +142,21 @@ class Calibration:
             "table_sha256": self.table_sha256,
         }
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Calibration:
-        """Read what `to_json` wrote, as where the images are not at hand.
 
-        Raises:
-            KeyError, TypeError, ValueError: when a field is missing or of the wrong kind, or the table was changed.
-        """
-        if value["method"] not in METHODS:
-            raise ValueError(f"method {value['method']} is not one of {', '.join(METHODS)}")
-        ranges = {
-            name: {str(layer): float(amax) for layer, amax in value.get(name, {}).items()}
-            for name in ("amax", "saturated", "output_amax")
-        }
-        if set(ranges["amax"]) != set(LAYER_NAMES) or not all(0 < amax < np.inf for amax in ranges["amax"].values()):
-            raise ValueError("amax has not one positive magnitude for each layer")
-        found = cls(
-            amax=ranges["amax"],
-            saturated=ranges["saturated"],
-            output_amax=ranges["output_amax"],
-            method=value["method"],
-            num_images=int(value["num_images"]),
-            images_sha256=str(value["images_sha256"]),
-            source=dict(value["source"]),
-            skipped=tuple(map(str, value["skipped"])),
-        )
-        if found.table_sha256 != value["table_sha256"]:
-            raise ValueError("the magnitudes are not those that the checksum is of")
-        return found
+def decode_calibration(text: str | bytes) -> Calibration:
+    """The calibration that `to_json` described, as where the images are not at hand.
+
+    Raises:
+        RecordError: when it is damaged or the table was changed; the message begins with the path of what is wrong.
+    """
+    value = records.parse(text)
+    table_sha256 = value.pop("table_sha256", None) if isinstance(value, dict) else None
+    calibration = records.convert(Calibration, value)
+    if set(calibration.amax) != set(LAYER_NAMES) or min(calibration.amax.values()) <= 0:
+        raise records.RecordError("amax: expected one positive magnitude for each layer")
+    if calibration.table_sha256 != table_sha256:
+        raise records.RecordError("table_sha256: not that of the magnitudes")
+    return calibration
 
 
 def calibrate(

@@ -34,12 +34,13 @@ from alexnet_edge.deploy.wheel import write_wheel
 from alexnet_edge.errors import ArtifactError, DataError, DeviceError, GateError, ParityError, UserError
 from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.export.graphs.source import checkpoint_from_onnx
-from alexnet_edge.export.quantising.calibrate import Calibration
+from alexnet_edge.export.quantising.calibrate import Calibration, decode_calibration
 from alexnet_edge.images.datasets import ImageSet, open_images
 from alexnet_edge.network import layers
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.progress import QuietReporter
 from alexnet_edge.proof.evaluate import outputs_NK
+from alexnet_edge.records import RecordError
 from alexnet_edge.sessions import open_session
 
 # --- what a user may write ------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def test_ranges_and_answers_from_elsewhere_give_the_same_file(
     images = open_images(image_folder / "val", classes=CLASSES)
     with open_session(folder / "alexnet_fp32.onnx") as session:
         answers_NK, _ = outputs_NK(session, images)
-    sent = Calibration.from_json(json.loads(json.dumps(ranges.to_json())))
+    sent = decode_calibration(json.dumps(ranges.to_json()))
     there = Exporter(
         checkpoint_from_onnx(folder / "alexnet_fp32.onnx"),
         out=tmp_path / "there",
@@ -254,9 +255,9 @@ def test_ranges_that_were_changed_are_refused(change: dict[str, Any]) -> None:
         images_sha256="",
         source={},
     )
-    assert Calibration.from_json(good.to_json()) == good
-    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
-        Calibration.from_json({**good.to_json(), **change})
+    assert decode_calibration(json.dumps(good.to_json())) == good
+    with pytest.raises(RecordError, match=rf"^{next(iter(change))}: "):
+        decode_calibration(json.dumps({**good.to_json(), **change}))
 
 
 def test_the_bundle_of_an_order(narrow_exports: tuple[Path, Calibration], image_folder: Path, tmp_path: Path) -> None:
