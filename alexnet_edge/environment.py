@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from alexnet_edge.errors import UserError
+
 ROOT = Path("/")
 
 EMULATED_MARKER = Path("etc/alexnet-edge/emulated")
@@ -191,6 +193,16 @@ def describe() -> dict[str, Any]:
         "implementation": sys.implementation.name,
         "versions": versions(),
     }
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of processor threads below 1; None stands for every usable processor.
+
+    Raises:
+        UserError: when it is below 1.
+    """
+    if threads is not None and threads < 1:
+        raise UserError("threads must be 1 or more", value=threads, fix="leave it out to use every processor")
 
 
 def read_text(path: Path) -> str | None:

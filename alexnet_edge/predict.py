@@ -12,7 +12,7 @@ from PIL import Image
 
 from alexnet_edge.errors import DataError, ImageError, UserError
 from alexnet_edge.images.datasets import FileItem, ImageSet, OnBadImage, open_images
-from alexnet_edge.proof.evaluate import outputs_NK
+from alexnet_edge.proof.evaluate import outputs_NK, probabilities
 from alexnet_edge.sessions import Session
 
 
@@ -98,17 +98,11 @@ class _Frame:
 
 
 def _guesses(session: Session, y_NK: np.ndarray[Any, Any], top: int) -> Iterator[tuple[Guess, ...]]:
-    for row_K in y_NK if session.head == "probabilities" else _softmax(y_NK):
+    for row_K in probabilities(y_NK, session.head):
         best = np.argsort(-row_K, kind="stable")[:top]
         yield tuple(Guess(name=session.classes[entry], probability=float(row_K[entry])) for entry in best)
 
 
 def _names(folder: Path) -> list[str]:
-    found = open_images(folder)
-    return [found.name(index) for index in range(len(found))]
-
-
-def _softmax(y_NK: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    shifted = np.exp(y_NK.astype(np.float64) - y_NK.max(axis=1, keepdims=True))
-    result: np.ndarray[Any, Any] = shifted / shifted.sum(axis=1, keepdims=True)
-    return result
+    images = open_images(folder)
+    return [images.name(index) for index in range(len(images))]

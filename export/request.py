@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from alexnet_edge.artifact import Format, Precision
+from alexnet_edge.environment import check_threads
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.export.fields import changed_fields, flag, refuse_changed, require_choices
@@ -209,8 +210,7 @@ def _written(request: ExportRequest) -> set[Precision]:
 
 
 def _check_values(request: ExportRequest) -> None:
-    if request.threads is not None and request.threads < 1:
-        raise UserError("threads must be 1 or more", value=request.threads, fix="leave it out to use every processor")
+    check_threads(request.threads)
     if request.checkpoint is not None and request.onnx is not None:
         raise UserError("an export has one source", value="--checkpoint --onnx", fix="give one of them")
 

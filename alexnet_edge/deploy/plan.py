@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from alexnet_edge.artifact import Precision
+from alexnet_edge.environment import check_threads
 from alexnet_edge.errors import UserError
 from alexnet_edge.nvidia.libraries import Runtime
 
@@ -78,8 +79,7 @@ class Order:
             raise UserError("a deploy is for onnx or trt", value=self.format, fix="choose --format onnx or trt")
         if self.limit < 1:
             raise UserError("the golden set needs images", value=self.limit, fix="give --limit 1 or more")
-        if self.threads is not None and self.threads < 1:
-            raise UserError("threads must be 1 or more", value=self.threads, fix="leave it out for all")
+        check_threads(self.threads)
 
     def to_json(self) -> dict[str, Any]:
         """What is fixed in a bundle: all that changes what the device builds or measures."""

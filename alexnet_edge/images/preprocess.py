@@ -227,15 +227,6 @@ def ten_crops(image: Image.Image, spec: Preprocessing, *, path: Path | None = No
     return normalise(np.concatenate([five, five[:, :, ::-1]]), spec)
 
 
-def preprocess_file(path: Path, spec: Preprocessing) -> FloatArray:
-    """An image file to the input `(3, spec.crop, spec.crop)`, float32.
-
-    Raises:
-        ImageError: when the file cannot be used; the message has the path and the reason.
-    """
-    return preprocess_image(load_rgb(path), spec, path=path)
-
-
 def preset(name: str) -> Preprocessing:
     """The preprocessing called `name`.
 

@@ -33,6 +33,9 @@ from alexnet_edge.network.checkpoint import (
     read_safetensors,
 )
 
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
+"""Of the files that `load_checkpoint` reads: this package's, and state dicts saved by PyTorch."""
+
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, or import the state dict of torchvision's AlexNet or of the seed notebook.

@@ -96,40 +96,26 @@ def find_trtexec() -> Path | None:
     return Path(program) if program else None
 
 
-def runtimes() -> dict[Runtime, str | None]:
-    """What can build an engine here: the version of each library, the path of `trtexec`; None for what is not here.
-
-    A library is imported to be counted: one that is installed and cannot be loaded is not here.
-    """
-    return {"tensorrt": _version("tensorrt"), "trtexec": _trtexec(), "rtx": _version("rtx")}
-
-
 def default_runtime() -> Runtime | None:
     """The first of TensorRT, trtexec and TensorRT-RTX that is here, or None.
 
     Raises:
         MissingComponentError: when TRTEXEC is set and names no program: another builder was not asked for.
     """
-    if _version("tensorrt") is not None:
+    if _loads("tensorrt"):
         return "tensorrt"
     if find_trtexec() is not None:
         return "trtexec"
-    return "rtx" if _version("rtx") is not None else None
+    return "rtx" if _loads("rtx") else None
 
 
-def _version(runtime: Library) -> str | None:
+def _loads(runtime: Library) -> bool:
+    """Whether the library can be imported; one that is installed and broken cannot."""
     try:
-        return str(getattr(load_library(runtime), "__version__", "unknown version"))
+        load_library(runtime)
     except MissingComponentError:
-        return None
-
-
-def _trtexec() -> str | None:
-    try:
-        program = find_trtexec()
-    except MissingComponentError:
-        return None
-    return str(program) if program else None
+        return False
+    return True
 
 
 def platform_name() -> str:

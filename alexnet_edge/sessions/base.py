@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from alexnet_edge.artifact import Artifact, TensorSpec
-from alexnet_edge.environment import last_level_cache_bytes, usable_cpus
+from alexnet_edge.environment import check_threads, last_level_cache_bytes, usable_cpus
 from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.images.preprocess import FloatArray, Preprocessing
 from alexnet_edge.sessions.device import CacheFlush, DeviceQueries
@@ -94,8 +94,7 @@ class Session(ABC):
         head: Literal["logits", "probabilities"] = "logits",
         preprocessing: Preprocessing | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise UserError("threads must be 1 or more", value=threads, fix="leave it out to use every processor")
+        check_threads(threads)
         self.input = input
         self.output = output
         self.device = device

@@ -17,6 +17,7 @@ from alexnet_edge.artifact import (
 )
 from alexnet_edge.environment import cpu_features
 from alexnet_edge.errors import ArtifactError, UserError
+from alexnet_edge.network.load import CHECKPOINT_SUFFIXES
 
 if TYPE_CHECKING:
     from alexnet_edge.network.checkpoint import Checkpoint
@@ -64,7 +65,7 @@ def open_session(
     if device not in (None, "cpu", "cuda"):
         raise UserError("no such device", value=device, fix="choose cpu or cuda")
     if isinstance(source, Path):
-        if source.suffix in {".safetensors", ".pt", ".pth"}:
+        if source.suffix in CHECKPOINT_SUFFIXES:
             from alexnet_edge.sessions.torch import CheckpointSession
 
             return CheckpointSession(source, device=device or "cpu", threads=threads)

@@ -39,7 +39,7 @@ from alexnet_edge.bench.timing.subjects import (
     told_apart,
     write_inputs,
 )
-from alexnet_edge.environment import emulation
+from alexnet_edge.environment import check_threads, emulation
 from alexnet_edge.errors import AlexNetEdgeError, UserError
 from alexnet_edge.files import write_json
 from alexnet_edge.images.datasets import ImageSet
@@ -90,8 +90,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for index, count in enumerate(self.threads):
-            if count < 1:
-                raise UserError("threads must be 1 or more", value=count, fix="leave it out to use every processor")
+            check_threads(count)
             if count in self.threads[:index]:
                 raise UserError("a number of threads is named twice", value=count, fix="name each once")
         if self.pinned_cpus is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from alexnet_edge.environment import check_threads
 from alexnet_edge.errors import UserError
 from alexnet_edge.proof.stats import (
     required_samples,
@@ -100,8 +101,7 @@ class MeasureSettings:
             raise UserError("batches must be 1 or more", value=self.batches, fix="give at least one positive batch")
         if len(set(self.batches)) != len(self.batches):
             raise UserError("a batch is named twice", value=self.batches, fix="name each once")
-        if self.threads is not None and self.threads < 1:
-            raise UserError("threads must be 1 or more", value=self.threads, fix="leave it out to use every processor")
+        check_threads(self.threads)
         if self.in_flight < 1:
             raise UserError("in_flight must be 1 or more", value=self.in_flight, fix="give a positive number")
         if self.like is not None and self.like not in get_args(Like):

@@ -20,7 +20,7 @@ from alexnet_edge.files import sha256_file, sha256_json
 from alexnet_edge.images.datasets import ImageSet, batches, reopen, synthetic
 from alexnet_edge.images.preprocess import FloatArray, Preprocessing
 from alexnet_edge.network.checkpoint import read_info
-from alexnet_edge.network.load import load_checkpoint
+from alexnet_edge.network.load import CHECKPOINT_SUFFIXES, load_checkpoint
 from alexnet_edge.sessions import runnable
 from alexnet_edge.sessions.base import Device
 from alexnet_edge.sessions.open import open_artifact
@@ -107,7 +107,7 @@ def open_subject(path: Path, *, device: Device = "cpu", trust: bool = False) -> 
     Raises:
         ArtifactError, CheckpointError: when it is missing or damaged.
     """
-    if path.suffix in {".safetensors", ".pt", ".pth"}:
+    if path.suffix in CHECKPOINT_SUFFIXES:
         info = read_info(path) if path.suffix == ".safetensors" else load_checkpoint(path).info
         digest = sha256_file(path)
         return Subject(

@@ -26,7 +26,7 @@ import numpy as np
 
 from alexnet_edge import records
 from alexnet_edge.errors import AlexNetEdgeError
-from alexnet_edge.images.preprocess import Preprocessing, preprocess_file, preset
+from alexnet_edge.images.preprocess import Preprocessing, load_rgb, preprocess_image, preset
 
 
 def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[bytes, Any]:
@@ -79,7 +79,7 @@ def main() -> None:
     model_url = f"{arguments.server.rstrip('/')}/v2/models/{arguments.model}"
     try:
         spec = preset(arguments.preprocessing) if arguments.preprocessing else preprocessing_of(model_url)
-        x_NCHW = np.stack([preprocess_file(path, spec) for path in arguments.images])
+        x_NCHW = np.stack([preprocess_image(load_rgb(path), spec, path=path) for path in arguments.images])
     except AlexNetEdgeError as error:
         sys.exit(str(error))
     for path, guesses in zip(

@@ -29,7 +29,7 @@ from alexnet_edge.images.datasets import (
     reopen,
     synthetic,
 )
-from alexnet_edge.images.preprocess import Preprocessing, preprocess_file
+from alexnet_edge.images.preprocess import Preprocessing, load_rgb, preprocess_image
 
 SPEC = Preprocessing(resize=32, crop=24)
 WNIDS = ("n00000003", "n00000001")
@@ -358,7 +358,7 @@ def test_batches_are_the_shared_preprocessing_in_order(tmp_path: Path, workers: 
     x_NCHW = np.concatenate([part.x_NCHW for part in parts])
     assert x_NCHW.dtype == np.float32
     for index in range(7):
-        assert np.array_equal(x_NCHW[index], preprocess_file(root / images.name(index), SPEC))
+        assert np.array_equal(x_NCHW[index], preprocess_image(load_rgb(root / images.name(index)), SPEC))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -21,7 +21,7 @@ from alexnet_edge.errors import DataError, ImageError, UserError
 from alexnet_edge.images.augment import CENTRE, Draw, epoch_draws, measure_lighting, view
 from alexnet_edge.images.datasets import ImageSet, open_split
 from alexnet_edge.images.feeds import BATCHES_AHEAD, FeatureFeed, ImageFeed, compute_features, fixed_views
-from alexnet_edge.images.preprocess import Preprocessing, preprocess_file, preset
+from alexnet_edge.images.preprocess import Preprocessing, load_rgb, preprocess_image, preset
 from alexnet_edge.progress import QuietReporter
 
 SMALL = Preprocessing(resize=32, crop=24)
@@ -59,7 +59,7 @@ def test_central_training_view_is_the_shared_preprocessing(tmp_path: Path, size:
             for _ in range(2):  # from the file, then from memory
                 ((x_NCHW, labels_N),) = feed.batches(range(2), [CENTRE] * 2, 2)
                 for index in range(2):
-                    expected = preprocess_file(tmp_path / images.name(index), preset(name))
+                    expected = preprocess_image(load_rgb(tmp_path / images.name(index)), preset(name))
                     assert np.array_equal(x_NCHW[index].numpy(), expected)
                 assert labels_N.tolist() == [0, 1]
 

@@ -20,7 +20,6 @@ from alexnet_edge.images.preprocess import (
     Preprocessing,
     load_rgb,
     normalise,
-    preprocess_file,
     preprocess_image,
     preset,
     resized_shape,
@@ -132,7 +131,7 @@ def test_upper_case_suffix_and_wrong_suffix(tmp_path: Path) -> None:
 
 def refused(path: Path, reason: str) -> None:
     with pytest.raises(ImageError, match=reason) as caught:
-        preprocess_file(path, Preprocessing())
+        preprocess_image(load_rgb(path), Preprocessing(), path=path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -155,7 +154,7 @@ def test_what_is_not_an_image_is_refused(tmp_path: Path) -> None:
 
 def test_one_pixel_is_stretched(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.new("RGB", (1, 1), RED), "a.png")
-    x = preprocess_file(path, Preprocessing(mean=(0, 0, 0), std=(1, 1, 1)))
+    x = preprocess_image(load_rgb(path), Preprocessing(mean=(0, 0, 0), std=(1, 1, 1)))
     assert x.shape == (3, 227, 227)
     assert np.allclose(x, (np.asarray(RED, np.float32) / 255)[:, None, None])
 
@@ -224,7 +223,7 @@ def test_equals_torchvision_on_real_images(data_root: Path) -> None:
     assert len(paths) > 20
     for path in paths:
         expected = reference(load_rgb(path), Preprocessing())
-        assert np.array_equal(preprocess_file(path, Preprocessing()), expected), path
+        assert np.array_equal(preprocess_image(load_rgb(path), Preprocessing(), path=path), expected), path
 
 
 def test_resize_rounds_as_torchvision() -> None:
