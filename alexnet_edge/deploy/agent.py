@@ -36,7 +36,7 @@ class EventReporter:
         self._events = events
         self._description = ""
         self._total: int | None = None
-        self._told = 0.0
+        self._reported = 0.0
 
     def _tell(self, **event: Any) -> None:
         print(json.dumps(event), file=self._events, flush=True)
@@ -46,8 +46,8 @@ class EventReporter:
         self._tell(doing=description, total=total)
 
     def update(self, completed: int, detail: str = "") -> None:
-        if time.monotonic() - self._told >= PROGRESS_S:
-            self._told = time.monotonic()
+        if time.monotonic() - self._reported >= PROGRESS_S:
+            self._reported = time.monotonic()
             self._tell(doing=self._description, completed=completed, total=self._total, detail=detail)
 
     def finish(self, detail: str = "") -> None:

@@ -103,9 +103,9 @@ class Line:
 
     def request(self) -> dict[str, Any]:
         while True:
-            head, newline, rest = self._kept.partition(b"\n")
+            head, newline, remainder = self._kept.partition(b"\n")
             if newline:
-                self._kept = rest
+                self._kept = remainder
                 if head.strip():
                     value = json.loads(head)
                     if not isinstance(value, dict):
@@ -168,24 +168,24 @@ def read_json(path: Path) -> Any:
 
 def sha256_of(path: Path, most: int | None = None) -> str:
     """Of a regular file, or of its first `most` bytes; links are not followed."""
-    digest, left = hashlib.sha256(), most
+    digest, remaining = hashlib.sha256(), most
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as stream:
-        while block := stream.read(1 << 20 if left is None else min(1 << 20, left)):
+        while block := stream.read(1 << 20 if remaining is None else min(1 << 20, remaining)):
             digest.update(block)
-            if left is not None:
-                left -= len(block)
+            if remaining is not None:
+                remaining -= len(block)
     return digest.hexdigest()
 
 
 def size_of(path: Path) -> int | None:
     """None when it is not there; refuses what is not a regular file."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise Refused(f"{path} on the device is not a regular file", fix="remove it")
-    return found.st_size
+    return status.st_size
 
 
 def _sync_folder(folder: Path) -> None:
@@ -218,9 +218,9 @@ def _answer(*command: str) -> str | None:
     return done.stdout.strip()[:4096] or None if done.returncode == 0 else None
 
 
-def matched(pattern: re.Pattern[str], value: Any, what: str) -> str:
+def matched(pattern: re.Pattern[str], value: Any, noun: str) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value) or ".." in value:
-        raise Refused(f"not {what}: {str(value)[:80]!r}")
+        raise Refused(f"not {noun}: {str(value)[:80]!r}")
     return value
 
 
@@ -268,8 +268,8 @@ def facts(root: Path) -> dict[str, Any]:
 
 def _power_mode() -> str | None:
     """What `nvpmodel` says; in a container, which has none, what its files say."""
-    if said := re.search(r"NV Power Mode:\s*(\S+)", _answer("nvpmodel", "-q") or ""):
-        return said.group(1)
+    if answer := re.search(r"NV Power Mode:\s*(\S+)", _answer("nvpmodel", "-q") or ""):
+        return answer.group(1)
     if saved := re.search(r"pmode:(\d+)", _text("/var/lib/nvpmodel/status") or ""):
         modes = re.findall(r"POWER_MODEL ID=(\d+) NAME=([^\s>]+)", _text("/etc/nvpmodel.conf") or "")
         return {int(number): str(name) for number, name in modes}.get(int(saved.group(1)), saved.group(1))
@@ -373,15 +373,15 @@ class Board:
 
     def have(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """How much of each file is here already, and the checksum of that part."""
-        found: dict[str, Any] = {}
+        parts: dict[str, Any] = {}
         for digest in self._digests(request.get("files")):
             if size_of(self.root / "store" / digest) is not None:
-                found[digest] = {"whole": True}
+                parts[digest] = {"whole": True}
                 continue
             part = self.root / "incoming" / digest
             size = size_of(part)
-            found[digest] = {"whole": False, "bytes": size or 0, "sha256": sha256_of(part) if size else None}
-        return found
+            parts[digest] = {"whole": False, "bytes": size or 0, "sha256": sha256_of(part) if size else None}
+        return parts
 
     @staticmethod
     def _digests(value: Any) -> list[str]:
@@ -409,10 +409,10 @@ class Board:
             )
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
         with os.fdopen(os.open(part, flags, 0o600), "ab", buffering=0) as stream:
-            left = count
-            while left:
-                block = self.line.take(min(left, BLOCK))
-                left -= len(block)
+            remaining = count
+            while remaining:
+                block = self.line.take(min(remaining, BLOCK))
+                remaining -= len(block)
                 while block:
                     block = block[stream.write(block) :]
             os.fsync(stream.fileno())
@@ -430,17 +430,17 @@ class Board:
         files = bundle.get("files") if isinstance(bundle, dict) else None
         if not isinstance(files, list) or not 0 < len(files) <= MOST_FILES:
             raise Refused(f"a bundle has 1 to {MOST_FILES} files")
-        wanted: dict[str, tuple[str, int]] = {}
+        sizes: dict[str, tuple[str, int]] = {}
         for entry in files:
             name = matched(_NAME, entry.get("name"), "a name of a file in a bundle")
             size = entry.get("bytes")
             if type(size) is not int or not 0 <= size <= MOST_BYTES:
                 raise Refused(f"oversized file in the bundle: {name}")
-            if name in wanted:
+            if name in sizes:
                 raise Refused(f"the bundle names a file twice: {name}")
-            wanted[name] = (matched(_SHA256, entry.get("sha256"), "a checksum"), size)
+            sizes[name] = (matched(_SHA256, entry.get("sha256"), "a checksum"), size)
         state = self._state(folder)
-        if "stage" in state["steps"] and read_json(folder / "bundle.json") == bundle and self._whole(folder, wanted):
+        if "stage" in state["steps"] and read_json(folder / "bundle.json") == bundle and self._whole(folder, sizes):
             return state
         if folder.is_symlink() or (folder.exists() and folder.name == self.current()):
             raise Refused(
@@ -450,18 +450,18 @@ class Board:
             shutil.rmtree(folder)
         for name in ("files/wheels", "artifacts", "report"):
             (folder / name).mkdir(mode=0o700, parents=True)
-        for name, (digest, size) in wanted.items():
+        for name, (digest, size) in sizes.items():
             source = self.root / "store" / digest
             if size_of(source) != size or sha256_of(source) != digest:
                 source.unlink(missing_ok=True)
                 raise Refused(f"corrupt bundle: {name} on the device is not what was sent", kind="corrupt")
             os.link(source, folder / "files" / name, follow_symlinks=False)
         write_json(folder / "bundle.json", bundle)
-        return self._done(folder, "stage", {"files": len(wanted)}, created=True)
+        return self._done(folder, "stage", {"files": len(sizes)}, created=True)
 
     @staticmethod
-    def _whole(folder: Path, wanted: Mapping[str, tuple[str, int]]) -> bool:
-        places = ((folder / "files" / name, digest, size) for name, (digest, size) in wanted.items())
+    def _whole(folder: Path, sizes: Mapping[str, tuple[str, int]]) -> bool:
+        places = ((folder / "files" / name, digest, size) for name, (digest, size) in sizes.items())
         return all(size_of(path) == size and sha256_of(path) == digest for path, digest, size in places)
 
     def _done(self, folder: Path, step: str, result: Mapping[str, Any], *, created: bool = False) -> dict[str, Any]:
@@ -588,15 +588,15 @@ class Board:
                 raise
         if code == 0 and problem is None:
             return result
-        said = _last_error(folder / "log.txt") if problem is None else str(problem["problem"])
+        reason = _last_error(folder / "log.txt") if problem is None else str(problem["problem"])
         if code < 0:
             killed = signal.Signals(-code).name
-            said = f"killed by {killed}{', as the kernel does when memory runs out' if code == -9 else ''}"
-        if shutil.disk_usage(self.root).free < SPARE_BYTES // 4 and "disk" not in said:
-            said = f"disk full on the device: {said}"
-        said = f"{step} failed on the device: {said or last or f'exit code {code}'}"
-        self._failed(folder, step, said)
-        raise Refused(said, kind="gate" if problem is not None and problem.get("gate") else "user")
+            reason = f"killed by {killed}{', as the kernel does when memory runs out' if code == -9 else ''}"
+        if shutil.disk_usage(self.root).free < SPARE_BYTES // 4 and "disk" not in reason:
+            reason = f"disk full on the device: {reason}"
+        reason = f"{step} failed on the device: {reason or last or f'exit code {code}'}"
+        self._failed(folder, step, reason)
+        raise Refused(reason, kind="gate" if problem is not None and problem.get("gate") else "user")
 
     def switch(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Let a release serve, when every step before is done and its artifact is whole."""
@@ -641,36 +641,36 @@ class Board:
             lines = (self.root / "history.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
-        found = []
+        entries = []
         for line in lines[-1000:]:
             try:
                 entry = json.loads(line)
             except ValueError:  # cut short by a power failure
                 continue
             if isinstance(entry, dict):
-                found.append(entry)
-        return found
+                entries.append(entry)
+        return entries
 
     def rollback(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Let the release serve that served before the present one, or the one named."""
         now = self.current()
         if now is None:
             raise Refused("nothing serves on the device, so there is nothing to go back from")
-        wanted = request.get("to")
-        if wanted is None:
-            wanted = self._before(now)
-            if wanted is None:
+        target = request.get("to")
+        if target is None:
+            target = self._before(now)
+            if target is None:
                 raise Refused(
                     f"no release served before {now}", fix="name one with --to-release; `deploy status` lists them"
                 )
-        folder = self._known(wanted)
+        folder = self._known(target)
         if "switch" not in self._state(folder)["steps"]:
-            raise Refused(f"release {wanted} never served: it is not finished", fix="deploy it again")
+            raise Refused(f"release {target} never served: it is not finished", fix="deploy it again")
         self._require_whole(folder)
-        if wanted != now:
-            self._point(wanted)
-            self._note(wanted, now, "rollback")
-        return {"before": now, "current": wanted, "state": self._state(folder)}
+        if target != now:
+            self._point(target)
+            self._note(target, now, "rollback")
+        return {"before": now, "current": target, "state": self._state(folder)}
 
     def _before(self, now: str) -> str | None:
         """What served before the present release, as a deploy left it; going back twice goes two releases back."""
@@ -715,9 +715,9 @@ class Board:
             raise Refused(f"{request['name']} is oversized: {size} bytes, at most {most}")
         with path.open("rb") as stream:
             stream.seek(max(0, size - most))
-            left = min(size, most)
-            while left and (block := stream.read(min(left, 48 << 10))):
-                left -= len(block)
+            remaining = min(size, most)
+            while remaining and (block := stream.read(min(remaining, 48 << 10))):
+                remaining -= len(block)
                 self.line.say(piece=base64.b64encode(block).decode())
         return {"bytes": min(size, most)}
 
@@ -762,8 +762,8 @@ def _last_error(log: Path) -> str:
             lines = [line.strip() for line in stream.read().decode("utf-8", "replace").splitlines() if line.strip()]
     except OSError:
         return ""
-    told = [line for line in lines if re.match(r"(ERROR|error|OSError|\w*Error)\b", line)]
-    return (told or lines or [""])[-1][:500]
+    errors = [line for line in lines if re.match(r"(ERROR|error|OSError|\w*Error)\b", line)]
+    return (errors or lines or [""])[-1][:500]
 
 
 def main(root: str, silence_s: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,16 +57,16 @@ class BundleFile:
             UserError: when it is none, or oversized.
         """
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError as error:
             raise UserError(f"cannot be read ({error.strerror})", value=path, fix="check the path") from error
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise UserError("not a regular file, so it is not sent", value=path, fix="name the file itself")
-        if found.st_size > MOST_BYTES:
+        if status.st_size > MOST_BYTES:
             raise UserError(
-                f"oversized file: {found.st_size} bytes, at most {MOST_BYTES}", value=path, fix="leave it out"
+                f"oversized file: {status.st_size} bytes, at most {MOST_BYTES}", value=path, fix="leave it out"
             )
-        return cls(name=name, path=path, sha256=sha256_file(path), bytes=found.st_size)
+        return cls(name=name, path=path, sha256=sha256_file(path), bytes=status.st_size)
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "sha256": self.sha256, "bytes": self.bytes}
@@ -128,22 +128,22 @@ def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bun
             fix="name the .onnx file that `alexnet-edge export --format onnx` wrote",
         )
     precision = order.precision or manifest.precision
-    taken = order.format == "onnx" and manifest.precision == precision
-    if not taken and precision not in BUILT[order.format]:
+    as_it_is = order.format == "onnx" and manifest.precision == precision
+    if not as_it_is and precision not in BUILT[order.format]:
         raise UserError(
             f"a device does not build {precision} for {order.format}",
             value=artifact.path,
             fix=f"choose one of {', '.join(BUILT[order.format])}",
         )
-    if taken and precision == "bf16":
+    if as_it_is and precision == "bf16":
         raise UserError("ONNX Runtime has no BF16 convolution for processors", value=artifact.path, fix="use another")
-    source = artifact if taken else _source(order, artifact)
+    source = artifact if as_it_is else _source(order, artifact)
     files = [BundleFile.of(_safe(source.path), source.path)]
     files.append(BundleFile.of(f"{files[0].name}.json", manifest_path(source.path)))
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
     calibration = None
-    if not taken and precision in CALIBRATED:
+    if not as_it_is and precision in CALIBRATED:
         calibration = _ranges(order, artifact, precision)
         path = cache / f"calibration-{sha256_json(calibration)[:16]}.json"
         write_json(path, calibration)
@@ -153,7 +153,7 @@ def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bun
     files.append(BundleFile.of((wheel := write_wheel(cache)).name, wheel))
     files += _wheelhouse(order.wheelhouse)
     requirements = [NEEDED["onnx"]] if order.format == "onnx" else []
-    if not taken:
+    if not as_it_is:
         requirements.append(NEEDED["build"])
     if order.bench.seconds and order.bench.roofline:
         requirements.append(NEEDED["roofline"])
@@ -166,10 +166,10 @@ def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bun
             "classes": len(manifest.classes),
             "checkpoint_sha256": manifest.checkpoint_sha256,
             "golden_images": count,
-            "lowered_for": _lowered_for(artifact) if taken else None,
+            "lowered_for": _lowered_for(artifact) if as_it_is else None,
         },
         build={
-            "build": not taken,
+            "build": not as_it_is,
             "source": files[0].name,
             "format": order.format,
             "precision": precision,
@@ -178,7 +178,7 @@ def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bun
             "runtime": order.runtime,
             "threads": order.threads,
         },
-        bench={**order.to_json()["bench"], "threads": order.threads},
+        bench={**asdict(order.bench), "threads": order.threads},
         requirements=tuple(requirements),
         offline=order.wheelhouse is not None,
     )
@@ -205,7 +205,7 @@ def _lowered_for(artifact: Artifact) -> dict[str, Any] | None:
 def _source(order: Order, artifact: Artifact) -> Artifact:
     """The FP32 ONNX artifact of the same checkpoint: what a device builds from."""
     if order.source is not None:
-        found = load_artifact(order.source)
+        source = load_artifact(order.source)
     elif artifact.manifest.precision == "fp32":
         return artifact
     else:
@@ -216,26 +216,26 @@ def _source(order: Order, artifact: Artifact) -> Artifact:
                 value=artifact.path,
                 fix="write it with `alexnet-edge export --format onnx`, or name it with --source",
             )
-        found = load_artifact(beside)
-    if (found.manifest.format, found.manifest.precision) != ("onnx", "fp32"):
-        raise ArtifactError(f"not an FP32 ONNX file but {found.label}", value=found.path, fix="name another --source")
-    if found.manifest.checkpoint_sha256 != artifact.manifest.checkpoint_sha256:
+        source = load_artifact(beside)
+    if (source.manifest.format, source.manifest.precision) != ("onnx", "fp32"):
+        raise ArtifactError(f"not an FP32 ONNX file but {source.label}", value=source.path, fix="name another --source")
+    if source.manifest.checkpoint_sha256 != artifact.manifest.checkpoint_sha256:
         raise ArtifactError(
-            f"of another checkpoint than {artifact.path}", value=found.path, fix="export both from the same checkpoint"
+            f"of another checkpoint than {artifact.path}", value=source.path, fix="export both from the same checkpoint"
         )
-    return found
+    return source
 
 
 def _ranges(order: Order, artifact: Artifact, precision: Precision) -> dict[str, Any]:
     """The calibration of the precision: that of the artifact, or of the one beside it of the same checkpoint."""
     kind = "int8" if precision.startswith("int8") else precision  # INT4 weights need no ranges of their own
     beside = artifact.path.with_name(f"alexnet_{kind}.onnx")
-    for found in (artifact, load_artifact(beside) if beside.is_file() else None):
-        if found is None or found.manifest.calibration is None:
+    for candidate in (artifact, load_artifact(beside) if beside.is_file() else None):
+        if candidate is None or candidate.manifest.calibration is None:
             continue
-        same = found.manifest.checkpoint_sha256 == artifact.manifest.checkpoint_sha256
-        if same and found.manifest.precision in (precision, kind):
-            return dict(found.manifest.calibration)
+        same = candidate.manifest.checkpoint_sha256 == artifact.manifest.checkpoint_sha256
+        if same and candidate.manifest.precision in (precision, kind):
+            return dict(candidate.manifest.calibration)
     raise ArtifactError(
         f"no {kind.upper()} calibration of this checkpoint is at hand ({beside.name})",
         value=order.artifact,

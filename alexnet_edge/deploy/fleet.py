@@ -96,7 +96,7 @@ def side_by_side(members: Sequence[Member], work: Callable[[Member], Result]) ->
     results: dict[str, Result | AlexNetEdgeError] = {}
     turns = threading.Semaphore(MOST_AT_ONCE)
 
-    def one(member: Member) -> None:
+    def work_on(member: Member) -> None:
         with turns:
             try:
                 results[member.name] = work(member)
@@ -104,7 +104,7 @@ def side_by_side(members: Sequence[Member], work: Callable[[Member], Result]) ->
                 results[member.name] = error
 
     # daemons: Ctrl-C ends this process, with it the SSH clients, and with them what runs on the devices
-    threads = [threading.Thread(target=one, args=(member,), daemon=True) for member in members]
+    threads = [threading.Thread(target=work_on, args=(member,), daemon=True) for member in members]
     for thread in threads:
         thread.start()
     for thread in threads:

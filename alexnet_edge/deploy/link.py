@@ -137,7 +137,7 @@ class Link:
     def __init__(self, settings: LinkSettings) -> None:
         self.settings = settings
         self._process: subprocess.Popen[bytes] | None = None
-        self._said: deque[str] = deque(maxlen=40)
+        self._client_lines: deque[str] = deque(maxlen=40)
         self._writing = threading.Lock()
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -391,12 +391,12 @@ class Link:
         assert process.stderr is not None
         try:
             while (line := _bounded_line(process.stderr, whole=False)) is not None:
-                self._said.append(line.decode("utf-8", "replace"))
+                self._client_lines.append(line.decode("utf-8", "replace"))
         except (OSError, ValueError):  # closed
             return
 
     def _gone(self) -> Exception:
-        """Why there is no connection, from what the client said and its exit code."""
+        """Why there is no connection, from the client's output and its exit code."""
         process = self._process
         assert process is not None
         try:
@@ -405,14 +405,14 @@ class Link:
             process.kill()
             code = None
         self._threads[0].join(timeout=5)
-        said = "\n".join(self._said)
+        output = "\n".join(self._client_lines)
         host = self.settings.destination
         if self.settings.container is not None and code in container.FAILED:
-            lines = [line for line in self._said if line.strip()]
-            told = printable(next((line for line in lines if "rror" in line), lines[-1] if lines else ""), 200)
+            lines = [line for line in self._client_lines if line.strip()]
+            hint = printable(next((line for line in lines if "rror" in line), lines[-1] if lines else ""), 200)
             return DeviceError(
                 "the container does not start on the device",
-                value=f"{self.settings.container} on {host}{f' ({told})' if told else ''}",
+                value=f"{self.settings.container} on {host}{f' ({hint})' if hint else ''}",
                 fix="build or pull the image there, and try: docker run --rm --entrypoint python3 IMAGE --version",
             )
         if code == 127:
@@ -423,12 +423,12 @@ class Link:
             )
         if code == 255:
             for words, problem, fix in _CLIENT_SAYS:
-                if words in said:
+                if words in output:
                     return DisconnectedError(problem, value=host, fix=fix.replace("HOST", host.rpartition("@")[2]))
-        told = printable(next((line for line in reversed(self._said) if line.strip()), ""), 200)
+        hint = printable(next((line for line in reversed(self._client_lines) if line.strip()), ""), 200)
         return DisconnectedError(
             "the connection to the device was lost",
-            value=f"{host}{f' ({told})' if told else ''}",
+            value=f"{host}{f' ({hint})' if hint else ''}",
             fix="deploy again: what is done is not done twice",
         )
 
@@ -439,10 +439,10 @@ def find_ssh() -> str:
     Raises:
         MissingComponentError: when there is none.
     """
-    found = shutil.which("ssh", path=os.environ.get("PATH"))
-    if found is None:
+    client = shutil.which("ssh", path=os.environ.get("PATH"))
+    if client is None:
         raise MissingComponentError("no OpenSSH client here", fix="run: sudo apt-get install openssh-client")
-    return found
+    return client
 
 
 def _bounded_line(stream: IO[bytes], *, whole: bool = True) -> bytes | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -80,16 +80,6 @@ class Order:
         if self.limit < 1:
             raise UserError("the golden set needs images", value=self.limit, fix="give --limit 1 or more")
         check_threads(self.threads)
-
-    def to_json(self) -> dict[str, Any]:
-        """What is fixed in a bundle: all that changes what the device builds or measures."""
-        return {
-            "format": self.format,
-            "engine": dict(self.engine),
-            "runtime": self.runtime,
-            "threads": self.threads,
-            "bench": asdict(self.bench),
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

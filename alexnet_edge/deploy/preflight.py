@@ -139,9 +139,9 @@ def _without_tensorrt(facts: Mapping[str, Any], precision: str) -> list[str]:
     if version is None:
         fix = "build it by Dockerfile.jetson" if image else "run there: sudo apt-get install python3-libnvinfer"
         return [f"{'the image' if image else 'it'} has no TensorRT for Python: {fix}; or --format onnx"]
-    found = re.match(r"(\d+)\.(\d+)", version)
+    numbers = re.match(r"(\d+)\.(\d+)", version)
     first = FIRST_TENSORRT[precision]
-    if found and tuple(map(int, found.groups())) < tuple(map(int, first.split("."))):
+    if numbers and tuple(map(int, numbers.groups())) < tuple(map(int, first.split("."))):
         return [f"its TensorRT {version} does not build {precision.upper()}: {first} or newer does"]
     if facts["gpu"]:
         return []

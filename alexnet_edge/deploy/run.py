@@ -124,7 +124,7 @@ def plan_deploy(bundle: Bundle, link_settings: LinkSettings) -> Planned:
         "switch": f"{link_settings.root}/current: {serving or 'nothing'} -> {release}",
         "fetch": ", ".join(REPORTS),
     }
-    steps = tuple(f"{name}: {what}{' (done already)' if name in done else ''}" for name, what in words.items())
+    steps = tuple(f"{name}: {summary}{' (done already)' if name in done else ''}" for name, summary in words.items())
     return Planned(
         device=link_settings.destination,
         release=release,
@@ -174,13 +174,13 @@ class _Deploy:
             except DisconnectedError as error:
                 now = time.monotonic()
                 if not self._connected or now >= deadline or tries >= MOST_TRIES or not self.manner.reconnect_s:
-                    raise self._told(error) from error
+                    raise self._with_serving(error) from error
                 self.reporter.note(f"{self._step}: {error.problem}; connecting again")
                 time.sleep(min(RETRY_S, max(0.0, deadline - now)))
             except (DeviceError, GateError) as error:
-                raise self._told(error) from error
+                raise self._with_serving(error) from error
 
-    def _told(self, error: AlexNetEdgeError) -> AlexNetEdgeError:
+    def _with_serving(self, error: AlexNetEdgeError) -> AlexNetEdgeError:
         """The same error with what serves now, and how to look."""
         if not self._connected:
             return error
@@ -253,11 +253,11 @@ class _Deploy:
         self.reporter.start("copying", total)
         sent = 0
         for file in self.bundle.files:
-            found = have[file.sha256]
-            if found["whole"]:
+            part = have[file.sha256]
+            if part["whole"]:
                 continue
-            offset = int(found["bytes"])
-            if offset > file.bytes or (offset and found["sha256"] != _sha256_of_start(file.path, offset)):
+            offset = int(part["bytes"])
+            if offset > file.bytes or (offset and part["sha256"] != _sha256_of_start(file.path, offset)):
                 offset = 0  # what is there is no beginning of this file
             for last in (False, True):
                 try:
@@ -412,8 +412,8 @@ def emulated_by(state: Mapping[str, Any]) -> str | None:
     """What emulates the device, of a release's journal; None for a real one."""
     steps = state.get("steps")
     build = steps.get("build") if isinstance(steps, dict) else None
-    said = build.get("emulated") if isinstance(build, dict) else None
-    return printable(said, 80) if said else None
+    emulator = build.get("emulated") if isinstance(build, dict) else None
+    return printable(emulator, 80) if emulator else None
 
 
 def sentence_of(step: str, result: Mapping[str, Any]) -> str:

@@ -26,9 +26,11 @@ def write_wheel(folder: Path) -> Path:
         MissingComponentError: when the package is not installed, so that nothing tells what it depends on.
     """
     about = entries = None
-    for found in metadata.distributions(name="alexnet-edge"):  # a source tree has another one beside the installed
-        if found.version == __version__ and about is None:
-            about, entries = found.read_text("METADATA"), found.read_text("entry_points.txt")
+    for distribution in metadata.distributions(
+        name="alexnet-edge"
+    ):  # a source tree has another one beside the installed
+        if distribution.version == __version__ and about is None:
+            about, entries = distribution.read_text("METADATA"), distribution.read_text("entry_points.txt")
     if about is None or entries is None:
         raise MissingComponentError(
             f"alexnet-edge {__version__} runs here but is not installed, and a device needs its list of dependencies",
