@@ -59,7 +59,7 @@ def make_app(name: str, **settings: Any) -> App:
     """An application that reads options as every command here does."""
     return App(
         name=name,
-        help_format="plaintext",
+        help_format="markdown",
         version_flags=(),
         default_parameter=Parameter(
             allow_repeating=True,

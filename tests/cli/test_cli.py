@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import command_names
 from PIL import Image
 
 from alexnet_edge import __version__
 from alexnet_edge.artifact import load_artifact
-from alexnet_edge.cli import main
+from alexnet_edge.cli import app, main
 from alexnet_edge.errors import install_command
 from alexnet_edge.files import sha256_file
 from alexnet_edge.network.checkpoint import CheckpointInfo, save_checkpoint
@@ -375,7 +376,7 @@ class Blocked(importlib.abc.MetaPathFinder):
         if name.partition(".")[0] in names:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
-from alexnet_edge.cli import main
+from alexnet_edge.cli import app, main
 main()
 """
 
@@ -570,3 +571,31 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path, arguments: list[str], 
         os.close(writing)
     assert run.stderr == ""
     assert run.returncode == 0
+
+
+def test_help_shows_hints_in_brackets_and_needs_no_heavy_library(run_cli: Any) -> None:
+    assert "[the training data]" in run_cli("export", "--help").stdout
+    code = (
+        "import sys; from alexnet_edge.cli import _run\n"
+        "assert not any([_run([*command.split(), '--help']) for command in sys.argv[1:]])\n"
+        "print({'torch', 'onnx', 'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules), file=sys.stderr)"
+    )
+    commands = [*command_names(), "bench loader", "deploy status", "deploy rollback"]
+    run = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, check=True)
+    assert run.stderr == "set()\n"
+    assert run.stdout.count("Usage: ") == len(commands)
+
+
+@pytest.mark.parametrize(("shell", "flag"), [("bash", "--norc"), ("zsh", "-f"), ("fish", "--no-config")])
+def test_completion_scripts_can_be_sourced(shell: Any, flag: str, tmp_path: Path) -> None:
+    script = tmp_path / "alexnet-edge"
+    script.write_text(app.generate_completion(shell=shell))
+    assert "export" in script.read_text()
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    words = f"source {script}"
+    if shell == "bash":
+        words += "; COMP_WORDS=(alexnet-edge expo); COMP_CWORD=1; _alexnet_edge; echo ${COMPREPLY[@]}"
+    run = subprocess.run([shell, flag, "-c", words], capture_output=True, text=True, check=True)
+    if shell == "bash":
+        assert run.stdout == "export\n"

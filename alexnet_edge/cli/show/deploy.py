@@ -73,7 +73,7 @@ def show_status(found: Mapping[str, Any]) -> None:
             rows.add_row(escape(name), "nothing deployed", *[""] * 7)
         now, before = value.get("current"), value.get("before")
         releases = [entry for entry in value["releases"] if isinstance(entry, dict)]
-        for entry in sorted(releases, key=lambda one: (one.get("id") != now, str(one.get("created"))[::1])):
+        for entry in sorted(releases, key=lambda release: (release.get("id") != now, str(release.get("created")))):
             build, bench = _step_of(entry, "build"), _step_of(entry, "bench")
             failed = entry.get("failed")
             place = "serves" if entry.get("id") == now else "served before" if entry.get("id") == before else ""
