@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -9,21 +10,22 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import known_networks
 import numpy as np
 import pytest
+from narrow_network import CLASSES, write_checkpoint
 from PIL import Image
 
-from alexnet_edge.images.preprocess import preset
-from alexnet_edge.network.checkpoint import CheckpointInfo, parameter_shapes, save_checkpoint
 from alexnet_edge.network.layers import architecture
-
-CLASSES = ("blue", "green", "red", "yellow")
-"""The classes of `tiny_checkpoint` and of `image_folder`."""
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 40), "yellow": (220, 210, 40)}
 
 MakeCheckpoint = Callable[..., Path]
 
+
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(known_networks.__file__).parent), os.environ.get("PYTHONPATH")))
+)  # processes that tests start know the narrow networks
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a background job has it, and hands it on to what tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -57,26 +59,20 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
-    """`tiny_checkpoint(arch)` is a checkpoint of that architecture with 4 classes, written once per session.
+    """`tiny_checkpoint(arch)` is a checkpoint of that architecture with 4 classes, written once per run of the tests.
 
-    Its weights are random, so its answers are of no use for accuracy or parity figures. Do not change the file.
+    The narrow ones have 1 MB, `two-tower` and the package's others 230 MB: for tests of their size alone. The weights are
+    random, so the answers are of no use for accuracy figures. Do not change the file.
     """
-    written: dict[str, Path] = {}
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
-    def make(arch: str = "two-tower") -> Path:
-        if arch not in written:
-            network = architecture(arch, len(CLASSES))
-            rng = np.random.default_rng(0)
-            weights = {}
-            for name, shape in parameter_shapes(network).items():
-                fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
-                scale = np.float32(np.sqrt(2 / fan_in) if len(shape) > 1 else 0.01)
-                weights[name] = rng.standard_normal(shape, np.float32) * scale
-            path = tmp_path_factory.mktemp(f"checkpoint-{arch}") / "model.safetensors"
-            info = CheckpointInfo(architecture=arch, classes=CLASSES, preprocessing=preset(network.preprocessing))
-            save_checkpoint(path, weights, info)
-            written[arch] = path
-        return written[arch]
+    def make(arch: str = "narrow-two-tower") -> Path:
+        path = shared / f"checkpoint-{arch}" / "model.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        with (shared / f"checkpoint-{arch}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return path if path.exists() else write_checkpoint(path, architecture(arch))
 
     return make
 
@@ -139,7 +135,7 @@ def run_cli(tmp_path: Path) -> Cli:
 def exported(
     tiny_checkpoint: MakeCheckpoint, image_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str], Path]:
-    """Every artifact that this machine can write of `tiny_checkpoint("two-tower")`, by format and precision; they share
+    """Every artifact that this machine can write of `tiny_checkpoint()`, by format and precision; they share
     one folder; do not change it."""
     from alexnet_edge.errors import MissingComponentError
     from alexnet_edge.export.exporter import Exporter
@@ -149,7 +145,7 @@ def exported(
 
     root = tmp_path_factory.mktemp("exported")
     exporter = Exporter(
-        load_checkpoint(tiny_checkpoint("two-tower")),
+        load_checkpoint(tiny_checkpoint()),
         out=root / "artifacts",
         proof_images=open_images(image_folder / "val", classes=CLASSES),
         calibration_images=open_images(image_folder / "train"),

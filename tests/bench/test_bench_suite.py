@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Any) -> Pa
     """A working folder with one checkpoint in `runs/`."""
     path = tmp_path_factory.mktemp("suite")
     (path / "runs" / "first").mkdir(parents=True)
-    (path / "runs" / "first" / "model.safetensors").hardlink_to(tiny_checkpoint("two-tower"))
+    (path / "runs" / "first" / "model.safetensors").hardlink_to(tiny_checkpoint())
     return path
 
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from narrow_network import NARROW, write_checkpoint
+from narrow_network import write_checkpoint
 
 from alexnet_edge.bench.rounds import harness
 from alexnet_edge.bench.rounds.harness import harness_overhead, plain_loop_ratio
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.images.datasets import synthetic
-from alexnet_edge.network import layers
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.sessions.onnxruntime import OnnxRuntimeSession
 
@@ -72,7 +71,6 @@ def test_the_median_is_a_plain_loops(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxruntime")
-    monkeypatch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
     checkpoint = load_checkpoint(write_checkpoint(tmp_path / "model.safetensors"))
     artifact = Exporter(
         checkpoint, out=tmp_path / "artifacts", proof_images=synthetic("val").spread(8), cache=tmp_path / "cache"

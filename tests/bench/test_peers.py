@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from narrow_network import NARROW, sitecustomize, write_checkpoint
+from narrow_network import write_checkpoint
 from small_artifacts import QUICK, write_artifact
 
 from alexnet_edge.bench import peers
@@ -24,19 +24,9 @@ from alexnet_edge.bench.rounds.run import Plan, run_bench
 from alexnet_edge.cli import _run
 from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.images.datasets import ImageSet, open_images
-from alexnet_edge.network import layers
 
 NAMES = ("torch-channels-last", "openvino-fp32")
 """Those whose tools the environment of the tests has."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The narrow network, here and in the processes that are started."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
-        patch.setenv("PYTHONPATH", sitecustomize(tmp_path_factory.mktemp("site") / "site"))
-        yield
 
 
 @pytest.fixture(scope="module")

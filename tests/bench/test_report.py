@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def files(folder: Path, tiny_checkpoint: Any) -> list[Path]:
     """A checkpoint, two artifacts of it, and an engine that cannot run here."""
-    checkpoint = tiny_checkpoint("two-tower")
+    checkpoint = tiny_checkpoint()
     sha256 = open_subject(checkpoint).sha256
     layers = (replace(eight_layers("int8")[0], built="fp32"), *eight_layers("int8")[1:])
     calibration = {"method": "entropy", "num_images": 12, "amax": {"conv1": 2.5}, "table_sha256": "abc"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from narrow_network import NARROW, sitecustomize, write_checkpoint
+from narrow_network import write_checkpoint
 
 from alexnet_edge import records
 from alexnet_edge.artifact import TensorSpec
@@ -22,7 +22,6 @@ from alexnet_edge.bench.loadgen.system import Batching, _SystemUnderTest, measur
 from alexnet_edge.bench.timing.process import NULL
 from alexnet_edge.errors import AlexNetEdgeError, UserError
 from alexnet_edge.images.preprocess import FloatArray
-from alexnet_edge.network import layers
 from alexnet_edge.proof.stats import required_samples
 from alexnet_edge.sessions.null import NullSession
 
@@ -544,9 +543,7 @@ def test_missing_inputs_are_one_line(tmp_path: Path) -> None:
 
 
 def test_a_real_networks_share_of_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
     monkeypatch.setattr("alexnet_edge.bench.loadgen.scenarios._NULL_SECONDS", 0.1)
-    monkeypatch.setenv("PYTHONPATH", sitecustomize(tmp_path / "patch"))
     x = tmp_path / "x.npy"
     np.save(x, np.random.default_rng(0).standard_normal((4, 3, 227, 227), np.float32))
     result = run_scenario(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from narrow_network import CLASSES, NARROW, exporter_in, sitecustomize, write_checkpoint
+from narrow_network import CLASSES, NARROW, exporter_in, write_checkpoint
 
 from alexnet_edge import records
 from alexnet_edge.artifact import load_artifact
@@ -20,7 +18,6 @@ from alexnet_edge.errors import UserError
 from alexnet_edge.export.exporter import CACHE
 from alexnet_edge.export.graphs.targets import find_target
 from alexnet_edge.images.datasets import ImageSet, batches, open_images
-from alexnet_edge.network import layers
 from alexnet_edge.network.checkpoint import Checkpoint, save_checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.network.load import load_checkpoint
@@ -28,16 +25,6 @@ from alexnet_edge.proof.layerwise import tensors
 
 SENSITIVE = "conv5"
 SETTINGS = SearchSettings(max_drop=0.05, rounds=1, seconds=0.05)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The narrow network is known here and to the processes that measure it."""
-    site = sitecustomize(tmp_path_factory.mktemp("site") / "packages")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
-        patch.setenv("PYTHONPATH", f"{site}:{Path(__file__).parents[2]}:{os.environ.get('PYTHONPATH', '')}")
-        yield
 
 
 @pytest.fixture(scope="module")

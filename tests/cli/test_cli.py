@@ -70,7 +70,7 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: MakeCheckpoint) -> Path:
-    return tiny_checkpoint("two-tower")
+    return tiny_checkpoint()
 
 
 @pytest.fixture

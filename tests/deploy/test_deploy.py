@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from loopback_device import LoopbackDevice
-from narrow_network import CLASSES, NARROW, write_checkpoint
+from narrow_network import CLASSES, write_checkpoint
 
 from alexnet_edge.deploy import preflight, run
 from alexnet_edge.deploy.bundle import Bundle, BundleFile, make_bundle
@@ -29,7 +29,6 @@ from alexnet_edge.deploy.run import Deployed, deploy, plan_deploy, rollback, sta
 from alexnet_edge.errors import DeviceError, DisconnectedError, GateError
 from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.images.datasets import open_images
-from alexnet_edge.network import layers
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.progress import QuietReporter
 
@@ -47,13 +46,6 @@ class Notes(QuietReporter):
 
     def note(self, text: str) -> None:
         self.lines.append(text)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -712,8 +704,6 @@ def test_a_fleet_from_the_command_line(
     run_cli: Any,
     tmp_path: Path,
 ) -> None:
-    from narrow_network import sitecustomize
-
     device.root("one")
     device.root("two")
     fleet = tmp_path / "fleet.toml"
@@ -723,22 +713,20 @@ def test_a_fleet_from_the_command_line(
         f'[[device]]\nhost = "board"\nname = "broken"\nroot = "two"\npython = "python3.99"\n'
         f'[[device]]\nhost = "board"\nname = "garden"\nroot = "two"\n{python}\n'
     )
-    paths = os.pathsep.join(filter(None, (sitecustomize(tmp_path / "site"), os.environ.get("PYTHONPATH"))))
-    env = {"PYTHONPATH": paths}
     common = ("--to", fleet, "--ssh-config", device.folder / "ssh_config")
     wanted = ("--artifact", artifact, "--images", image_folder / "val", "--limit", "3", "--bench-seconds", "0")
-    plan = run_cli("deploy", *common, *wanted, "--dry-run", env=env)
+    plan = run_cli("deploy", *common, *wanted, "--dry-run")
     assert plan.returncode == 2
     assert plan.stdout.count("switch: ") == 2
     assert not (device.home / "one" / "releases").exists()
-    result = run_cli("deploy", *common, *wanted, env=env)
+    result = run_cli("deploy", *common, *wanted)
     assert result.returncode == 2, result.stderr
     assert "1 of 3 devices failed: broken: the device has no Python" in result.stderr.splitlines()[-1]
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
     assert rows["kitchen"][1] == rows["garden"][1] == serving(device.home / "one") == serving(device.home / "two")
     assert rows["broken"][1] == "failed"
-    shown = run_cli("deploy", "status", *common, env=env)
+    shown = run_cli("deploy", "status", *common)
     assert shown.stdout.count(" serves ") == 2
     assert "passed" in shown.stdout
-    back = run_cli("deploy", "rollback", *common, "--json", env=env)
+    back = run_cli("deploy", "rollback", *common, "--json")
     assert "no release served before" in json.loads(back.stdout)["kitchen"]["error"]

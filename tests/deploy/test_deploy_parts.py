@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from narrow_network import CLASSES, NARROW, write_checkpoint
+from narrow_network import CLASSES, write_checkpoint
 
 from alexnet_edge import __version__
 from alexnet_edge.artifact import load_artifact
@@ -194,7 +194,6 @@ def test_the_wheel_is_this_package_and_always_the_same(tmp_path: Path) -> None:
 @pytest.fixture
 def narrow_exports(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Calibration]:
     """FP32 and INT8 ONNX files of the narrow network in one folder, and the INT8 ranges."""
-    monkeypatch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
     exporter = Exporter(
         load_checkpoint(write_checkpoint(tmp_path / "model.safetensors")),
         out=tmp_path / "artifacts",

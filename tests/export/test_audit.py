@@ -157,7 +157,7 @@ def test_it_is_in_the_manifest_and_printed(
     from alexnet_edge.artifact import load_artifact
 
     result = run_cli(
-        "export", "--format", "onnx", "--int8", "--checkpoint", tiny_checkpoint("two-tower"),
+        "export", "--format", "onnx", "--int8", "--checkpoint", tiny_checkpoint(),
         "--images", image_folder / "val", "--calibration", image_folder / "val", "--quiet",
     )  # fmt: skip
     assert "12 of 12 calibration images are evaluation images too" in result.stdout, result.stderr

@@ -40,7 +40,7 @@ MakeCheckpoint = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint("two-tower"))
+    return load_checkpoint(tiny_checkpoint())
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ import pytest
 from contract import bindings as wheels
 from contract.bindings import RELEASES, Binding, BindingsError, NoWheelError, Release, prepare, required
 from contract.strict import signatures
+from narrow_network import NARROW
 
 from alexnet_edge import records
 from alexnet_edge.artifact import LAYER_NAMES, Manifest, Precision, TensorSpec, layer_types
 from alexnet_edge.images.preprocess import preset
-from alexnet_edge.network import layers
 from alexnet_edge.network.checkpoint import Checkpoint, CheckpointInfo, parameter_shapes
 
 DRIVE = Path(__file__).parents[1] / "contract" / "drive.py"
@@ -39,23 +38,11 @@ Answers = dict[str, Any]
 # --- running ------------------------------------------------------------------------------------------------------------
 
 
-def slim(monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+def slim() -> Checkpoint:
     """A checkpoint of a narrow AlexNet: the same eight layers and node names, 1 MB of weights."""
-    wide = layers.architecture("one-tower", len(CLASSES))
-    outputs = (8, 8, 8, 8, 32, 128, 128, len(CLASSES))
-    inputs = (3, *outputs[:4], outputs[4] * 36, *outputs[5:7])
-    narrow = replace(
-        wide,
-        name="slim",
-        layers=tuple(
-            replace(spec, in_channels=before, out_channels=after)
-            for spec, before, after in zip(wide.layers, inputs, outputs, strict=True)
-        ),
-    )
-    monkeypatch.setitem(layers.ARCHITECTURES, "slim", narrow)
     rng = np.random.default_rng(0)
-    weights = {name: rng.standard_normal(shape, np.float32) for name, shape in parameter_shapes(narrow).items()}
-    info = CheckpointInfo(architecture="slim", classes=CLASSES, preprocessing=preset(narrow.preprocessing))
+    weights = {name: rng.standard_normal(shape, np.float32) for name, shape in parameter_shapes(NARROW).items()}
+    info = CheckpointInfo(architecture=NARROW.name, classes=CLASSES, preprocessing=preset(NARROW.preprocessing))
     return Checkpoint(path=Path("slim.safetensors"), sha256="0" * 64, info=info, weights=weights)
 
 
@@ -65,30 +52,29 @@ def write_job(folder: Path) -> dict[str, Any]:
     from alexnet_edge.export.precision import weight_bytes
 
     graphs = {}
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        checkpoint = slim(monkeypatch)
-        ranges = dict.fromkeys(LAYER_NAMES, 4.0)
-        for precision in PRECISIONS:
-            amax = ranges if precision in ("int8", "fp8") else None
-            forms = {precision: None} | ({f"{precision} dla 2": 2} if precision in ("fp32", "fp16", "int8") else {})
-            for name, batch in forms.items():
-                path = folder / f"{name}.onnx"
-                write_onnx(onnx_from_checkpoint(checkpoint, precision=precision, amax=amax, for_dla=batch), path)
-                graphs[name] = str(path)
-        sizes = {precision: weight_bytes(checkpoint.info.arch, precision) for precision in PRECISIONS}
-        manifest = Manifest(
-            format="trt",
-            runtime="tensorrt",
-            precision="fp16",
-            architecture="one-tower",
-            classes=CLASSES,
-            head="logits",
-            preprocessing=checkpoint.info.preprocessing,
-            input=TensorSpec(name="input", dtype="float32", shape=(3, 227, 227), max_batch=16),
-            output=TensorSpec(name="logits", dtype="float32", shape=(len(CLASSES),), max_batch=16),
-            checkpoint="slim.safetensors",
-            checkpoint_sha256="0" * 64,
-        )
+    checkpoint = slim()
+    ranges = dict.fromkeys(LAYER_NAMES, 4.0)
+    for precision in PRECISIONS:
+        amax = ranges if precision in ("int8", "fp8") else None
+        forms = {precision: None} | ({f"{precision} dla 2": 2} if precision in ("fp32", "fp16", "int8") else {})
+        for name, batch in forms.items():
+            path = folder / f"{name}.onnx"
+            write_onnx(onnx_from_checkpoint(checkpoint, precision=precision, amax=amax, for_dla=batch), path)
+            graphs[name] = str(path)
+    sizes = {precision: weight_bytes(checkpoint.info.arch, precision) for precision in PRECISIONS}
+    manifest = Manifest(
+        format="trt",
+        runtime="tensorrt",
+        precision="fp16",
+        architecture="one-tower",
+        classes=CLASSES,
+        head="logits",
+        preprocessing=checkpoint.info.preprocessing,
+        input=TensorSpec(name="input", dtype="float32", shape=(3, 227, 227), max_batch=16),
+        output=TensorSpec(name="logits", dtype="float32", shape=(len(CLASSES),), max_batch=16),
+        checkpoint="slim.safetensors",
+        checkpoint_sha256="0" * 64,
+    )
     return {"graphs": graphs, "weight_bytes": sizes, "artifact": records.to_builtins(manifest)}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import Cli
-from narrow_network import NARROW, sitecustomize, write_checkpoint
+from narrow_network import NARROW, python_path, write_checkpoint
 from onnx import TensorProto
 from trtexec_stand_in import StandIn, write_stand_in
 
@@ -29,7 +29,6 @@ from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.export.graphs.onnx import write_onnx
 from alexnet_edge.files import sha256_file
 from alexnet_edge.images.datasets import open_images
-from alexnet_edge.network import layers
 from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.network.load import load_checkpoint
 
@@ -42,11 +41,9 @@ FP16_ENGINE = "alexnet_fp16.engine"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The checkpoint of the narrow network, which this module's process knows."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
-        yield write_checkpoint(tmp_path_factory.mktemp("narrow") / "model.safetensors")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of the narrow network."""
+    return write_checkpoint(tmp_path_factory.mktemp("narrow") / "model.safetensors")
 
 
 class Export:
@@ -558,7 +555,7 @@ def test_trtexec_is_given_the_same_graph_from_onnx(
 @pytest.fixture
 def board(tmp_path: Path) -> dict[str, str]:
     """The environment of a process without torch and safetensors, as on a board."""
-    return {"PYTHONPATH": sitecustomize(tmp_path / "site", without=("torch", "safetensors"))}
+    return {"PYTHONPATH": python_path(tmp_path / "site", without=("torch", "safetensors"))}
 
 
 def test_the_board_has_no_torch(run_cli: Cli, board: dict[str, str], narrow: Path, image_folder: Path) -> None:
@@ -599,7 +596,7 @@ def _checked(run_cli: Cli, onnx_source: Path, image_folder: Path, env: dict[str,
 def test_check_proves_against_the_onnx_source(
     run_cli: Cli, onnx_source: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    report = _checked(run_cli, onnx_source, image_folder, {"PYTHONPATH": sitecustomize(tmp_path / "with-torch")})
+    report = _checked(run_cli, onnx_source, image_folder, {})
     assert report["verdict"] == "passed"
     assert report["images"]["count"] == 12
 

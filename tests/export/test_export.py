@@ -38,7 +38,7 @@ needs_rtx = pytest.mark.skipif(not HAVE_RTX, reason="tensorrt_rtx is not install
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint("two-tower"))
+    return load_checkpoint(tiny_checkpoint())
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def content(folder: Path) -> dict[str, str]:
 def test_every_artifact_is_described_and_proved(exported: Exported, tiny_checkpoint: MakeCheckpoint) -> None:
     wanted = {entry for entry in every_artifact() if entry[0] != "trt" or HAVE_RTX}
     assert set(exported) == wanted
-    source = tiny_checkpoint("two-tower")
+    source = tiny_checkpoint()
     for (format, precision), path in exported.items():
         manifest = load_artifact(path).manifest
         assert (manifest.format, manifest.precision) == (format, precision)

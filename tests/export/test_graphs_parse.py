@@ -63,7 +63,7 @@ def written(tiny_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFa
     def write(precision: Precision) -> Path:
         path = folder / f"{precision}.onnx"
         if not path.exists():
-            write_onnx(graph(load_checkpoint(tiny_checkpoint("two-tower")), precision), path)
+            write_onnx(graph(load_checkpoint(tiny_checkpoint()), precision), path)
         return path
 
     return write

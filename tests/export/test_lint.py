@@ -9,21 +9,19 @@ import pkgutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from narrow_network import NARROW, write_checkpoint
 from onnx import TensorProto, helper, numpy_helper
 
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.engines.parser import ParserAnswer, parse
 from alexnet_edge.export.graphs.onnx import onnx_from_checkpoint
 from alexnet_edge.export.lint import OPERATORS, TARGETS, TYPES, Finding, lint
-from alexnet_edge.network import layers
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.network.load import load_checkpoint
@@ -823,16 +821,9 @@ def test_the_end_of_the_name_does_not_matter(tmp_path: Path, name: str) -> None:
 # --- faults planted on the real graphs ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
-        yield
-
-
 @pytest.fixture(scope="module")
-def checkpoint(narrow: None, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("narrow") / "model.safetensors"))
+def checkpoint(tiny_checkpoint: Callable[..., Path]) -> Checkpoint:
+    return load_checkpoint(tiny_checkpoint())
 
 
 @pytest.fixture(scope="module")

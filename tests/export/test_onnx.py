@@ -39,7 +39,7 @@ AMAX = {name: 1.0 + index for index, name in enumerate(LAYER_NAMES)}
 
 @pytest.fixture(scope="module")
 def two_tower(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint("two-tower"))
+    return load_checkpoint(tiny_checkpoint())
 
 
 @pytest.fixture(scope="module")

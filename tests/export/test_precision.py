@@ -36,7 +36,7 @@ PRECISIONS: tuple[Precision, ...] = tuple(OPSETS)
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint("two-tower"))
+    return load_checkpoint(tiny_checkpoint())
 
 
 @pytest.fixture(scope="module")

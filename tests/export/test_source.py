@@ -28,7 +28,7 @@ MakeCheckpoint = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def two_tower(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint("two-tower"))
+    return load_checkpoint(tiny_checkpoint())
 
 
 def manifest_of(checkpoint: Checkpoint, precision: Precision = "fp32") -> Manifest:

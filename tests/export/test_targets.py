@@ -40,13 +40,6 @@ VNNI = TARGETS["cpu-avx512-vnni"]
 INT8, MIXED = layer_types("int8"), layer_types("int8-int4-fc")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
-        yield
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("narrow") / "model.safetensors"))

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import CLASSES, MakeCheckpoint
+from narrow_network import NARROW
 
 from alexnet_edge.artifact import LayerPrecision, Precision, layer_types
 from alexnet_edge.errors import ArtifactError, MissingComponentError, OutputError, PrecisionError, UserError
@@ -44,21 +44,13 @@ MakeGraph = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def narrow() -> Iterator[Checkpoint]:
+def narrow() -> Checkpoint:
     """A narrow AlexNet of 1 MB: the same eight layers and names."""
-    wide = layers.architecture("one-tower", len(CLASSES))
-    outputs = (8, 8, 8, 8, 32, 128, 128, len(CLASSES))
-    inputs = (3, *outputs[:4], outputs[4] * 36, *outputs[5:7])
-    specs = zip(wide.layers, inputs, outputs, strict=True)
-    changed = tuple(replace(spec, in_channels=before, out_channels=after) for spec, before, after in specs)
-    arch = replace(wide, name="narrow", layers=changed)
+    info = CheckpointInfo(architecture="narrow", classes=CLASSES, preprocessing=preset(NARROW.preprocessing))
     rng = np.random.default_rng(0)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(layers.ARCHITECTURES, "narrow", arch)
-        info = CheckpointInfo(architecture="narrow", classes=CLASSES, preprocessing=preset(arch.preprocessing))
-        shapes = parameter_shapes(arch)
-        weights = {name: rng.standard_normal(shape, np.float32) * np.float32(0.05) for name, shape in shapes.items()}
-        yield Checkpoint(path=Path("narrow.safetensors"), sha256="0" * 64, info=info, weights=weights)
+    shapes = parameter_shapes(NARROW)
+    weights = {name: rng.standard_normal(shape, np.float32) * np.float32(0.05) for name, shape in shapes.items()}
+    return Checkpoint(path=Path("narrow.safetensors"), sha256="0" * 64, info=info, weights=weights)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from contract.bindings import BindingsError, required
 from contract.triton_server import Running, model_config, triton_server
-from narrow_network import NARROW, sitecustomize, write_checkpoint
+from narrow_network import write_checkpoint
 from small_artifacts import write_artifact as artifact_at
 
 from alexnet_edge import records
@@ -26,7 +25,6 @@ from alexnet_edge.artifact import Artifact, TensorSpec, commit, load_artifact
 from alexnet_edge.errors import AlexNetEdgeError, GateError, UserError
 from alexnet_edge.export.triton import TritonOptions, config_of, write_triton_model
 from alexnet_edge.files import sha256_file
-from alexnet_edge.network import layers
 from alexnet_edge.predict import predict
 from alexnet_edge.sessions import open_session
 
@@ -356,11 +354,9 @@ def test_a_damaged_version_is_noticed(artifact: Artifact, tmp_path: Path) -> Non
 def test_export_proves_then_writes(
     run_cli: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
     checkpoint = write_checkpoint(tmp_path / "model.safetensors")
-    known = {"PYTHONPATH": os.pathsep.join([sitecustomize(tmp_path / "site"), os.getenv("PYTHONPATH", "")])}
     words = ("triton", "--checkpoint", checkpoint, "--images", image_folder / "val", "--quiet")
-    done = run_cli(*words, "--model-name", "narrow", "--max-batch", "4", env=known)
+    done = run_cli(*words, "--model-name", "narrow", "--max-batch", "4")
     assert done.returncode == 0, done.stderr
     assert "triton/narrow: version 1" in done.stdout
     folder = run_cli.folder / "triton" / "narrow"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from narrow_network import CLASSES, NARROW, write_checkpoint
+from narrow_network import CLASSES, write_checkpoint
 from onnx import numpy_helper
 
 from alexnet_edge.artifact import Artifact, Precision, commit, load_artifact
@@ -20,7 +20,6 @@ from alexnet_edge.errors import UserError
 from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.export.graphs.targets import GivenRanges, find_target
 from alexnet_edge.images.datasets import ImageSet, open_images
-from alexnet_edge.network import layers
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.network.load import load_checkpoint
@@ -40,9 +39,7 @@ def images(image_folder: Path) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
-        yield load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("narrow") / "model.safetensors"))
+    return load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("narrow") / "model.safetensors"))
 
 
 @pytest.fixture(scope="module")

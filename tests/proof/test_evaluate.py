@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from narrow_network import CLASSES as NARROW_CLASSES
-from narrow_network import NARROW, sitecustomize, write_checkpoint
+from narrow_network import write_checkpoint
 from PIL import Image
 
 from alexnet_edge.artifact import TensorSpec
@@ -21,7 +21,6 @@ from alexnet_edge.errors import DataError, ImageError, UserError
 from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.images.datasets import ImageSet, batches, open_images, synthetic
 from alexnet_edge.images.preprocess import FloatArray, Preprocessing
-from alexnet_edge.network import layers
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.proof.evaluate import (
     Evaluation,
@@ -469,15 +468,13 @@ def test_ten_crops_of_real_images(data_root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Iterator[tuple[Path, Path]]:
+def narrow(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> tuple[Path, Path]:
     """A checkpoint of the narrow network, and the ONNX file of it."""
     root = tmp_path_factory.mktemp("narrow")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
-        checkpoint = write_checkpoint(root / "model.safetensors")
-        proof_images = open_images(image_folder / "val", classes=NARROW_CLASSES)
-        exporter = Exporter(load_checkpoint(checkpoint), out=root, proof_images=proof_images, threads=1)
-        yield checkpoint, exporter.export("onnx", "fp32").path
+    checkpoint = write_checkpoint(root / "model.safetensors")
+    proof_images = open_images(image_folder / "val", classes=NARROW_CLASSES)
+    exporter = Exporter(load_checkpoint(checkpoint), out=root, proof_images=proof_images, threads=1)
+    return checkpoint, exporter.export("onnx", "fp32").path
 
 
 def test_ten_crops_through_an_artifact_and_its_checkpoint(narrow: tuple[Path, Path], image_folder: Path) -> None:
@@ -495,9 +492,8 @@ def test_ten_crops_through_an_artifact_and_its_checkpoint(narrow: tuple[Path, Pa
 
 
 def test_the_command_line(narrow: tuple[Path, Path], image_folder: Path, run_cli: Any, tmp_path: Path) -> None:
-    env = {"PYTHONPATH": sitecustomize(tmp_path / "site")}
     _, artifact = narrow
-    done = run_cli("evaluate", artifact, "--images", image_folder, "--ten-crop", "--json", env=env)
+    done = run_cli("evaluate", artifact, "--images", image_folder, "--ten-crop", "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     with open_session(artifact, threads=1) as session:

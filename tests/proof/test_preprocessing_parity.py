@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from narrow_network import CLASSES, NARROW, sitecustomize, write_checkpoint
+from narrow_network import CLASSES, write_checkpoint
 from PIL import Image
 
 from alexnet_edge.errors import UserError
 from alexnet_edge.images.datasets import ImageSet, open_images, synthetic
-from alexnet_edge.network import layers
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.proof import decoders as module
@@ -23,9 +22,7 @@ from alexnet_edge.proof.decoders import compare_preprocessing
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
-        yield load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("narrow") / "model.safetensors"))
+    return load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("narrow") / "model.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +114,11 @@ def test_generated_images_have_nothing_to_decode(checkpoint: Checkpoint) -> None
 
 def test_the_command(run_cli: Any, tmp_path: Path, large: ImageSet) -> None:
     path = write_checkpoint(tmp_path / "model.safetensors")
-    env = {"PYTHONPATH": f"{sitecustomize(tmp_path / 'site')}:{Path(__file__).parents[2]}"}
     folder = large.source["path"]
-    result = run_cli("check", "--preprocessing", "--checkpoint", path, "--images", folder, "--json", env=env)
+    result = run_cli("check", "--preprocessing", "--checkpoint", path, "--images", folder, "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["num_images"] == 4
-    shown = run_cli("check", "--preprocessing", "--checkpoint", path, "--images", folder, env=env)
+    shown = run_cli("check", "--preprocessing", "--checkpoint", path, "--images", folder)
     assert "PIL (this package)" in shown.stdout
-    message = run_cli.refuses("check", "--bisect", "--checkpoint", path, env=env)
+    message = run_cli.refuses("check", "--bisect", "--checkpoint", path)
     assert "--bisect is a command of its own now; write: alexnet-edge bisect" in message

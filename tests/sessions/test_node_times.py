@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,6 @@ from alexnet_edge.errors import UserError
 from alexnet_edge.export.graphs.onnx import onnx_from_checkpoint, write_onnx
 from alexnet_edge.export.graphs.torchscript import write_pt2, write_torchscript
 from alexnet_edge.images.preprocess import preset
-from alexnet_edge.network import layers
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.sessions import Session, open_session
 from alexnet_edge.sessions.base import NodeTime
@@ -53,10 +51,8 @@ def images(count: int = 1) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
-        yield write_checkpoint(tmp_path_factory.mktemp("narrow") / "model.safetensors")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("narrow") / "model.safetensors")
 
 
 def manifest(format_: Format, runtime: str, precision: Precision = "fp32") -> Manifest:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from manifests import MANIFEST as ONNX_MANIFEST
-from narrow_network import NARROW, sitecustomize, write_checkpoint
+from narrow_network import write_checkpoint
 
 from alexnet_edge import records
 from alexnet_edge.artifact import (
@@ -39,7 +39,6 @@ from alexnet_edge.export.graphs import openvino as writer
 from alexnet_edge.export.selection import unavailable
 from alexnet_edge.files import sha256_file
 from alexnet_edge.images.datasets import open_images
-from alexnet_edge.network import layers
 from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.sessions import open_session, runnable
@@ -357,9 +356,7 @@ def test_export_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    layers.ARCHITECTURES[NARROW.name] = NARROW
-    yield load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("narrow") / "model.safetensors"))
-    del layers.ARCHITECTURES[NARROW.name]
+    return load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("narrow") / "model.safetensors"))
 
 
 def exporter_of(checkpoint: Any, out: Path, image_folder: Path) -> Exporter:
@@ -706,17 +703,16 @@ def test_a_killed_export_leaves_the_old_set_or_the_new(
     path = copied("int8")
     old = load_artifact(path).manifest
     code = (
-        "import sys; from pathlib import Path; from alexnet_edge.network.checkpoint import load_checkpoint\n"
+        "import sys; from pathlib import Path; from alexnet_edge.network.load import load_checkpoint\n"
         "from alexnet_edge.images.datasets import open_images; from alexnet_edge.export.exporter import Exporter\n"
         "made = Exporter(load_checkpoint(Path(sys.argv[1])), out=Path(sys.argv[2]), cache=Path(sys.argv[4]),\n"
         "    proof_images=open_images(sys.argv[3] + '/val'), calibration_images=open_images(sys.argv[3] + '/train'))\n"
         "print('begins', flush=True)\n"
         "made.export('openvino', 'int8')\n"
     )
-    environment = {**os.environ, "PYTHONPATH": sitecustomize(tmp_path / "site")}
     command = [sys.executable, "-c", code, str(narrow.path), str(path.parent), str(image_folder), str(tmp_path / "c")]
     seed = random.randrange(10**6)
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "begins\n"
     time.sleep(random.Random(seed).uniform(0.5, 4))

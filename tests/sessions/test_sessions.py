@@ -86,7 +86,7 @@ def session(request: pytest.FixtureRequest, tmp_path: Path, tiny_checkpoint: Mak
     if request.param == "null":
         return NullSession(input_size=SIZE, num_classes=CLASSES)
     if request.param == "torch":
-        return open_session(tiny_checkpoint("two-tower"), threads=1)
+        return open_session(tiny_checkpoint(), threads=1)
     make = small_openvino if request.param == "openvino" else small_onnx
     return open_session(make(tmp_path), threads=1)
 
@@ -247,7 +247,7 @@ def test_wrong_inputs(session: Session) -> None:
 
 def test_threads(tmp_path: Path, tiny_checkpoint: MakeCheckpoint) -> None:
     artifact = small_onnx(tmp_path)
-    for source in (artifact, artifact.path, tiny_checkpoint("two-tower")):
+    for source in (artifact, artifact.path, tiny_checkpoint()):
         for threads in (0, -1):
             with pytest.raises(UserError, match=f"threads must be 1 or more: {threads}; leave it out"):
                 open_session(source, threads=threads)
@@ -257,7 +257,7 @@ def test_threads(tmp_path: Path, tiny_checkpoint: MakeCheckpoint) -> None:
         assert session._session.get_session_options().intra_op_num_threads == 1  # type: ignore[attr-defined]
     before = torch.get_num_threads()
     try:
-        with open_session(tiny_checkpoint("two-tower"), threads=1):
+        with open_session(tiny_checkpoint(), threads=1):
             assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -282,7 +282,7 @@ def test_onnxruntime_answers(tmp_path: Path) -> None:
 
 
 def test_torch_answers(tiny_checkpoint: MakeCheckpoint) -> None:
-    path = tiny_checkpoint("two-tower")
+    path = tiny_checkpoint()
     checkpoint = load_checkpoint(path)
     x_NCHW = images(2, 227)
     with open_session(path, threads=1) as session:
@@ -319,7 +319,7 @@ def test_null_returns_zeros() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
 def test_cuda_without_a_gpu(tmp_path: Path, tiny_checkpoint: MakeCheckpoint) -> None:
-    for source in (tiny_checkpoint("two-tower"), small_onnx(tmp_path)):
+    for source in (tiny_checkpoint(), small_onnx(tmp_path)):
         session = open_session(source, device="cuda")
         with pytest.raises(MissingComponentError) as error:
             session.__enter__()
@@ -335,8 +335,8 @@ def test_cuda_without_a_gpu(tmp_path: Path, tiny_checkpoint: MakeCheckpoint) -> 
 def test_cuda_answers(tiny_checkpoint: MakeCheckpoint) -> None:
     x_NCHW = images(2, 227)
     with (
-        open_session(tiny_checkpoint("two-tower")) as on_cpu,
-        open_session(tiny_checkpoint("two-tower"), device="cuda") as on_gpu,
+        open_session(tiny_checkpoint()) as on_cpu,
+        open_session(tiny_checkpoint(), device="cuda") as on_gpu,
     ):
         np.testing.assert_allclose(on_gpu.run(x_NCHW), on_cpu.run(x_NCHW), rtol=1e-2, atol=1e-2)
 
@@ -379,7 +379,7 @@ def test_an_engine_is_not_run_here(tmp_path: Path) -> None:
 
 
 def test_everything_else_runs_on_the_processor_by_default(tmp_path: Path, tiny_checkpoint: MakeCheckpoint) -> None:
-    for source in (small_onnx(tmp_path), tiny_checkpoint("two-tower")):
+    for source in (small_onnx(tmp_path), tiny_checkpoint()):
         for device in (None, "cpu"):
             assert open_session(source, device=device).device == "cpu"  # type: ignore[arg-type]
 
@@ -411,7 +411,7 @@ def test_missing_and_damaged_sources(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("library", "extra"), [("onnxruntime", "onnx"), ("torch", "train")])
 def test_missing_runtime_is_one_line(tmp_path: Path, library: str, extra: str, tiny_checkpoint: MakeCheckpoint) -> None:
-    source = small_onnx(tmp_path).path if library == "onnxruntime" else tiny_checkpoint("two-tower")
+    source = small_onnx(tmp_path).path if library == "onnxruntime" else tiny_checkpoint()
     code = (
         "import importlib.abc, sys\n"
         "class Blocked(importlib.abc.MetaPathFinder):\n"

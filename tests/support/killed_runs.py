@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 
-import tiny_network
+import narrow_network
 
 from alexnet_edge.training.recipe import TrainSettings
 from alexnet_edge.training.run import train
@@ -49,8 +49,7 @@ def ended(pid: int, within_s: float) -> bool:
 
 
 def main(data: str, runs: str, kills: int) -> None:
-    tiny_network.register()
-    quick = {**tiny_network.QUICK, "epochs": EPOCHS, "ema": 0.1, "dropout": 0.5}
+    quick = {**narrow_network.QUICK, "epochs": EPOCHS, "ema": 0.1, "dropout": 0.5}
     quick["save_minutes"] = 0.0  # a snapshot after every step
     settings = TrainSettings(data=data, runs=runs, arch="tiny", name="undisturbed", **quick)
     begin = time.monotonic()

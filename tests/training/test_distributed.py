@@ -13,16 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import narrow_network
 import numpy as np
 import psutil
 import pytest
-import tiny_network
 import torch
 from torch import distributed as dist
 
 from alexnet_edge.errors import MissingComponentError, UserError
-from alexnet_edge.images import preprocess
-from alexnet_edge.network import layers
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.training import distributed, snapshot
 from alexnet_edge.training.distributed import World, joined, meet
@@ -47,10 +45,8 @@ Torchrun = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture(autouse=True)
-def _tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The tiny network is known, and the number of threads, which a run sets, stays."""
-    monkeypatch.setitem(layers.ARCHITECTURES, "tiny", tiny_network.TINY)
-    monkeypatch.setitem(preprocess.PRESETS, "tiny-67", tiny_network.TINY_PREPROCESSING)
+def _tiny() -> Iterator[None]:
+    """The number of threads, which a run sets, stays."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -62,7 +58,7 @@ def torchrun(image_folder: Path, tmp_path: Path) -> Iterator[Torchrun]:
     started: list[subprocess.Popen[str]] = []
     environment = {
         **os.environ,
-        "PYTHONPATH": tiny_network.known_to_processes(tmp_path / "site", LATE),
+        "PYTHONPATH": narrow_network.python_path(tmp_path / "site", first=LATE),
         "OMP_NUM_THREADS": "1",
     }
 
@@ -157,8 +153,8 @@ def test_killed_process_is_started_again_and_the_run_ends_as_if_undisturbed(torc
     assert process.returncode == 0, err
     assert "going on from" in err
     assert json.loads(out[out.index("{") :])["complete"]
-    assert tiny_network.same_end(folder, tmp_path / "undisturbed")
-    assert tiny_network.same_weights(folder / "model.safetensors", tmp_path / "undisturbed/model.safetensors")
+    assert narrow_network.same_end(folder, tmp_path / "undisturbed")
+    assert narrow_network.same_weights(folder / "model.safetensors", tmp_path / "undisturbed/model.safetensors")
 
 
 @pytest.mark.slow

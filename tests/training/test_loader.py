@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_network
 import torch
 from conftest import Cli
 
 from alexnet_edge.environment import usable_cpus
 from alexnet_edge.errors import MissingComponentError, UserError
-from alexnet_edge.images import preprocess
 from alexnet_edge.images.datasets import open_split
 from alexnet_edge.network import layers
 from alexnet_edge.network.layers import architecture
@@ -28,9 +26,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> layers.Architecture:
-    monkeypatch.setitem(layers.ARCHITECTURES, "tiny", tiny_network.TINY)
-    monkeypatch.setitem(preprocess.PRESETS, "tiny-67", tiny_network.TINY_PREPROCESSING)
+def tiny() -> layers.Architecture:
     return architecture("tiny", 4)
 
 

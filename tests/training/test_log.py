@@ -12,14 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import narrow_network
 import numpy as np
 import pytest
-import tiny_network
 from PIL import Image
 
 from alexnet_edge.errors import InterruptedRunError, MissingComponentError
-from alexnet_edge.images import preprocess
-from alexnet_edge.network import layers
 from alexnet_edge.network.filters import filter_grid
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.progress import QuietReporter
@@ -28,11 +26,9 @@ from alexnet_edge.training.run import resume, train
 
 
 @pytest.fixture
-def settings(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainSettings:
+def settings(image_folder: Path, tmp_path: Path) -> TrainSettings:
     """Two epochs of three steps."""
-    monkeypatch.setitem(layers.ARCHITECTURES, "tiny", tiny_network.TINY)
-    monkeypatch.setitem(preprocess.PRESETS, "tiny-67", tiny_network.TINY_PREPROCESSING)
-    return TrainSettings(data=str(image_folder), runs=str(tmp_path / "runs"), arch="tiny", **tiny_network.QUICK)
+    return TrainSettings(data=str(image_folder), runs=str(tmp_path / "runs"), arch="tiny", **narrow_network.QUICK)
 
 
 def events(run: Path) -> Iterator[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -15,15 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import narrow_network
 import psutil
 import pytest
-import tiny_network
 import torch
 from torch import nn
 
 from alexnet_edge.errors import CheckpointError, DataError, InterruptedRunError, OutputError, UserError
-from alexnet_edge.images import preprocess
-from alexnet_edge.network import layers
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.progress import QuietReporter
 from alexnet_edge.training import loop, snapshot
@@ -63,11 +60,9 @@ def _threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def settings(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainSettings:
+def settings(image_folder: Path, tmp_path: Path) -> TrainSettings:
     """A run of two epochs of three steps."""
-    monkeypatch.setitem(layers.ARCHITECTURES, "tiny", tiny_network.TINY)
-    monkeypatch.setitem(preprocess.PRESETS, "tiny-67", tiny_network.TINY_PREPROCESSING)
-    return TrainSettings(data=str(image_folder), runs=str(tmp_path / "runs"), arch="tiny", **tiny_network.QUICK)
+    return TrainSettings(data=str(image_folder), runs=str(tmp_path / "runs"), arch="tiny", **narrow_network.QUICK)
 
 
 def stopped(settings: TrainSettings, steps: int, number: int = signal.SIGINT) -> Path:
@@ -107,8 +102,8 @@ def test_resumed_run_is_the_undisturbed_one_bit_for_bit(settings: TrainSettings,
     folder = stopped(settings, steps)
     resumed = resume(folder)
     assert resumed.complete
-    assert tiny_network.same_end(folder, undisturbed.run)
-    assert tiny_network.same_weights(resumed.checkpoint, undisturbed.checkpoint)
+    assert narrow_network.same_end(folder, undisturbed.run)
+    assert narrow_network.same_weights(resumed.checkpoint, undisturbed.checkpoint)
     assert [row.accuracy for row in resumed.history] == [row.accuracy for row in undisturbed.history]
     assert resumed.best.epoch == undisturbed.best.epoch
     with pytest.raises(CheckpointError, match="finished, nothing is left to resume"):
@@ -119,20 +114,18 @@ def test_resumed_run_of_a_real_network_is_the_undisturbed_one(settings: TrainSet
     real = replace(replace(settings, arch="two-tower", keep=1), lr=1e-4)
     undisturbed = run_training(real)
     folder = stopped(real, 2)
-    assert tiny_network.same_weights(resume(folder).checkpoint, undisturbed.checkpoint)
-    assert tiny_network.same_end(folder, undisturbed.run)
+    assert narrow_network.same_weights(resume(folder).checkpoint, undisturbed.checkpoint)
+    assert narrow_network.same_end(folder, undisturbed.run)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("settings")
 def test_run_killed_at_twenty_random_moments_ends_as_the_undisturbed_one(image_folder: Path, tmp_path: Path) -> None:
-    script = Path(tiny_network.__file__).with_name("killed_runs.py")
-    environment = {**os.environ, "PYTHONPATH": tiny_network.known_to_processes(tmp_path / "site")}
+    script = Path(narrow_network.__file__).with_name("killed_runs.py")
     answer = subprocess.run(
         [sys.executable, script, image_folder, tmp_path / "runs", "20"],
         capture_output=True,
         text=True,
-        env=environment,
         check=False,
     )
     assert answer.returncode == 0, answer.stderr
@@ -141,8 +134,8 @@ def test_run_killed_at_twenty_random_moments_ends_as_the_undisturbed_one(image_f
     undisturbed = tmp_path / "runs/undisturbed"
     for number in range(found["runs"]):
         killed = tmp_path / f"runs/killed-{number}"
-        assert tiny_network.same_end(killed, undisturbed)
-        assert tiny_network.same_weights(killed / "model.safetensors", undisturbed / "model.safetensors")
+        assert narrow_network.same_end(killed, undisturbed)
+        assert narrow_network.same_weights(killed / "model.safetensors", undisturbed / "model.safetensors")
         assert not list(killed.rglob(".*.tmp*"))
 
 
@@ -151,7 +144,7 @@ def test_sigterm_ends_the_run_with_a_snapshot(settings: TrainSettings) -> None:
     folder = stopped(settings, 2, signal.SIGTERM)
     assert [path.name for path in snapshot.newest_first(folder)] == ["epoch-0000-step-000003.safetensors"]
     resume(folder)
-    assert tiny_network.same_end(folder, undisturbed.run)
+    assert narrow_network.same_end(folder, undisturbed.run)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -205,7 +198,6 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once_and_leaves_nothing(
 @pytest.mark.usefixtures("settings")
 def test_sigterm_to_every_process_at_once_ends_the_run_with_a_snapshot(image_folder: Path, tmp_path: Path) -> None:
     """As batch systems and service managers send it: to the readers of images, too."""
-    environment = {**os.environ, "PYTHONPATH": tiny_network.known_to_processes(tmp_path / "site")}
     options = (
         "--arch tiny --recipe notebook --epochs 4000 --batch 8 --threads 1 --pool processes --workers 2 --device cpu"
     )
@@ -225,7 +217,6 @@ def test_sigterm_to_every_process_at_once_ends_the_run_with_a_snapshot(image_fol
         [*command, *options.split(), "--lr", "0.001", "--save-minutes", "0"],
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
     ) as process:
         assert process.stderr is not None
         until = time.monotonic() + 300
@@ -251,7 +242,7 @@ def test_time_limit_ends_the_run_with_a_checkpoint(settings: TrainSettings) -> N
     assert result.checkpoint.is_file()
     assert [path.name for path in snapshot.newest_first(result.run)] == ["epoch-0000-step-000001.safetensors"]
     assert resume(result.run).complete
-    assert tiny_network.same_end(result.run, undisturbed.run)
+    assert narrow_network.same_end(result.run, undisturbed.run)
 
 
 # --- which snapshots stay -----------------------------------------------------------------------------------------------
@@ -288,7 +279,7 @@ def test_damaged_snapshot_is_set_aside_and_the_one_before_it_taken(settings: Tra
     assert any("is set aside" in note and newest.name in note for note in listener.notes)
     assert f"going on from {before}" in listener.notes
     assert newest.with_suffix(".damaged").is_file()
-    assert tiny_network.same_end(folder, undisturbed.run)
+    assert narrow_network.same_end(folder, undisturbed.run)
 
 
 def test_every_damage_to_a_snapshot_is_noticed(settings: TrainSettings, tiny_checkpoint: MakeCheckpoint) -> None:
@@ -316,7 +307,7 @@ def test_run_without_a_whole_snapshot_begins_anew(settings: TrainSettings) -> No
     listener = Stopper(10**9)
     resume(folder, reporter=listener)
     assert f"{folder} has no snapshot yet: the run begins anew" in listener.notes
-    assert tiny_network.same_end(folder, undisturbed.run)
+    assert narrow_network.same_end(folder, undisturbed.run)
 
 
 # --- which run goes on --------------------------------------------------------------------------------------------------
@@ -384,20 +375,19 @@ def test_two_processes_never_train_the_same_run(settings: TrainSettings) -> None
 
 
 def test_stopped_command_says_how_to_go_on_and_goes_on(image_folder: Path, tmp_path: Path, run_cli: Any) -> None:
-    environment = {"PYTHONPATH": tiny_network.known_to_processes(tmp_path / "site")}
     options = (
         "--arch tiny --recipe notebook --epochs 2 --batch 8 --threads 1 --workers 0 --resume auto --max-minutes 1e-6"
     )
     command = ("train", "--data", image_folder, *options.split())
-    first = run_cli(*command, env=environment)
+    first = run_cli(*command)
     assert first.returncode == 0, first.stderr
     assert "time limit reached; go on with: alexnet-edge train --resume runs/" in first.stderr
     folder = run_cli.folder / "runs" / f"{image_folder.name}-tiny"
     assert [path.name for path in snapshot.newest_first(folder)] == ["epoch-0000-step-000001.safetensors"]
-    second = run_cli("train", "--resume", folder, "--json", env=environment)
+    second = run_cli("train", "--resume", folder, "--json")
     assert second.returncode == 0, second.stderr
     assert json.loads(second.stdout)["complete"]
-    third = run_cli(*command[:-2], env=environment)
+    third = run_cli(*command[:-2])
     assert third.returncode == 0, third.stderr
     assert f"the run is finished: runs/{folder.name}" in third.stderr
-    assert "nothing is left to resume" in run_cli.refuses("train", "--resume", folder, env=environment)
+    assert "nothing is left to resume" in run_cli.refuses("train", "--resume", folder)

@@ -14,7 +14,6 @@ from torch import nn
 from alexnet_edge.errors import UserError
 from alexnet_edge.images.datasets import reopen
 from alexnet_edge.images.preprocess import FloatArray
-from alexnet_edge.network import layers
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.network.model import AlexNet
 from alexnet_edge.network.quantize import quantize_blocks_full, quantize_weight
@@ -28,11 +27,6 @@ from alexnet_edge.training.run import train as run_training
 
 FC = ("fc6.weight", "fc7.weight", "fc8.weight")
 KINDS: tuple[Qat, ...] = ("int8", "int4")
-
-
-@pytest.fixture(autouse=True)
-def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(layers.ARCHITECTURES, NARROW.name, NARROW)
 
 
 def exported(weight: FloatArray, kind: Qat) -> tuple[FloatArray, FloatArray]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import narrow_network
 import numpy as np
 import pytest
-import tiny_network
 import torch
 from rich.console import Console
 from torch import nn
@@ -22,11 +22,9 @@ from torch import nn
 from alexnet_edge import progress
 from alexnet_edge.cli.show.training import show_training
 from alexnet_edge.errors import CheckpointError, DataError, DivergedError, ImageError, OutputError, UserError
-from alexnet_edge.images import preprocess
 from alexnet_edge.images.augment import CENTRE
 from alexnet_edge.images.datasets import open_split, reopen, synthetic
 from alexnet_edge.images.preprocess import preset
-from alexnet_edge.network import layers
 from alexnet_edge.network.checkpoint import save_checkpoint
 from alexnet_edge.network.layers import architecture
 from alexnet_edge.network.load import load_checkpoint, newest_checkpoint
@@ -62,15 +60,13 @@ def _threads() -> Iterator[None]:
 def real(image_folder: Path, tmp_path: Path) -> TrainSettings:
     """A short run of a real architecture."""
     return TrainSettings(
-        data=str(image_folder), runs=str(tmp_path / "runs"), arch="two-tower", keep=0, **tiny_network.QUICK
+        data=str(image_folder), runs=str(tmp_path / "runs"), arch="two-tower", keep=0, **narrow_network.QUICK
     )
 
 
 @pytest.fixture
-def settings(real: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> TrainSettings:
+def settings(real: TrainSettings) -> TrainSettings:
     """The same with a network small enough to train it many times."""
-    monkeypatch.setitem(layers.ARCHITECTURES, "tiny", tiny_network.TINY)
-    monkeypatch.setitem(preprocess.PRESETS, "tiny-67", tiny_network.TINY_PREPROCESSING)
     return replace(real, arch="tiny", keep=2)
 
 
@@ -144,7 +140,7 @@ STEP = replace(RECIPES["notebook"], epochs=2, batch=8, lr=1e-3, dropout=0.0)
 
 
 def tiny_learner(recipe: Recipe, *, steps: int = 10) -> Learner:
-    model = AlexNet(tiny_network.TINY.with_classes(4))
+    model = AlexNet(narrow_network.TINY.with_classes(4))
     initialise(model, "kaiming", seed=0)
     prepare_network(model, recipe, torch.device("cpu"))
     return Learner(model, recipe, World(), seed=0, steps=steps)
@@ -367,8 +363,8 @@ def test_runs_never_write_into_one_another(settings: TrainSettings) -> None:
 def test_seed_decides_the_weights(settings: TrainSettings) -> None:
     one_epoch = replace(settings, epochs=1)
     paths = [run_training(replace(one_epoch, seed=seed)).checkpoint for seed in (0, 0, 1)]
-    assert tiny_network.same_weights(paths[0], paths[1])
-    assert not tiny_network.same_weights(paths[0], paths[2])
+    assert narrow_network.same_weights(paths[0], paths[1])
+    assert not narrow_network.same_weights(paths[0], paths[2])
 
 
 def test_plateau_schedule_follows_the_validation(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
