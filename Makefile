@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types unit bench test-board clean
+.PHONY: help demo test check quick lint types unit bench test-board clean
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -20,6 +20,9 @@ test: BENCH_SECONDS := 0.5
 test: lint types bench unit  ## everything continuous integration runs, but for test-board
 
 check: lint types unit  ## what to run before a commit
+
+quick: lint types  ## what a change must pass while you work on it: under a minute on two cores
+	$(BIN)/python -m pytest --quick -n 2 --dist loadfile
 
 lint: .venv/.installed  ## ruff: lint and formatting; import-linter: the order of imports
 	$(BIN)/ruff check .

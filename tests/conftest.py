@@ -20,6 +20,22 @@ from alexnet_edge.network.layers import architecture
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 40), "yellow": (220, 210, 40)}
 
+QUICK = {
+    *(f"test_{name}.py" for name in ("artifact", "environment", "errors", "files", "predict")),
+    *(f"images/test_{name}.py" for name in ("augment", "data", "preprocess")),
+    *(f"network/test_{name}.py" for name in ("layers", "quantize")),
+    *(f"nvidia/test_{name}.py" for name in ("cuda", "nvidia")),
+    *(f"sessions/test_{name}.py" for name in ("sessions", "tensorrt_session")),
+    *(f"proof/test_{name}.py" for name in ("bisect", "parity", "stats")),
+    *(f"training/test_{name}.py" for name in ("log", "recipe", "rounding", "start")),
+    *(f"export/test_{name}.py" for name in ("inspector", "onnx", "options", "precision", "request")),
+    *(f"bench/test_{name}.py" for name in ("compare", "foreign", "power", "report", "report_page", "roofline")),
+    "deploy/test_deploy_parts.py",
+    "cli/test_cli.py",
+    "packaging/test_docs.py",
+}
+"""Files with most of the behaviour for little time: what `make quick` runs."""
+
 MakeCheckpoint = Callable[..., Path]
 
 
@@ -33,15 +49,26 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a background job has
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--board", action="store_true", help="run what is marked board: minutes, root (make test-board)")
+    parser.addoption(
+        "--quick", action="store_true", help="run the files of QUICK only, without slow tests (make quick)"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --quick, files that are not of QUICK are not even imported."""
+    if not config.getoption("--quick") or collection_path.suffix != ".py":
+        return None
+    return collection_path.relative_to(Path(__file__).parent).as_posix() not in QUICK or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is marked board is left out unless asked for. Files with the most slow tests come first: two processes that
     take whole files then end at about the same time."""
-    if not config.getoption("--board"):
-        left_out = [item for item in items if item.get_closest_marker("board")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    unwanted = {"board": not config.getoption("--board"), "slow": config.getoption("--quick")}
+    left_out = [item for item in items if any(unwanted.get(mark.name, False) for mark in item.iter_markers())]
+    config.hook.pytest_deselected(items=left_out)
+    kept = set(items) - set(left_out)
+    items[:] = [item for item in items if item in kept]
     slow: dict[Path, int] = {}
     for item in items:
         slow[item.path] = slow.get(item.path, 0) + (item.get_closest_marker("slow") is not None)

@@ -288,10 +288,10 @@ def test_checkpoint_of_another_architecture(
     cli: InProcess, exported: Exported, tiny_checkpoint: MakeCheckpoint, photo: Path
 ) -> None:
     line = cli.refuses(
-        "check", exported["onnx", "fp16"], "--checkpoint", tiny_checkpoint("torchvision"), "--images", photo
+        "check", exported["onnx", "fp16"], "--checkpoint", tiny_checkpoint("narrow-torchvision"), "--images", photo
     )
     assert "the checkpoint is of another network than" in line
-    assert "(two-tower, 4 classes)" in line
+    assert "(narrow-two-tower, 4 classes)" in line
 
 
 def test_checkpoint_of_another_class_count(cli: InProcess, exported: Exported, model: Path, photo: Path) -> None:
@@ -300,7 +300,9 @@ def test_checkpoint_of_another_class_count(cli: InProcess, exported: Exported, m
     for name in ("fc8.weight", "fc8.bias"):
         weights[name] = np.concatenate([weights[name], weights[name][:1]])
     info = CheckpointInfo(
-        architecture="two-tower", classes=(*loaded.info.classes, "white"), preprocessing=loaded.info.preprocessing
+        architecture=loaded.info.architecture,
+        classes=(*loaded.info.classes, "white"),
+        preprocessing=loaded.info.preprocessing,
     )
     save_checkpoint(Path("five.safetensors"), weights, info)
     line = cli.refuses("check", exported["onnx", "fp16"], "--checkpoint", "five.safetensors", "--images", photo)

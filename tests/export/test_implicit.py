@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import MakeCheckpoint
+from narrow_network import NARROW_NAMES
 
 from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.export.engines.calibrators import (
@@ -115,7 +116,7 @@ def test_a_range_goes_back_to_the_layer_that_made_it_but_not_through_normalisati
     assert ranges["logits"] == pytest.approx(OUTPUTS["fc8"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
+@pytest.mark.parametrize("name", NARROW_NAMES)
 @pytest.mark.parametrize("for_dla", [False, True])
 def test_every_tensor_of_the_graph_has_a_range(tiny_checkpoint: MakeCheckpoint, name: str, for_dla: bool) -> None:
     """But what a softmax gives: it is no layer's."""

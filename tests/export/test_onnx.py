@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from narrow_network import NARROW_NAMES
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -27,7 +28,7 @@ from alexnet_edge.export.graphs.onnx import (
     write_onnx,
 )
 from alexnet_edge.network.checkpoint import Checkpoint
-from alexnet_edge.network.layers import ARCHITECTURES, LAYER_NAMES, LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture
+from alexnet_edge.network.layers import LAYER_NAMES, LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, Architecture
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.network.quantize import INT4_BLOCK
 
@@ -124,7 +125,7 @@ def check_form(model: onnx.ModelProto, arch: Architecture, precision: Precision 
     assert not {"AveragePool", "Pow", "Pad", "Reshape", "Div"} & set(operators)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", NARROW_NAMES)
 def test_fp32_gives_the_model_s_answers(tiny_checkpoint: MakeCheckpoint, name: str) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint(name))
     model = onnx_from_checkpoint(checkpoint)
@@ -181,7 +182,7 @@ def test_fp16_keeps_lrn_and_the_ends_in_fp32(fp16: onnx.ModelProto, two_tower: C
 
 
 def test_fp16_softmax_is_fp32(tiny_checkpoint: MakeCheckpoint) -> None:
-    checkpoint = load_checkpoint(tiny_checkpoint("notebook"))
+    checkpoint = load_checkpoint(tiny_checkpoint("narrow-notebook"))
     model = onnx_from_checkpoint(checkpoint, precision="fp16")
     check_form(model, checkpoint.info.arch, "fp16")
     last = model.graph.node[-1]
@@ -498,7 +499,7 @@ def test_the_form_for_dla_gives_the_same_answers(
 
 
 def test_the_notebook_s_softmax_in_the_form_for_dla(tiny_checkpoint: MakeCheckpoint) -> None:
-    checkpoint = load_checkpoint(tiny_checkpoint("notebook"))
+    checkpoint = load_checkpoint(tiny_checkpoint("narrow-notebook"))
     model = onnx_from_checkpoint(checkpoint, precision="fp16", for_dla=2)
     check_form(model, checkpoint.info.arch, "fp16", batch=2)
     plain = onnx_from_checkpoint(checkpoint, precision="fp16")

@@ -36,7 +36,7 @@ PRECISIONS: tuple[Precision, ...] = tuple(OPSETS)
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint())
+    return load_checkpoint(tiny_checkpoint("two-tower"))  # the proof by size needs the real one
 
 
 @pytest.fixture(scope="module")

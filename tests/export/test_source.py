@@ -93,7 +93,7 @@ def initialiser(model: onnx.ModelProto, name: str) -> Any:
     return next(entry for entry in model.graph.initializer if entry.name == name)
 
 
-@pytest.mark.parametrize("name", ["two-tower", "notebook"])
+@pytest.mark.parametrize("name", ["narrow-two-tower", "narrow-notebook"])
 def test_the_weights_come_back_bit_for_bit(tiny_checkpoint: MakeCheckpoint, tmp_path: Path, name: str) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint(name))
     path = exported(checkpoint, tmp_path, whole=True)
@@ -177,7 +177,7 @@ def without_pool(model: onnx.ModelProto) -> None:
 
 
 def reshaped(model: onnx.ModelProto) -> None:
-    initialiser(model, "conv4.weight").dims[:] = [192, 384, 3, 3]
+    initialiser(model, "conv4.weight").dims[:] = [4, 8, 3, 3]
 
 
 def dropped(model: onnx.ModelProto) -> None:
@@ -201,7 +201,7 @@ def extended(model: onnx.ModelProto) -> None:
         (other_operator, "fc6 is MatMul, not Gemm"),
         (without_bias, "conv5 reads conv4/relu, conv5.weight, not conv4/relu, conv5.weight, conv5.bias"),
         (without_pool, "conv3 reads conv2/lrn, conv3.weight, conv3.bias, not conv2/pool, conv3.weight, conv3.bias"),
-        (reshaped, "conv4.weight is [192, 384, 3, 3], not [384, 192, 3, 3]"),
+        (reshaped, "conv4.weight is [4, 8, 3, 3], not [8, 4, 3, 3]"),
         (dropped, "conv4.bias is missing"),
         (shortened, "conv2.weight cannot be read"),
         (extended, "fc6 has alpha 2.0, not None"),
@@ -210,14 +210,14 @@ def extended(model: onnx.ModelProto) -> None:
 def test_another_network(
     two_tower: Checkpoint, tmp_path: Path, change: Callable[[onnx.ModelProto], Any], fault: str
 ) -> None:
-    assert f"not two-tower with 4 classes ({fault}" in refused(exported(two_tower, tmp_path, change))
+    assert f"not narrow-two-tower with 4 classes ({fault}" in refused(exported(two_tower, tmp_path, change))
 
 
 def test_the_manifest_of_another_architecture(two_tower: Checkpoint, tmp_path: Path) -> None:
     path = exported(two_tower, tmp_path)
-    other = replace(manifest_of(two_tower), architecture="one-tower")
+    other = replace(manifest_of(two_tower), architecture="narrow")
     path = commit(path, tmp_path / "b.onnx", other).path
-    assert "not one-tower with 4 classes (conv2 has group 2, not 1)" in refused(path)
+    assert "not narrow with 4 classes (conv2 has group 2, not 1)" in refused(path)
     path = commit(path, tmp_path / "c.onnx", replace(other, architecture="vgg")).path
     assert "unknown architecture (vgg)" in refused(path)
     assert "vgg" not in ARCHITECTURES

@@ -75,7 +75,7 @@ def scaled(graph: onnx.GraphProto, name: str, factor: float) -> None:
     entry.CopyFrom(numpy_helper.from_array((value * factor).astype(value.dtype), name))
 
 
-@pytest.mark.parametrize("arch", ["two-tower", "torchvision"])
+@pytest.mark.parametrize("arch", ["narrow-two-tower", "narrow-torchvision"])
 def test_steps_in_numpy_end_in_pytorch_s_answers(arch: str, tiny_checkpoint: MakeCheckpoint) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint(arch))
     size = checkpoint.info.preprocessing.crop

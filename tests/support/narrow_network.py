@@ -56,6 +56,8 @@ NETWORKS = {
         *(narrow(f"narrow-{name}", layers.architecture(name)) for name in ("two-tower", "torchvision", "notebook")),
     )
 }
+NARROW_NAMES = tuple(name for name in NETWORKS if name != TINY.name)
+"""One of each of the package's architectures."""
 
 QUICK: dict[str, Any] = {"recipe": "notebook", "epochs": 2, "batch": 8, "lr": 1e-3, "workers": 0, "threads": 1}
 """Settings of a run of two epochs on the `image_folder`, three steps each."""

@@ -58,9 +58,9 @@ def _threads() -> Iterator[None]:
 
 @pytest.fixture
 def real(image_folder: Path, tmp_path: Path) -> TrainSettings:
-    """A short run of a real architecture."""
+    """A short run on images of the real size."""
     return TrainSettings(
-        data=str(image_folder), runs=str(tmp_path / "runs"), arch="two-tower", keep=0, **narrow_network.QUICK
+        data=str(image_folder), runs=str(tmp_path / "runs"), arch="narrow-two-tower", keep=0, **narrow_network.QUICK
     )
 
 
@@ -103,7 +103,7 @@ def test_training_lrn_passes_gradcheck() -> None:
 
 
 def test_rescale_gives_every_layer_mean_0_and_variance_1() -> None:
-    model = AlexNet(architecture("two-tower", 4))
+    model = AlexNet(architecture("narrow-two-tower", 4))
     initialise(model, "kaiming", seed=0)
     x_NCHW = torch.randn(6, 3, 227, 227) + 2
     rescale(model, model.logits, x_NCHW, ["conv1", "conv2", "fc6", "fc8"])
@@ -122,7 +122,7 @@ def test_rescale_gives_every_layer_mean_0_and_variance_1() -> None:
 
 
 def test_rescale_of_the_notebook_network_without_biases() -> None:
-    model = AlexNet(architecture("notebook", 4))
+    model = AlexNet(architecture("narrow-notebook", 4))
     initialise(model, "kaiming", seed=0)
     before = model.conv2.weight.detach().clone()
     x_NCHW = torch.randn(4, 3, 227, 227)
@@ -305,11 +305,11 @@ def test_compiled_network_learns_the_same(
 def test_run_leaves_a_checkpoint_that_says_everything(real: TrainSettings, image_folder: Path) -> None:
     result = run_training(replace(real, lr=1e-4, weight_decay=1e-3))
     assert result.complete
-    assert result.run.name == f"{image_folder.name}-two-tower"
+    assert result.run.name == f"{image_folder.name}-narrow-two-tower"
     assert sorted(path.name for path in result.run.iterdir()) == ["history.json", "model.safetensors"]
     checkpoint = load_checkpoint(result.checkpoint)
     info = checkpoint.info
-    assert (info.architecture, info.classes) == ("two-tower", ("blue", "green", "red", "yellow"))
+    assert (info.architecture, info.classes) == ("narrow-two-tower", ("blue", "green", "red", "yellow"))
     assert info.preprocessing == preset("imagenet-227")
     assert (info.recipe["lr"], info.recipe["weight_decay"]) == (1e-4, 1e-3)
     assert info.recipe["milestones"] == list(RECIPES["notebook"].milestones)
@@ -465,7 +465,7 @@ def test_a_batch_whose_images_are_all_skipped_teaches_nothing(
 # --- first weights ------------------------------------------------------------------------------------------------------
 
 
-def filters(path: Path, name: str = "two-tower") -> Path:
+def filters(path: Path, name: str = "narrow-two-tower") -> Path:
     random = np.random.default_rng(3)
     convolutions = [layer for layer in architecture(name).layers if layer.kind == "conv"]
     np.savez(
@@ -494,7 +494,10 @@ def test_start_from_a_checkpoint_with_the_same_and_with_other_classes(
 ) -> None:
     weights = load_checkpoint(tiny_checkpoint()).weights
     model, loaded = first_model(
-        replace(real, init=str(tiny_checkpoint())), real.resolved(), architecture("two-tower", 4), QuietReporter()
+        replace(real, init=str(tiny_checkpoint())),
+        real.resolved(),
+        architecture("narrow-two-tower", 4),
+        QuietReporter(),
     )
     assert "fc8" in loaded
     assert all(np.array_equal(value.detach().numpy(), weights[name]) for name, value in model.named_parameters())
@@ -505,10 +508,10 @@ def test_start_from_a_checkpoint_with_the_same_and_with_other_classes(
             notes.append(text)
 
     other, loaded = first_model(
-        replace(real, init=str(tiny_checkpoint())), real.resolved(), architecture("two-tower", 7), Listener()
+        replace(real, init=str(tiny_checkpoint())), real.resolved(), architecture("narrow-two-tower", 7), Listener()
     )
     assert "fc8" not in loaded
-    assert other.fc8.weight.shape == (7, 4096)
+    assert other.fc8.weight.shape == (7, 128)
     assert np.array_equal(other.fc7.weight.detach().numpy(), weights["fc7.weight"])
     assert "has 4 outputs, not 7" in notes[0]
 
@@ -519,23 +522,23 @@ def test_preprocessing_follows_the_checkpoint_it_starts_from(
     checkpoint = load_checkpoint(tiny_checkpoint())
     path = tmp_path / "caffe.safetensors"
     save_checkpoint(path, checkpoint.weights, replace(checkpoint.info, preprocessing=preset("caffe-227")))
-    arch = architecture("two-tower", 4)
+    arch = architecture("narrow-two-tower", 4)
     named = replace(RECIPES["notebook"], preprocessing="paper-227")
     assert first_preprocessing(replace(real, init=str(path)), real.resolved(), arch) == preset("caffe-227")
     assert first_preprocessing(replace(real, init=str(path)), named, arch) == preset("paper-227")
     assert first_preprocessing(real, real.resolved(), arch) == preset("imagenet-227")
     with pytest.raises(
-        UserError, match="two-tower takes 227x227 pixels, the preprocessing gives 224x224: imagenet-224"
+        UserError, match="narrow-two-tower takes 227x227 pixels, the preprocessing gives 224x224: imagenet-224"
     ):
         first_preprocessing(real, replace(named, preprocessing="imagenet-224"), arch)
 
 
 def test_wrong_files_to_start_from(real: TrainSettings, tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     for init, arch, reason in [
-        (tmp_path / "none.npz", "two-tower", "no such filters file"),
-        (tmp_path / "none.pt", "two-tower", "no such weights file"),
-        (tmp_path / "none.safetensors", "two-tower", "no such weights file|no such checkpoint"),
-        (filters(tmp_path / "f.npz"), "one-tower", r"conv2 is \[256, 48, 5, 5\], one-tower needs"),
+        (tmp_path / "none.npz", "narrow-two-tower", "no such filters file"),
+        (tmp_path / "none.pt", "narrow-two-tower", "no such weights file"),
+        (tmp_path / "none.safetensors", "narrow-two-tower", "no such weights file|no such checkpoint"),
+        (filters(tmp_path / "f.npz", "two-tower"), "one-tower", r"conv2 is \[256, 48, 5, 5\], one-tower needs"),
         (tiny_checkpoint(), "one-tower", "not the weights of one-tower .*choose the architecture"),
     ]:
         with pytest.raises(CheckpointError, match=reason):
@@ -544,7 +547,7 @@ def test_wrong_files_to_start_from(real: TrainSettings, tiny_checkpoint: MakeChe
 
 
 def test_notebook_network_is_trained_on_its_logits(real: TrainSettings) -> None:
-    run = prepared(replace(real, arch="notebook"))
+    run = prepared(replace(real, arch="narrow-notebook"))
     ((x_NCHW, _),) = run.val_feed.batches([0], [CENTRE], 1)
     logits = run.learner.logits(x_NCHW)
     with torch.inference_mode():
