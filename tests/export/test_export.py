@@ -28,6 +28,7 @@ from alexnet_edge.network.checkpoint import Checkpoint, save_checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.proof.recorded import random_images
+from alexnet_edge.sessions.openvino import int8_overflows
 
 MakeCheckpoint = Callable[..., Path]
 Exported = dict[tuple[str, str], Path]
@@ -73,6 +74,7 @@ def content(folder: Path) -> dict[str, str]:
 
 def test_every_artifact_is_described_and_proved(exported: Exported, tiny_checkpoint: MakeCheckpoint) -> None:
     wanted = {entry for entry in every_artifact() if entry[0] != "trt" or HAVE_RTX}
+    wanted -= {("openvino", "int8")} if int8_overflows() is not None else set()
     assert set(exported) == wanted
     source = tiny_checkpoint()
     for (format, precision), path in exported.items():
@@ -310,26 +312,33 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", str(path)], check=True)
 
 
-def test_a_full_disk_is_refused_before_the_work(exporter: Exporter, small_disk: Callable[[int], Path]) -> None:
-    exporter.out = small_disk(160)
-    artifact = exporter.export("onnx", "fp16")
-    before = content(exporter.out)
+@pytest.fixture
+def large(tiny_checkpoint: MakeCheckpoint, proof: ImageSet, tmp_path: Path) -> Exporter:
+    """Of the full-size network, whose files fill a disk."""
+    checkpoint = load_checkpoint(tiny_checkpoint("two-tower"))
+    return Exporter(checkpoint, out=tmp_path / "artifacts", proof_images=proof, cache=tmp_path / "cache")
+
+
+def test_a_full_disk_is_refused_before_the_work(large: Exporter, small_disk: Callable[[int], Path]) -> None:
+    large.out = small_disk(160)
+    artifact = large.export("onnx", "fp16")
+    before = content(large.out)
     with pytest.raises(OutputError, match=r"onnx fp16 takes \d+ MB and \d+ MB are free: .*; free some space"):
-        exporter.export("onnx", "fp16")
-    assert content(exporter.out) == before
+        large.export("onnx", "fp16")
+    assert content(large.out) == before
     assert load_artifact(artifact.path).manifest.sha256 == artifact.manifest.sha256
 
 
 @pytest.mark.parametrize("format", ["torchscript", "pt2", "onnx"])
 def test_a_disk_that_fills_up_during_the_work(
-    exporter: Exporter, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, format: Format
+    large: Exporter, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, format: Format
 ) -> None:
     """Somebody else took the space after it was looked at."""
     monkeypatch.setattr(Exporter, "_need_space", lambda self, format, precision: None)
-    exporter.out = small_disk(60)
+    large.out = small_disk(60)
     with pytest.raises(OutputError, match=r"cannot write, .*; .*choose another output folder"):
-        exporter.export(format, "fp32")
-    assert content(exporter.out) == {}
+        large.export(format, "fp32")
+    assert content(large.out) == {}
 
 
 KILLED = """

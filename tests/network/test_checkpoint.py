@@ -41,7 +41,7 @@ from alexnet_edge.network.checkpoint import (
     read_weight,
     save_checkpoint,
 )
-from alexnet_edge.network.layers import architecture
+from alexnet_edge.network.layers import Architecture, architecture
 from alexnet_edge.network.load import (
     fit_weights,
     import_weights,
@@ -54,8 +54,9 @@ from alexnet_edge.network.load import (
 from alexnet_edge.progress import QuietReporter
 
 TWO_TOWER = architecture("two-tower", 4)
+NARROW = architecture("narrow-two-tower", 4)
 INFO = CheckpointInfo(
-    architecture="two-tower",
+    architecture=NARROW.name,
     classes=("daisy", "Löwenzahn", "a b", "tulip"),
     preprocessing=preset("caffe-227"),
     recipe={"epochs": 3, "lr": 0.01},
@@ -67,8 +68,8 @@ INFO = CheckpointInfo(
 MakeCheckpoint = Callable[..., Path]
 
 
-def constant_weights(value: float) -> dict[str, np.ndarray]:
-    return {name: np.full(shape, value, np.float32) for name, shape in parameter_shapes(TWO_TOWER).items()}
+def constant_weights(value: float, arch: Architecture = NARROW) -> dict[str, np.ndarray]:
+    return {name: np.full(shape, value, np.float32) for name, shape in parameter_shapes(arch).items()}
 
 
 def message(error: pytest.ExceptionInfo[CheckpointError], path: Path) -> str:
@@ -82,7 +83,7 @@ def message(error: pytest.ExceptionInfo[CheckpointError], path: Path) -> str:
 
 def test_round_trip(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    weights = {name: rng.standard_normal(shape, np.float32) for name, shape in parameter_shapes(TWO_TOWER).items()}
+    weights = {name: rng.standard_normal(shape, np.float32) for name, shape in parameter_shapes(NARROW).items()}
     path = tmp_path / "new" / "folder" / "model.safetensors"
     save_checkpoint(path, weights, INFO)
     loaded = load_checkpoint(path)
@@ -92,7 +93,7 @@ def test_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_weight(path, name), weights[name], strict=True)
     with pytest.raises(CheckpointError, match=r"conv9\.weight cannot be read \(KeyError"):
         read_weight(path, "conv9.weight")
-    assert loaded.info.arch == TWO_TOWER
+    assert loaded.info.arch == NARROW
     assert list(loaded.weights) == sorted(weights)
     for name, value in weights.items():
         np.testing.assert_array_equal(loaded.weights[name], value, strict=True)
@@ -111,7 +112,7 @@ def test_header_is_read_without_torch_or_safetensors(tiny_checkpoint: MakeCheckp
     run = subprocess.run(
         [sys.executable, "-c", code, str(tiny_checkpoint())], capture_output=True, text=True, check=True
     )
-    assert run.stdout == "two-tower\n"
+    assert run.stdout == "narrow-two-tower\n"
 
 
 WRITER = """
@@ -136,7 +137,7 @@ def test_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_checkpoint(
         path,
-        constant_weights(0),
+        constant_weights(0, TWO_TOWER),
         CheckpointInfo(
             architecture="two-tower", classes=tuple("abcd"), preprocessing=preset("caffe-227"), recipe={"value": 0}
         ),
@@ -229,7 +230,7 @@ def test_any_flipped_header_byte_is_refused_or_harmless(tmp_path: Path) -> None:
         except CheckpointError:
             refused += 1
         else:
-            assert info.architecture == "two-tower"
+            assert info.architecture == NARROW.name
         with path.open("rb+") as stream:
             stream.seek(place)
             stream.write(original[place : place + 1])
@@ -324,15 +325,15 @@ def test_foreign_safetensors_points_to_init(tmp_path: Path) -> None:
 
 def test_wrong_architecture_names_the_layers(tmp_path: Path) -> None:
     weights = constant_weights(1)
-    weights["conv2.weight"] = np.zeros((256, 96, 5, 5), np.float32)
+    weights["conv2.weight"] = np.zeros((8, 8, 5, 5), np.float32)
     del weights["fc8.bias"]
     weights["conv6.weight"] = np.zeros(1, np.float32)
     with pytest.raises(CheckpointError) as error:
-        check_weights(weights, TWO_TOWER, tmp_path)
+        check_weights(weights, NARROW, tmp_path)
     text = message(error, tmp_path)
     assert "fc8.bias is missing" in text
     assert "conv6.weight is unknown" in text
-    assert "conv2.weight is [256, 96, 5, 5], not [256, 48, 5, 5]" in text
+    assert "conv2.weight is [8, 8, 5, 5], not [8, 4, 5, 5]" in text
 
 
 def test_other_class_count_is_named(tmp_path: Path) -> None:
@@ -341,7 +342,7 @@ def test_other_class_count_is_named(tmp_path: Path) -> None:
     safetensors.numpy.save_file(constant_weights(1), path, metadata={"alexnet-edge": text})
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(path)
-    assert "fc8.weight is [4, 4096], not [5, 4096], fc8.bias is [4], not [5]" in message(error, path)
+    assert "fc8.weight is [4, 128], not [5, 128], fc8.bias is [4], not [5]" in message(error, path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

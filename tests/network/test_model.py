@@ -220,7 +220,9 @@ def test_imported_weights_make_the_same_model_as_their_checkpoint(tiny_checkpoin
     path = tiny_checkpoint()
     checkpoint = load_checkpoint(path)
     info = CheckpointInfo(
-        architecture="two-tower", classes=checkpoint.info.classes, preprocessing=checkpoint.info.preprocessing
+        architecture=checkpoint.info.architecture,
+        classes=checkpoint.info.classes,
+        preprocessing=checkpoint.info.preprocessing,
     )
     imported = Checkpoint(path=path, sha256=checkpoint.sha256, info=info, weights=import_weights(path))
     x_NCHW = random_images(1, 227)
