@@ -136,7 +136,7 @@ def truncated_jpeg(photo: Path, tmp_path: Path) -> Path:
         ("bench --batch 0", "batches must be 1 or more"),
         ("bench --device tpu", "--device has no such choice: tpu"),
         ("train --device tpu", "--device has no such choice: tpu"),
-        ("train --freeze most", "--freeze has no such choice: most"),
+        ("train --freeze most", "no such freeze: most; choose one of none, features"),
         ("train --data nowhere", "nowhere"),
         ("train --arch vgg", "no such architecture: vgg"),
         ("inspect --arch vgg", "no such architecture: vgg; choose one of one-tower, two-tower, torchvision, notebook"),
@@ -354,7 +354,8 @@ def test_damaged_results(cli: InProcess, content: str) -> None:
     assert [path.name for path in Path().iterdir()] == ["bench.json"]
 
 
-def test_full_disk(cli: InProcess, model: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_full_disk(cli: InProcess, tiny_checkpoint: MakeCheckpoint, image_folder: Path, tmp_path: Path) -> None:
+    model = tiny_checkpoint("two-tower")  # larger than the disk
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(disk)]
