@@ -11,6 +11,7 @@ from alexnet_edge import records
 from alexnet_edge.bench.loadgen.settings import (
     OFFICIAL_PERCENTILES,
     OFFICIAL_SECONDS,
+    Scenario,
     ScenarioSettings,
 )
 from alexnet_edge.errors import AlexNetEdgeError
@@ -27,17 +28,7 @@ def read_logs(folder: Path, settings: ScenarioSettings) -> dict[str, Any]:
     Raises:
         AlexNetEdgeError: when they hold no verdict.
     """
-    events: dict[str, Any] = {}
-    errors: list[str] = []
-    for line in (folder / "mlperf_log_detail.txt").read_text(encoding="utf-8", errors="replace").splitlines():
-        _, marker, text = line.partition(":::MLLOG ")
-        if marker:
-            event = json.loads(text)
-            events[event["key"]] = event["value"]
-            if event.get("metadata", {}).get("is_error"):
-                errors.append(f"LoadGen: {event['key']}: {event['value']}")
-    if events.get("result_validity") not in ("VALID", "INVALID"):
-        raise AlexNetEdgeError(f"LoadGen wrote no verdict: {folder / 'mlperf_log_detail.txt'}")
+    events, errors = _events(folder / "mlperf_log_detail.txt")
     scenario, percentile = settings.scenario, settings.percentile
     queries = int(events["result_query_count"])
     samples = int(events["generated_samples_per_query"]) * queries
@@ -49,16 +40,6 @@ def read_logs(folder: Path, settings: ScenarioSettings) -> dict[str, Any]:
         for digits, name in _KEEP_PERCENTILES.items()
         if scenario != "offline"  # one query: the time at which a sample was done is no latency of its own
     }
-    metric: dict[str, Any]
-    if scenario == "offline":
-        metric = {"name": "throughput", "value": float(events["result_samples_per_second"]), "unit": "samples/s"}
-    elif scenario == "server":
-        value = float(events["result_completed_samples_per_sec"])
-        metric = {"name": f"rate at which p{percentile:g} is within the bound", "value": value, "unit": "queries/s"}
-    else:
-        estimate = events["early_stopping_latency_ss" if scenario == "single-stream" else "early_stopping_latency_ms"]
-        value_ns = int(estimate) if events["early_stopping_met"] else None
-        metric = {"name": f"p{percentile:g} latency, early-stopping estimate", "value": value_ns, "unit": "ns"}
     valid = events["result_validity"] == "VALID"
     early_stopping = " ".join(str(events.get("early_stopping_result", "")).split())
     bound_ms = settings.latency_bound_ms
@@ -66,7 +47,7 @@ def read_logs(folder: Path, settings: ScenarioSettings) -> dict[str, Any]:
         "scenario": scenario,
         "verdict": events["result_validity"],
         "reasons": errors if valid else [*errors, *_reasons(events, early_stopping)],
-        "metric": metric,
+        "metric": _metric(events, scenario, percentile),
         "percentile": percentile,
         "percentiles_ns": percentiles_ns,
         "queries": queries,
@@ -80,6 +61,33 @@ def read_logs(folder: Path, settings: ScenarioSettings) -> dict[str, Any]:
         "logs": str(folder),
         "summary": (folder / "mlperf_log_summary.txt").read_text(encoding="utf-8", errors="replace"),
     }
+
+
+def _events(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """LoadGen's events by key, the last of each, and what it reports as errors."""
+    events: dict[str, Any] = {}
+    errors: list[str] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        _, marker, text = line.partition(":::MLLOG ")
+        if marker:
+            event = json.loads(text)
+            events[event["key"]] = event["value"]
+            if event.get("metadata", {}).get("is_error"):
+                errors.append(f"LoadGen: {event['key']}: {event['value']}")
+    if events.get("result_validity") not in ("VALID", "INVALID"):
+        raise AlexNetEdgeError(f"LoadGen wrote no verdict: {path}")
+    return events, errors
+
+
+def _metric(events: Mapping[str, Any], scenario: Scenario, percentile: float | None) -> dict[str, Any]:
+    if scenario == "offline":
+        return {"name": "throughput", "value": float(events["result_samples_per_second"]), "unit": "samples/s"}
+    if scenario == "server":
+        value = float(events["result_completed_samples_per_sec"])
+        return {"name": f"rate at which p{percentile:g} is within the bound", "value": value, "unit": "queries/s"}
+    estimate = events["early_stopping_latency_ss" if scenario == "single-stream" else "early_stopping_latency_ms"]
+    value_ns = int(estimate) if events["early_stopping_met"] else None
+    return {"name": f"p{percentile:g} latency, early-stopping estimate", "value": value_ns, "unit": "ns"}
 
 
 def _reasons(events: Mapping[str, Any], early_stopping: str) -> list[str]:

@@ -84,11 +84,7 @@ def run_scenario(
     loadgen()
     if not inputs.is_file():
         raise UserError("no such inputs", value=inputs, fix="write preprocessed images with numpy.save")
-    max_batch: int | None = None
-    if isinstance(subject, Path):
-        opened = open_subject(subject, device=device, trust=trust)
-        max_batch = opened.max_batch
-        check_batches(opened.min_batch, max_batch, settings)
+    max_batch = _max_batch(subject, settings, device=device, trust=trust) if isinstance(subject, Path) else None
     place = _Place(
         subject=subject,
         inputs=inputs,
@@ -103,13 +99,26 @@ def run_scenario(
     if settings.scenario == "server":
         result = _serve_best(place, settings, logs, reporter)
     else:
-        result = place.run(settings, logs)
-        if settings.target_qps is None and "shorter than the least duration" in result["reasons"]:
-            rate = 1.2 * result["metric"]["value"] if settings.scenario == "offline" else None
-            reporter.update(1, "too few samples for the least duration, once more")
-            result = place.run(replace(settings, target_qps=rate), logs)
+        result = _run_long_enough(place, settings, logs, reporter)
     result["harness_share"] = None if subject == NULL else _harness_share(place, result)
     reporter.finish(f"{result['verdict']}, {_figure(result)}")
+    return result
+
+
+def _max_batch(path: Path, settings: ScenarioSettings, *, device: Device, trust: bool) -> int | None:
+    """The largest batch that the subject takes; raises UserError where its batches do not allow the scenario."""
+    subject = open_subject(path, device=device, trust=trust)
+    check_batches(subject.min_batch, subject.max_batch, settings)
+    return subject.max_batch
+
+
+def _run_long_enough(place: _Place, settings: ScenarioSettings, logs: Path, reporter: Reporter) -> dict[str, Any]:
+    """One run, and a second one with more samples where the first was shorter than the least duration."""
+    result = place.run(settings, logs)
+    if settings.target_qps is None and "shorter than the least duration" in result["reasons"]:
+        rate = 1.2 * result["metric"]["value"] if settings.scenario == "offline" else None
+        reporter.update(1, "too few samples for the least duration, once more")
+        result = place.run(replace(settings, target_qps=rate), logs)
     return result
 
 
@@ -311,20 +320,25 @@ def sustained_rate(
     low, high = 0.0, highest
     for _ in range(12):
         rate = (low + high) / 2
-        arrived = np.cumsum(gaps / rate).tolist()
-        latencies: list[float] = []
-        free = 0.0
-        at = 0
-        while at < arrivals:
-            begin = max(free, arrived[at])
-            end = at + 1
-            while end < arrivals and end - at < largest and arrived[end] <= begin:
-                end += 1
-            free = begin + service_ns[end - at]
-            latencies.extend(free - arrival for arrival in arrived[at:end])
-            at = end
+        latencies = _simulated_latencies(np.cumsum(gaps / rate).tolist(), service_ns)
         if float(np.percentile(latencies, percentile)) <= bound_ns:
             low = rate
         else:
             high = rate
     return 1e9 * (low or high)
+
+
+def _simulated_latencies(arrivals_ns: Sequence[float], service_ns: Sequence[float]) -> list[float]:
+    """Latencies of queries that arrive at these times, where an inference takes `service_ns[batch]` and one runs at a time."""
+    latencies: list[float] = []
+    free_ns = 0.0
+    first = 0
+    while first < len(arrivals_ns):
+        begin_ns = max(free_ns, arrivals_ns[first])
+        end = first + 1
+        while end < len(arrivals_ns) and end - first < len(service_ns) - 1 and arrivals_ns[end] <= begin_ns:
+            end += 1
+        free_ns = begin_ns + service_ns[end - first]
+        latencies.extend(free_ns - arrival_ns for arrival_ns in arrivals_ns[first:end])
+        first = end
+    return latencies

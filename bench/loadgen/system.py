@@ -86,22 +86,13 @@ def run_here(session: Session, x_NCHW: FloatArray, settings: ScenarioSettings, *
         x = np.resize(x_NCHW, (batch, *x_NCHW.shape[1:]))
         return time_once(lambda: session.run(x))
 
-    scenario = settings.scenario
-    if scenario == "offline" and (settings.max_batch is None or settings.target_qps is None):
-        batching = measure_batches(one_inference, low=low, high=settings.max_batch or high, seconds=settings.seconds)
-    else:
-        smallest = _query_batch(settings, low, high)
-        batching = Batching(
-            batch=settings.max_batch or smallest,
-            how="as given" if settings.max_batch else "one query",
-            times_ns={smallest: _settled_ns(one_inference, smallest)},
-        )
+    batching = _choose_batch(one_inference, settings, low=low, high=high)
     settings = _resolve(settings, batching)
     sut = _SystemUnderTest(session, x_NCHW, settings, batching, lg)
     _make_folder(logs)
     test, log = _loadgen_settings(lg, settings, batching, logs)
     with no_collection():
-        run = sut.serve if scenario == "server" else sut.stream
+        run = sut.serve if settings.scenario == "server" else sut.stream
         run(lambda handle, qsl: lg.StartTestWithLogSettings(handle, qsl, test, log, str(logs / "audit.config")))
     return {
         **read_logs(logs, settings),
@@ -121,6 +112,20 @@ class Batching:
     """Of one inference, by batch; medians of a few."""
 
 
+def _choose_batch(
+    one_inference: Callable[[int], int], settings: ScenarioSettings, *, low: int, high: int | None
+) -> Batching:
+    """The batch that was given, that of one query, or, offline, the fastest of a quick measurement."""
+    if settings.scenario == "offline" and (settings.max_batch is None or settings.target_qps is None):
+        return measure_batches(one_inference, low=low, high=settings.max_batch or high, seconds=settings.seconds)
+    smallest = _query_batch(settings, low, high)
+    return Batching(
+        batch=settings.max_batch or smallest,
+        how="as given" if settings.max_batch else "one query",
+        times_ns={smallest: _settled_ns(one_inference, smallest)},
+    )
+
+
 def measure_batches(
     one_inference: Callable[[int], int], *, low: int, high: int | None, seconds: float, limit_ns: float = math.inf
 ) -> Batching:
@@ -130,8 +135,8 @@ def measure_batches(
         one_inference: runs a batch, returns its nanoseconds.
         low: smallest batch.
         high: largest batch; None for 64.
-        seconds: least duration of the run; no inference shall take longer than a tenth of it.
-        limit_ns: nor longer than this.
+        seconds: least duration of the run; no inference may take longer than a tenth of it.
+        limit_ns: the longest that an inference may take.
     """
     high = high or max(_LARGEST_BATCH, low)
     limit_ns = min(limit_ns, seconds * 1e9 * _BATCH_SHARE)
@@ -229,16 +234,14 @@ def _loadgen_settings(lg: Any, settings: ScenarioSettings, batching: Batching, l
     test.min_duration_ms = math.ceil(settings.seconds * 1e3)
     test.min_query_count = settings.min_queries
     share = (settings.percentile or 0) / 100
-    # LoadGen makes its queries beforehand, from a latency that must not be too long: half leaves room
-    if settings.scenario == "single-stream":
-        test.scenario = lg.TestScenario.SingleStream
-        test.single_stream_target_latency_percentile = share
-        test.single_stream_expected_latency_ns = max(1.0, min(batching.times_ns.values()) / 2)
-    elif settings.scenario == "multi-stream":
-        test.scenario = lg.TestScenario.MultiStream
-        test.multi_stream_target_latency_percentile = share
-        test.multi_stream_samples_per_query = settings.samples_per_query
-        test.multi_stream_expected_latency_ns = max(1.0, min(batching.times_ns.values()) / 2)
+    if settings.scenario in ("single-stream", "multi-stream"):
+        name = settings.scenario.replace("-", "_")
+        test.scenario = lg.TestScenario.SingleStream if name == "single_stream" else lg.TestScenario.MultiStream
+        setattr(test, f"{name}_target_latency_percentile", share)
+        # LoadGen makes its queries beforehand, from a latency that must not be too long: half leaves room
+        setattr(test, f"{name}_expected_latency_ns", max(1.0, min(batching.times_ns.values()) / 2))
+        if name == "multi_stream":
+            test.multi_stream_samples_per_query = settings.samples_per_query
     elif settings.scenario == "server":
         assert settings.latency_bound_ms is not None
         test.scenario = lg.TestScenario.Server

@@ -132,28 +132,18 @@ def roofline(
         rooflines.append(_layer(spec.name, cost, total_bytes, stored[spec.name], computed_in, peaks, measured, notes))
         work.append((cost, total_bytes, computed_in))
     floor_ns = sum(layer.floor_ns for layer in rooflines)
-    by_round = None
-    if rounds:
-        floors_ns = [sum(max(_bounds_ns(*layer_work, of_round)) for layer_work in work) for of_round, _ in rounds]
-        pairs = [([floor], samples_ns) for floor, (_, samples_ns) in zip(floors_ns, rounds, strict=True)]
-        share, interval = bootstrap_ratios(pairs)
-        by_round = {"share": share, "interval": list(interval), "floors_ns": floors_ns}
     timed = [layer for layer in rooflines if layer.above_ns is not None]
     nodes_ns = None if nodes is None else sum(node.ns for node in nodes)
     fits = None if nodes_ns is None else abs(nodes_ns / p50_ns - 1) <= _MAX_DIFFERENCE
     if nodes_ns is not None and not fits:
         notes.add(f"the profiled nodes add up to {_ms(nodes_ns)}, the median latency is {_ms(p50_ns)}")
-    if peaks.other_cpus is not None and peaks.other_cpus > _MAX_OTHER_CPUS:
-        notes.add(
-            f"other processes kept {peaks.other_cpus:.1f} processors busy while the peaks were measured: they may be higher, "
-            "and the floors lower"
-        )
+    _note_busy_machine(peaks, notes)
     return {
         "batch": batch,
         "floor_ns": floor_ns,
         "p50_ns": p50_ns,
         "share": floor_ns / p50_ns,
-        "by_round": by_round,
+        "by_round": _round_by_round(work, rounds) if rounds else None,
         "layers": [asdict(layer) for layer in rooflines],
         "nodes_ns": nodes_ns,
         "profile_fits": fits,
@@ -168,12 +158,30 @@ def roofline(
     }
 
 
+def _round_by_round(
+    work: Sequence[tuple[LayerCost, int, str]], rounds: Sequence[tuple[Peaks, Sequence[int]]]
+) -> dict[str, Any]:
+    """The share of the floor, each round's latencies against the rates of the same round."""
+    floors_ns = [sum(max(_bounds_ns(*layer, peaks)) for layer in work) for peaks, _ in rounds]
+    pairs = [([floor], samples_ns) for floor, (_, samples_ns) in zip(floors_ns, rounds, strict=True)]
+    share, interval = bootstrap_ratios(pairs)
+    return {"share": share, "interval": list(interval), "floors_ns": floors_ns}
+
+
 def sentence(layer: Mapping[str, Any]) -> str:
     """One entry of a roofline's `layers` in words: `fc6: 1.9 ms, 71 % of the bandwidth floor`."""
     if layer["measured_ns"] is None:
         return f"{layer['name']}: not timed"
     floor = "bandwidth" if layer["bound"] == "memory" else "compute"
     return f"{layer['name']}: {_ms(layer['measured_ns'])}, {_percent(layer['share'])} of the {floor} floor"
+
+
+def _note_busy_machine(peaks: Peaks, notes: _Notes) -> None:
+    if peaks.other_cpus is not None and peaks.other_cpus > _MAX_OTHER_CPUS:
+        notes.add(
+            f"other processes kept {peaks.other_cpus:.1f} processors busy while the peaks were measured: they may be higher, "
+            "and the floors lower"
+        )
 
 
 def _why_untimed(nodes: Sequence[NodeTime] | None, timed: Sequence[LayerRoofline]) -> str:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -207,31 +207,27 @@ def _of_entry(
         )
     if device := entry.get("device"):
         definition = convention_definition(like) or own
-        device_rounds, graph_rounds = entry.get("device_samples") or (), entry.get("graph_samples") or ()
-        for part, summary, rounds in (
-            (
-                DEVICE,
-                device.get("latency_ns"),
-                [_phases(samples, ("h2d_ns", "compute_ns", "d2h_ns")) for samples in device_rounds],
-            ),
-            (
-                DEVICE_COMPUTE,
-                device.get("compute_ns"),
-                [_phases(samples, ("compute_ns",)) for samples in device_rounds],
-            ),
-            (
-                DEVICE_GRAPH,
-                (device.get("graph") or {}).get("compute_ns"),
-                [_phases(samples, ("compute_ns",)) for samples in graph_rounds],
-            ),
-        ):
-            if summary:
-                measurements.append(measured(part, definition, rounds=tuple(rounds), figures=percentiles_ns(summary)))
+        for part, summary, rounds in _device_parts(entry, device):
+            measurements.append(measured(part, definition, rounds=rounds, figures=percentiles_ns(summary)))
     if pipelined := entry.get("pipelined"):
         per_query_ns = 1e9 / number(pipelined["queries_per_s"])
         definition = f"{own}, {pipelined['in_flight']} in flight"
         measurements.append(measured(PIPELINED, definition, figures={"p50": per_query_ns}))
     return measurements
+
+
+def _device_parts(
+    entry: Mapping[str, Any], device: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any], tuple[tuple[float, ...], ...]]]:
+    """What was timed by the device's clock: its name, its summary, and each round's samples."""
+    graph = device.get("graph") or {}
+    for part, summary, key, phases in (
+        (DEVICE, device.get("latency_ns"), "device_samples", ("h2d_ns", "compute_ns", "d2h_ns")),
+        (DEVICE_COMPUTE, device.get("compute_ns"), "device_samples", ("compute_ns",)),
+        (DEVICE_GRAPH, graph.get("compute_ns"), "graph_samples", ("compute_ns",)),
+    ):
+        if summary:
+            yield part, summary, tuple(_phases(samples, phases) for samples in entry.get(key) or ())
 
 
 def _rounds_of(samples: Sequence[Mapping[str, Any]] | None) -> tuple[tuple[float, ...], ...]:

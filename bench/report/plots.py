@@ -108,49 +108,15 @@ def tradeoff(rows: Sequence[Row], styles: Mapping[str, Style]) -> Plot | None:
     if not placed:
         return None
     largest = max(row.megabytes for row, _ in placed)
-    traces = []
-    ends: list[float] = []
-    for row, value in placed:
-        style = styles[row.group]
-        interval = _interval(row, value, of_accuracy)
-        ends += [value, *(interval or ())]
-        faults = ["not proved"] * (row.proof not in _PROVED) + ["invalid"] * (not row.valid)
-        name = short(row.group) + (f" ({', '.join(faults)})" if faults else "")
-        bars: dict[str, Any] = {"type": "data", "symmetric": False, "color": style.colour, "thickness": 1, "width": 4}
-        if interval is not None:
-            bars |= {"array": [100 * (interval[1] - value)], "arrayminus": [100 * (value - interval[0])]}
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": [row.p50_ms],
-                "y": [100 * value],
-                "name": escape(row.label),
-                "meta": {"label": escape(name), "short": escape(short(row.group))},
-                "error_y": bars,
-                "marker": {
-                    "color": "rgba(0,0,0,0)" if faults else style.colour,
-                    "size": 10 + 22 * (row.megabytes / largest) ** 0.5,
-                    "opacity": 0.85,
-                    "line": {"color": style.colour, "width": 2},
-                    "symbol": style.marker,
-                },
-                "hovertemplate": f"%{{x:.3g}} ms, %{{y:.1f}} %, {row.megabytes:.0f} MB<extra>%{{fullData.name}}</extra>",
-            }
-        )
+    intervals = [_interval(row, value, of_accuracy) for row, value in placed]
+    ends = [end for (_, value), interval in zip(placed, intervals, strict=True) for end in (value, *(interval or ()))]
+    traces = [
+        _mark(row, value, interval, styles[row.group], largest)
+        for (row, value), interval in zip(placed, intervals, strict=True)
+    ]
     front = _front([(row, value) for row, value in placed if row.valid and row.proof in _PROVED])
     if len(front) > 1:
-        traces.insert(
-            0,
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": [row.p50_ms for row, _ in front],
-                "y": [100 * value for _, value in front],
-                "line": {"color": "rgba(128,128,128,0.8)", "width": 1.5, "dash": "dot", "shape": "hv"},
-                "hoverinfo": "skip",
-            },
-        )
+        traces.insert(0, _front_line(front))
     quality = "top-1 accuracy" if of_accuracy else "top-1 agreement with the checkpoint"
     low, high = 100 * min(ends), 100 * max(ends)
     room = max(0.5, (high - low) * 0.18)
@@ -158,7 +124,7 @@ def tradeoff(rows: Sequence[Row], styles: Mapping[str, Style]) -> Plot | None:
         "tradeoff",
         "Which one to choose: accuracy, latency, size",
         f"Further up answers better, further left is faster, smaller marks are smaller files; hollow is not proved or invalid. Bars: 95 % interval of the "
-        f"{quality}; the dotted line joins what nothing proved and valid beats in both. {_told_apart(placed, of_accuracy)}",
+        f"{quality}; the dotted line joins what nothing proved and valid beats in both. {_differing(placed, of_accuracy)}",
         traces,
         {
             "xaxis": _number_axis("median latency (ms)", [row.p50_ms or 0.0 for row, _ in placed], pad=0.16),
@@ -170,13 +136,52 @@ def tradeoff(rows: Sequence[Row], styles: Mapping[str, Style]) -> Plot | None:
     )
 
 
+def _mark(
+    row: Row, value: float, interval: tuple[float, float] | None, style: Style, largest_mb: float
+) -> dict[str, Any]:
+    """One artifact in the trade-off."""
+    faults = ["not proved"] * (row.proof not in _PROVED) + ["invalid"] * (not row.valid)
+    name = short(row.group) + (f" ({', '.join(faults)})" if faults else "")
+    bars: dict[str, Any] = {"type": "data", "symmetric": False, "color": style.colour, "thickness": 1, "width": 4}
+    if interval is not None:
+        bars |= {"array": [100 * (interval[1] - value)], "arrayminus": [100 * (value - interval[0])]}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [row.p50_ms],
+        "y": [100 * value],
+        "name": escape(row.label),
+        "meta": {"label": escape(name), "short": escape(short(row.group))},
+        "error_y": bars,
+        "marker": {
+            "color": "rgba(0,0,0,0)" if faults else style.colour,
+            "size": 10 + 22 * (row.megabytes / largest_mb) ** 0.5,
+            "opacity": 0.85,
+            "line": {"color": style.colour, "width": 2},
+            "symbol": style.marker,
+        },
+        "hovertemplate": f"%{{x:.3g}} ms, %{{y:.1f}} %, {row.megabytes:.0f} MB<extra>%{{fullData.name}}</extra>",
+    }
+
+
+def _front_line(front: Sequence[tuple[Row, float]]) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [row.p50_ms for row, _ in front],
+        "y": [100 * value for _, value in front],
+        "line": {"color": "rgba(128,128,128,0.8)", "width": 1.5, "dash": "dot", "shape": "hv"},
+        "hoverinfo": "skip",
+    }
+
+
 def _interval(row: Row, value: float, of_accuracy: bool) -> tuple[float, float] | None:
     if not of_accuracy:
         return row.agreement_interval
     return wilson_interval(round(value * row.accuracy_images), row.accuracy_images) if row.accuracy_images else None
 
 
-def _told_apart(placed: Sequence[tuple[Row, float]], of_accuracy: bool) -> str:
+def _differing(placed: Sequence[tuple[Row, float]], of_accuracy: bool) -> str:
     """Whose accuracy differs from the checkpoint's beyond chance."""
     tested = [row for row, _ in placed if row.accuracy_p is not None]
     if not of_accuracy or not tested:

@@ -17,7 +17,7 @@ from alexnet_edge import __version__
 from alexnet_edge.artifact import Artifact
 from alexnet_edge.bench.report import plots
 from alexnet_edge.bench.report.numbers import NOT_AVAILABLE, NOT_MEASURED, show, show_ms
-from alexnet_edge.bench.report.rows import Row, fastest_of_each, rows_of, worst_layer
+from alexnet_edge.bench.report.rows import Row, dig, fastest_of_each, rows_of, worst_layer
 from alexnet_edge.bench.report.tables import every_table, scorecard
 from alexnet_edge.bench.report.words import fastest_proved, headline, open_points, threads_of, verdict, worst_overall
 from alexnet_edge.bench.timing.subjects import PEER, subject_of
@@ -93,42 +93,32 @@ def write_report(
         raise UserError("nothing to report", value=out, fix="give results or artifacts")
     settings = bench["settings"] if bench else None
     rows = rows_of(subjects, settings)
-    chosen = fastest_of_each(rows)
     styles = plots.styles_of(rows)
     drawn = _plots(subjects, rows, settings, history, styles)
-    tables = every_table(bench, rows, subjects) if bench else []
-    panels = _layer_panels(rows, subjects, styles)
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     page = environment.get_template("report.html.j2").render(
         title=title,
         version=__version__,
         created=bench["created"] if bench else datetime.now(timezone.utc).isoformat(timespec="seconds"),
         unfinished=_unfinished(bench),
-        verdict=verdict(rows, settings),
-        headline=headline(rows),
-        tiles=_tiles(rows, settings),
-        open_points=open_points(rows, (bench or {}).get("peers_left_out")),
-        scorecard=scorecard(chosen, settings),
-        all_rows=scorecard(rows, settings, name="scorecard-all") if len(chosen) < len(rows) else None,
+        **_findings(bench, subjects, rows, settings),
         plots=drawn,
         filters="" if filters_OCHW is None else base64.b64encode(filter_png(filters_OCHW)).decode(),
         filter_count=0 if filters_OCHW is None else len(filters_OCHW),
         plotly_js=get_plotlyjs() if drawn else "",
         worst_layer=worst_overall(rows, subjects),
-        panels=panels,
-        tables={table.name: table for table in tables},
-        missing=[text for table in tables if not table.rows and table.name not in _POWER for text in table.absent],
-        metered=bool(bench and (bench.get("power") or {}).get("meter")),
-        power=_facts(_power_facts(bench)) if bench else [],
+        panels=_layer_panels(rows, subjects, styles),
         summaries=_scenario_summaries(rows, subjects),
         layers=_layer_table(subjects, rows),
         calibrations=_calibrations(subjects),
         checkpoint=_facts(_checkpoint_facts(checkpoint_info, subjects)),
         machine=_facts(_machine_facts(bench, artifacts)),
-        method=_facts(_method_facts(bench)) if bench else [],
         commands=list(commands) or ([shlex.join(bench["command"])] if bench else []),
         hashes=list(dict.fromkeys((row.name, subject["sha256"]) for row, subject in zip(rows, subjects, strict=True))),
         show=show,
@@ -136,6 +126,30 @@ def write_report(
     )
     write_text(out, page)
     return out
+
+
+def _findings(
+    bench: Mapping[str, Any] | None,
+    subjects: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
+    settings: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The page's verdict, tables and facts about the measurement."""
+    chosen = fastest_of_each(rows)
+    tables = every_table(bench, rows, subjects) if bench else []
+    return {
+        "verdict": verdict(rows, settings),
+        "headline": headline(rows),
+        "tiles": _tiles(rows, settings),
+        "open_points": open_points(rows, (bench or {}).get("peers_left_out")),
+        "scorecard": scorecard(chosen, settings),
+        "all_rows": scorecard(rows, settings, name="scorecard-all") if len(chosen) < len(rows) else None,
+        "tables": {table.name: table for table in tables},
+        "missing": [text for table in tables if not table.rows and table.name not in _POWER for text in table.absent],
+        "metered": bool(dig(bench, "power", "meter")),
+        "power": _facts(_power_facts(bench)) if bench else [],
+        "method": _facts(_method_facts(bench)) if bench else [],
+    }
 
 
 def _unfinished(bench: Mapping[str, Any] | None) -> str:
@@ -151,9 +165,6 @@ def _all_subjects(bench: Mapping[str, Any] | None, artifacts: Sequence[Artifact]
     known = {subject["sha256"] for subject in subjects}
     further = [artifact for artifact in artifacts if artifact.manifest.sha256 not in known]
     return [*subjects, *(subject_of(artifact).to_json() for artifact in further)]
-
-
-# --- text -----------------------------------------------------------------------------------------------------------------
 
 
 def _tiles(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:

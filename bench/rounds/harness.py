@@ -133,21 +133,7 @@ def plain_loop_ratio(
         min_seconds=block_s,
         min_warmup_seconds=0,
     )
-    least = settings.samples_needed(1)
-    harness_samples: list[tuple[int, ...]] = []
-    plain_samples: list[list[int]] = []
-    with session:
-        runtime = session._session
-
-        def measure_harness() -> None:
-            harness_samples.append(measure_latency(session, x_NCHW, batch=1, settings=settings).samples_ns)
-
-        def measure_plain() -> None:
-            plain_samples.append(_plain_loop(runtime, session.input.name, batches_of(x_NCHW, 1), block_s, least))
-
-        for number in range(blocks):
-            for measure in (measure_harness, measure_plain) if number % 2 else (measure_plain, measure_harness):
-                measure()
+    harness_samples, plain_samples = _in_turn(session, x_NCHW, settings, blocks=blocks)
     ratios = [
         float(np.median(own) / np.median(other)) for own, other in zip(harness_samples, plain_samples, strict=True)
     ]
@@ -159,6 +145,28 @@ def plain_loop_ratio(
         "blocks": blocks,
         "samples": [sum(map(len, harness_samples)), sum(map(len, plain_samples))],
     }
+
+
+def _in_turn(
+    session: OnnxRuntimeSession, x_NCHW: FloatArray, settings: MeasureSettings, *, blocks: int
+) -> tuple[list[tuple[int, ...]], list[list[int]]]:
+    """Samples of each block of the harness and of the plain loop, each first in every other pair of blocks."""
+    harness_samples: list[tuple[int, ...]] = []
+    plain_samples: list[list[int]] = []
+    inputs, least = batches_of(x_NCHW, 1), settings.samples_needed(1)
+    with session:
+        runtime = session._session
+
+        def measure_harness() -> None:
+            harness_samples.append(measure_latency(session, x_NCHW, batch=1, settings=settings).samples_ns)
+
+        def measure_plain() -> None:
+            plain_samples.append(_plain_loop(runtime, session.input.name, inputs, settings.min_seconds, least))
+
+        for number in range(blocks):
+            for measure in (measure_harness, measure_plain) if number % 2 else (measure_plain, measure_harness):
+                measure()
+    return harness_samples, plain_samples
 
 
 def _plain_loop(runtime: Any, name: str, inputs_NCHW: list[FloatArray], seconds: float, least: int) -> list[int]:

@@ -26,6 +26,7 @@ from alexnet_edge.bench.machine.power_mode import power_mode, restore_left_over
 from alexnet_edge.bench.machine.recorded_log import tegrastats_window
 from alexnet_edge.bench.machine.state import machine_state
 from alexnet_edge.bench.rounds import harness
+from alexnet_edge.bench.rounds.peaks import SECONDS as PEAK_SECONDS
 from alexnet_edge.bench.rounds.peaks import measure_peaks
 from alexnet_edge.bench.rounds.results import BenchResult, Measured, PowerFindings, Round
 from alexnet_edge.bench.timing.process import Opened, Worker
@@ -137,34 +138,7 @@ def run_bench(
         OutputError: when `out` cannot be written.
     """
     settings, plan = settings or MeasureSettings(), plan or Plan()
-    emulated = emulation()
-    if plan.scenarios and emulated:
-        raise UserError(
-            f"LoadGen gives a verdict on times, and this machine is emulated ({emulated})",
-            value="--scenario",
-            fix="leave it out, or run it on the machine itself",
-        )
-    if not subjects:
-        raise UserError("nothing to measure", value="no artifact", fix="write one with `alexnet-edge export`")
-    opened = [open_subject(path, device=settings.device, trust=trust) for path in subjects]
-    if settings.like is not None:
-        only_gpu = f"{settings.like} measures a GPU, and this runs on the processor"
-        opened = [
-            subject if subject.device == "cuda" else replace(subject, skipped=subject.skipped or only_gpu)
-            for subject in opened
-        ]
-    hashes = [subject.sha256 for subject in opened]
-    for index, digest in enumerate(hashes):
-        if digest in hashes[:index]:
-            raise UserError("the same file is named twice", value=subjects[index], fix="name each once")
-    if all(subject.skipped for subject in opened):
-        raise UserError(
-            f"nothing can be measured here: {opened[0].skipped}",
-            value=opened[0].path,
-            fix="measure it on a machine that can run it",
-        )
-    if not plan.isolate and any(subject.format == PEER for subject in opened):
-        raise UserError("peers run in processes of their own", value="--no-isolate", fix="leave it out")
+    opened = _open_subjects(subjects, settings, plan, trust=trust)
     measured = [Measured(subject=subject) for subject in swept(told_apart(opened), plan.threads)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alexnet-edge-bench-")))
@@ -194,6 +168,39 @@ def run_bench(
         )
         bench.run()
     return result
+
+
+def _open_subjects(paths: Sequence[Path], settings: MeasureSettings, plan: Plan, *, trust: bool) -> list[Subject]:
+    """The subjects of `paths`, those that cannot be run here with the reason; raises UserError as `run_bench` does."""
+    emulated = emulation()
+    if plan.scenarios and emulated:
+        raise UserError(
+            f"LoadGen gives a verdict on times, and this machine is emulated ({emulated})",
+            value="--scenario",
+            fix="leave it out, or run it on the machine itself",
+        )
+    if not paths:
+        raise UserError("nothing to measure", value="no artifact", fix="write one with `alexnet-edge export`")
+    opened = [open_subject(path, device=settings.device, trust=trust) for path in paths]
+    if settings.like is not None:
+        only_gpu = f"{settings.like} measures a GPU, and this runs on the processor"
+        opened = [
+            subject if subject.device == "cuda" else replace(subject, skipped=subject.skipped or only_gpu)
+            for subject in opened
+        ]
+    hashes = [subject.sha256 for subject in opened]
+    for index, digest in enumerate(hashes):
+        if digest in hashes[:index]:
+            raise UserError("the same file is named twice", value=paths[index], fix="name each once")
+    if all(subject.skipped for subject in opened):
+        raise UserError(
+            f"nothing can be measured here: {opened[0].skipped}",
+            value=opened[0].path,
+            fix="measure it on a machine that can run it",
+        )
+    if not plan.isolate and any(subject.format == PEER for subject in opened):
+        raise UserError("peers run in processes of their own", value="--no-isolate", fix="leave it out")
+    return opened
 
 
 @dataclass(kw_only=True, slots=True)
@@ -371,7 +378,7 @@ class _Bench:
                     device=device,
                     threads=threads,
                     cpus=self.plan.pinned_cpus,
-                    seconds=peaks.SECONDS / min(self.result.settings.rounds, MOST_PARTS),
+                    seconds=PEAK_SECONDS / min(self.result.settings.rounds, MOST_PARTS),
                 )
             except AlexNetEdgeError as error:
                 outcome = error

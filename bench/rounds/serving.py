@@ -10,7 +10,7 @@ to the worker's standard input and reads one JSON answer per line:
     {"do": "nodes", "batch": 1, "runs": 20}              the runtime's own profile, see `Session.node_times`
     {"do": "scenario", "settings": {...}, "logs": PATH}  one LoadGen scenario, see `scenarios.run_here`
     {"do": "close"}                                      another may be opened then
-    {"do": "peaks", "device": "cpu", "threads": 2, ...}  what the machine can do, see `peaks.measure_here`; nothing is opened
+    {"do": "peaks", "device": "cpu", "threads": 2, ...}  what the machine can do, see `measure_here`; nothing is opened
 
 A subject named `null` is a session that answers zeros at once, for inputs of the given array's shape.
 
@@ -186,7 +186,7 @@ def _scenario(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _peaks(request: Mapping[str, Any]) -> dict[str, Any]:
-    from alexnet_edge.bench.machine.peaks import measure_here
+    from alexnet_edge.bench.rounds.peaks import measure_here
 
     options = {name: value for name, value in request.items() if name != "do"}
     value: dict[str, Any] = records.to_builtins(measure_here(**options))

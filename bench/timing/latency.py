@@ -40,6 +40,7 @@ from alexnet_edge.bench.timing.settings import (
     CONVENTIONS,
     MAX_SHARE,
     MIN_WARMUP,
+    Like,
     MeasureSettings,
 )
 from alexnet_edge.errors import UserError
@@ -241,24 +242,23 @@ def measure_batch(session: Session, x_NCHW: FloatArray, *, batch: int, settings:
         except UserError as error:
             unavailable["cold"] = error.problem
     inputs = batches_of(x_NCHW, batch)
-    if settings.like is not None:
-        convention = CONVENTIONS[settings.like]
-        try:
-            with device_queries(
-                session,
-                inputs,
-                in_flight=convention.in_flight,
-                graph=convention.graph,
-                transfers=convention.transfers,
-                spin=convention.spin,
-            ) as queries:
-                device_samples, pipelined = take_like_trtexec(queries, convention)
-            parts["device"], parts["pipelined"] = device_samples, pipelined  # now that the last answers were right, too
-            unavailable["graph"] = f"{settings.like} measures one way only"
-        except UserError as error:
-            unavailable.update(dict.fromkeys(("device", "graph", "pipelined"), error.problem))
-        return BatchRound(**parts, unavailable=unavailable)
-    samples = math.ceil(settings.samples_needed(batch) / settings.rounds)
+    device_parts, reasons = (
+        _device_parts(session, inputs, settings, samples=math.ceil(settings.samples_needed(batch) / settings.rounds))
+        if settings.like is None
+        else _device_parts_like(session, inputs, settings.like)
+    )
+    return BatchRound(**parts, **device_parts, unavailable={**unavailable, **reasons})
+
+
+_DeviceParts = tuple[dict[str, Any], dict[str, str]]
+"""The parts of a `BatchRound` on the device, and why the others are not there."""
+
+
+def _device_parts(
+    session: Session, inputs: Sequence[FloatArray], settings: MeasureSettings, *, samples: int
+) -> _DeviceParts:
+    parts: dict[str, Any] = {}
+    unavailable: dict[str, str] = {}
     for name, in_flight, graph in (("device", 1, False), ("graph", 1, True), ("pipelined", settings.in_flight, False)):
         try:
             with device_queries(
@@ -268,4 +268,21 @@ def measure_batch(session: Session, x_NCHW: FloatArray, *, batch: int, settings:
             parts[name] = pipelined if name == "pipelined" else device_samples
         except UserError as error:
             unavailable[name] = error.problem
-    return BatchRound(**parts, unavailable=unavailable)
+    return parts, unavailable
+
+
+def _device_parts_like(session: Session, inputs: Sequence[FloatArray], like: Like) -> _DeviceParts:
+    convention = CONVENTIONS[like]
+    try:
+        with device_queries(
+            session,
+            inputs,
+            in_flight=convention.in_flight,
+            graph=convention.graph,
+            transfers=convention.transfers,
+            spin=convention.spin,
+        ) as queries:
+            device_samples, pipelined = take_like_trtexec(queries, convention)
+    except UserError as error:
+        return {}, dict.fromkeys(("device", "graph", "pipelined"), error.problem)
+    return {"device": device_samples, "pipelined": pipelined}, {"graph": f"{like} measures one way only"}

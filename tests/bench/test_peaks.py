@@ -15,18 +15,11 @@ import pytest
 from cuda_machine import Machine
 
 from alexnet_edge import environment, records
-from alexnet_edge.bench.machine import peaks as module
-from alexnet_edge.bench.machine.peaks import (
-    Kernel,
-    Peaks,
-    best_of,
-    best_rate,
-    buffer_bytes,
-    growing,
-    measure_here,
-    typical,
-)
-from alexnet_edge.bench.rounds.peaks import measure_peaks
+from alexnet_edge.bench.machine import gpu_peaks, kernels, processor_peaks
+from alexnet_edge.bench.machine.kernels import Kernel, best_rate, growing
+from alexnet_edge.bench.machine.peaks import Peaks, best_of, typical
+from alexnet_edge.bench.machine.processor_peaks import buffer_bytes
+from alexnet_edge.bench.rounds.peaks import measure_here, measure_peaks
 from alexnet_edge.errors import MissingComponentError, UserError
 from alexnet_edge.nvidia import cuda
 
@@ -126,26 +119,26 @@ def test_larger_amounts_are_compared_by_rate() -> None:
 
 
 def test_kernels_that_are_far_behind_are_left_out() -> None:
-    kernels = [
+    made = [
         Kernel(name=name, amount=1, run_s=lambda took=took: time.sleep(0.001) or took)  # type: ignore[misc,func-returns-value]
         for name, took in (("fast", 1.0), ("close", 1.2), ("slow", 9.0))
     ]
-    _, how = best_rate(kernels, seconds=0.2)
+    _, how = best_rate(made, seconds=0.2)
     runs = {name: len(kernel["samples_ns"]) for name, kernel in how["kernels"].items()}
-    assert runs["slow"] == module._MIN_RUNS < runs["close"] == runs["fast"]
+    assert runs["slow"] == kernels._MIN_RUNS < runs["close"] == runs["fast"]
 
 
 def test_sizes_grow_while_runs_are_short() -> None:
     def at(seconds_of_first: float) -> list[str]:
         def make(size: int) -> Kernel:
-            took = seconds_of_first * (size / module._SIZES[0]) ** 3
+            took = seconds_of_first * (size / kernels.SIZES[0]) ** 3
             return Kernel(name=str(size), amount=size**3, run_s=lambda: took)
 
         return [kernel.name for kernel in growing(make)]
 
     assert at(1.0) == ["512"], "a slow machine multiplies the smallest only"
-    assert at(module._LONG_S / 20) == ["512", "1024"]
-    assert at(1e-9) == [str(size) for size in module._SIZES]
+    assert at(kernels._LONG_S / 20) == ["512", "1024"]
+    assert at(1e-9) == [str(size) for size in kernels.SIZES]
 
 
 # --- the buffer -------------------------------------------------------------------------------------------------------
@@ -162,8 +155,8 @@ def test_buffer_is_larger_than_caches_and_fits() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_reads_touch_every_element_once(threads: int) -> None:
     buffer = np.arange(4 * 1024 * 3, dtype=np.float32)
-    pieces = module._pieces(buffer, threads)
-    assert [len(piece) for piece in pieces] == [threads] * module._PIECES
+    pieces = processor_peaks._pieces(buffer, threads)
+    assert [len(piece) for piece in pieces] == [threads] * processor_peaks._PIECES
     np.testing.assert_array_equal(np.concatenate([part for piece in pieces for part in piece]), buffer)
     assert all(len(part) % 2 == 0 for piece in pieces for part in piece), "they are also read eight bytes at a time"
 
@@ -172,18 +165,18 @@ def test_reads_touch_every_element_once(threads: int) -> None:
 def test_copies_copy_half_of_the_buffer(threads: int) -> None:
     buffer = np.arange(1 << 16, dtype=np.float32)
     with ThreadPoolExecutor(threads) as pool:
-        (kernel,) = module._copy_kernels(buffer, pool, threads)
-        for _ in range(module._PIECES):
+        (kernel,) = processor_peaks._copy_kernels(buffer, pool, threads)
+        for _ in range(processor_peaks._PIECES):
             assert kernel.run_s() > 0
     np.testing.assert_array_equal(buffer[1 << 15 :], np.arange(1 << 15, dtype=np.float32))
-    assert kernel.amount * module._PIECES == 2 * buffer.nbytes / 2, "half read and half written"
+    assert kernel.amount * processor_peaks._PIECES == 2 * buffer.nbytes / 2, "half read and half written"
 
 
 def test_one_run_reads_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = np.ones(1 << 14, np.float32)
     with ThreadPoolExecutor(2) as pool:
-        for kernel in module._read_kernels(buffer, pool, 2):
-            assert kernel.amount == buffer.nbytes / module._PIECES
+        for kernel in processor_peaks._read_kernels(buffer, pool, 2):
+            assert kernel.amount == buffer.nbytes / processor_peaks._PIECES
             assert kernel.run_s() > 0
 
 
@@ -193,8 +186,9 @@ def test_one_run_reads_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything in miniature."""
-    monkeypatch.setattr(module, "_SIZES", (16, 32))
-    monkeypatch.setattr(module, "buffer_bytes", lambda *_: MIB)
+    monkeypatch.setattr(kernels, "SIZES", (16, 32))
+    monkeypatch.setattr(processor_peaks, "SIZES", (16, 32))
+    monkeypatch.setattr(processor_peaks, "buffer_bytes", lambda *_: MIB)
 
 
 @pytest.mark.usefixtures("small")
@@ -232,20 +226,25 @@ def test_a_product_in_another_type_is_no_peak(monkeypatch: pytest.MonkeyPatch) -
     """Planted: a library that casts to FP32 first."""
     from alexnet_edge.sessions.base import NodeTime
 
-    monkeypatch.setattr(module, "node_times_of", lambda *_, **__: [NodeTime(name="y", kind="MatMul(float)", ns=1)])
-    assert module._onnxruntime_products("fp32", 1)[0] != []
-    assert module._onnxruntime_products("fp16", 1) == ([], "ONNX Runtime computes FLOAT16 as MatMul(float) here")
-    assert module._onnxruntime_products("int8", 1)[0] == []
+    monkeypatch.setattr(
+        processor_peaks, "node_times_of", lambda *_, **__: [NodeTime(name="y", kind="MatMul(float)", ns=1)]
+    )
+    assert processor_peaks._onnxruntime_products("fp32", 1)[0] != []
+    assert processor_peaks._onnxruntime_products("fp16", 1) == (
+        [],
+        "ONNX Runtime computes FLOAT16 as MatMul(float) here",
+    )
+    assert processor_peaks._onnxruntime_products("int8", 1)[0] == []
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("left", "right"), [("FLOAT", "FLOAT"), ("UINT8", "INT8"), ("INT8", "INT8")])
 def test_products_are_products(left: str, right: str) -> None:
     operator = "MatMul" if left == "FLOAT" else "MatMulInteger"
-    session = module._session((operator, left, right), 16, 1)
-    (y,) = session.run_with_ort_values(["y"], {"a": module._value(left, 16)})
+    session = processor_peaks._session((operator, left, right), 16, 1)
+    (y,) = session.run_with_ort_values(["y"], {"a": processor_peaks._value(left, 16)})
     wide = np.float64 if left == "FLOAT" else np.int64
-    expected = module._operand(16, left).astype(wide) @ module._operand(16, right).astype(wide)
+    expected = processor_peaks._operand(16, left).astype(wide) @ processor_peaks._operand(16, right).astype(wide)
     np.testing.assert_allclose(y.numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -256,14 +255,14 @@ def test_threads_are_those_asked_for(small: None, monkeypatch: pytest.MonkeyPatc
     real = threadpoolctl.threadpool_limits
     monkeypatch.setattr(threadpoolctl, "threadpool_limits", lambda count: limits.append(count) or real(count))  # type: ignore[func-returns-value]
     asked: set[int] = set()
-    session = module._session
+    session = processor_peaks._session
 
     def spied(*arguments: Any, **more: Any) -> Any:
         made = session(*arguments, **more)
         asked.add(made.get_session_options().intra_op_num_threads)
         return made
 
-    monkeypatch.setattr(module, "_session", spied)
+    monkeypatch.setattr(processor_peaks, "_session", spied)
     assert measure_here(device="cpu", threads=2, seconds=0.02).threads == 2
     assert limits == [1, 2], "BLAS reads in one thread per part, and multiplies in all"
     assert asked == {2}
@@ -336,7 +335,7 @@ def test_gpu_copies(gpu: CopyingMachine, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.copy_bytes_per_s == pytest.approx(64e9)
     assert found.read_bytes_per_s == pytest.approx(64e9), "what a copy moves, where nothing reads faster"
     assert gpu.size == 512 * MIB == found.how["buffer_bytes"]
-    assert gpu.copied >= module._GPU_COPIES * (module._MIN_RUNS + 1)
+    assert gpu.copied >= gpu_peaks._GPU_COPIES * (kernels._MIN_RUNS + 1)
     assert gpu.held() == []
     assert set(found.multiply_adds_per_s.values()) == {None}
     assert found.unavailable == {
@@ -380,7 +379,7 @@ class Torch:
 
 def test_gpu_products(gpu: CopyingMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = Torch()
-    monkeypatch.setattr(module, "_torch_with_gpu", lambda: (torch, ""))
+    monkeypatch.setattr(gpu_peaks, "_torch_with_gpu", lambda: (torch, ""))
     found = measure_here(device="cuda", threads=1, seconds=0.01)
     assert found.read_bytes_per_s == pytest.approx(100e9)
     assert found.how["read"]["kernel"] == "torch sum"
