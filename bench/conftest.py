@@ -79,7 +79,7 @@ def parameters(cases: Sequence[Case]) -> list[Any]:
     """One pytest parameter per case; those this machine cannot run are skipped with the reason."""
     marked = []
     for case in cases:
-        reason = case.why_not_here()
+        reason = case.why_skipped()
         marks = [pytest.mark.skip(reason=reason)] if reason else []
         marked.append(pytest.param(case, id=case.id, marks=marks))
     return marked

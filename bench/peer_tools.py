@@ -188,7 +188,7 @@ class OpenVINO(Peer):
 
 
 class OpenVINOFloat(OpenVINO):
-    name, about, precision = "openvino-fp32", "the same, told to compute in FP32", "fp32"
+    name, about, precision = "openvino-fp32", "the same, computing in FP32", "fp32"
     options: Mapping[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
 
 

@@ -42,7 +42,7 @@ from alexnet_edge.sessions.base import Session
 SUFFIX = ".peer"
 SCHEMA = 1
 PREPARE_SECONDS = 1200
-"""After which a tool that is still converting is given up."""
+"""A tool that is still converting after this time is stopped."""
 
 
 # --- a prepared peer ----------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def prepare_peers(
         images: on which their answers are compared with the checkpoint's.
         python: the interpreter that has the tools; by default this one.
         threads: processor threads of the answers.
-        reporter: told of the progress.
+        reporter: receives the progress.
 
     Raises:
         UserError: for an unknown name, or when none can be prepared.

@@ -30,8 +30,8 @@ class Case:
     def id(self) -> str:
         return f"{self.format or 'torch'}-{self.precision}-{self.device}"
 
-    def why_not_here(self) -> str | None:
-        """Why this machine cannot run it, or None."""
+    def why_skipped(self) -> str | None:
+        """Why this machine cannot run the case; None where it can."""
         if self.device == "cuda" and not gpu_node():
             return "no NVIDIA GPU on this machine"
         if self.format == "trt":

@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_edge import records
-from alexnet_edge.bench.loadgen.settings import (
-    OFFICIAL_PERCENTILES,
-    OFFICIAL_SECONDS,
-    Scenario,
-    ScenarioSettings,
-)
+from alexnet_edge.bench.loadgen.settings import OFFICIAL_PERCENTILES, OFFICIAL_SECONDS, Scenario, ScenarioSettings
 from alexnet_edge.errors import AlexNetEdgeError
 from alexnet_edge.proof.stats import required_samples
 

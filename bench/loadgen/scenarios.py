@@ -13,19 +13,8 @@ from typing import Any
 import numpy as np
 
 from alexnet_edge import records
-from alexnet_edge.bench.loadgen.settings import (
-    BOUND_FACTOR,
-    Scenario,
-    ScenarioSettings,
-    affordable_percentile,
-)
-from alexnet_edge.bench.loadgen.system import (
-    WARMUP_COUNT,
-    Batching,
-    check_batches,
-    loadgen,
-    measure_batches,
-)
+from alexnet_edge.bench.loadgen.settings import BOUND_FACTOR, Scenario, ScenarioSettings, affordable_percentile
+from alexnet_edge.bench.loadgen.system import WARMUP_COUNT, Batching, check_batches, loadgen, measure_batches
 from alexnet_edge.bench.timing.process import NULL, Opened, Worker
 from alexnet_edge.bench.timing.subjects import open_subject
 from alexnet_edge.errors import UserError
@@ -69,7 +58,7 @@ def run_scenario(
         logs: folder for LoadGen's logs; the server search makes one inside it for every run.
         trust: take an engine without manifest, see `load_artifact`.
         cpus: processors to stay on; None for all.
-        reporter: told of the progress.
+        reporter: receives the progress.
 
     Returns:
         What `run_here` returns, and `harness_share` (what the same scenario takes per query, offline per sample, on a session

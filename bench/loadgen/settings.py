@@ -40,7 +40,7 @@ class ScenarioSettings:
     """Least number of queries (offline: of samples); None for what the percentile needs (offline: none)."""
     percentile: float | None = None
     """Of the latency, judged with LoadGen's early stopping rule; None for MLPerf's own (single-stream 90, multi-stream and
-    server 99) where its queries fit into twice `seconds`, and for 90 elsewhere. The result tells which it was."""
+    server 99) where its queries fit into twice `seconds`, and for 90 elsewhere. The result names it."""
     samples_per_query: int = 8
     """Of multi-stream; 8 in MLPerf."""
     latency_bound_ms: float | None = None

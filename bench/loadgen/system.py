@@ -9,7 +9,7 @@
 LoadGen makes the traffic, takes the times and gives the verdict; this module is the system under test (SUT) and the query
 sample library (QSL) that it talks to. A latency is from LoadGen's issue of the query to the completion of its last sample;
 the samples are preprocessed and in the host's memory, as in MLPerf's rules. Runs are shorter than MLPerf's: results are no
-MLPerf submission, and say so.
+MLPerf submission, and are marked so.
 
 Sources: https://github.com/mlcommons/inference/tree/master/loadgen (API, logs, early stopping),
 https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc (scenarios, percentiles, durations).
@@ -33,10 +33,7 @@ import numpy as np
 
 from alexnet_edge import records
 from alexnet_edge.bench.loadgen.logs import read_logs
-from alexnet_edge.bench.loadgen.settings import (
-    ScenarioSettings,
-    affordable_percentile,
-)
+from alexnet_edge.bench.loadgen.settings import ScenarioSettings, affordable_percentile
 from alexnet_edge.bench.timing.clock import no_collection, time_once
 from alexnet_edge.errors import AlexNetEdgeError, OutputError, UserError, needs
 from alexnet_edge.images.preprocess import FloatArray
@@ -409,4 +406,4 @@ class _SystemUnderTest:
 
 
 def _nothing(*_args: object) -> None:
-    """LoadGen wants to be called back; there is nothing to do."""
+    """A callback that LoadGen needs and that does nothing."""

@@ -20,7 +20,7 @@ _HOPELESS = 0.6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernel:
-    """One way to keep the machine busy."""
+    """A short piece of work that is run again and again."""
 
     name: str
     amount: float

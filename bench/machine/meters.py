@@ -48,7 +48,7 @@ class Meters:
     """What can be read on this machine for one device."""
 
     power: Source | None
-    """Measures power or energy; it may be one of `sources` that tells more than that."""
+    """Measures power or energy; it may be one of `sources` with more channels than that."""
     rails: tuple[str, ...] = ()
     """Channels of `power` whose sum is the total."""
     reason: str = ""

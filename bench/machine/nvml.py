@@ -25,7 +25,7 @@ are settings and states, and are not among them."""
 class Nvml(Source):
     """One GPU through NVML: energy or power, clocks, temperature and what holds its clocks down.
 
-    Each quantity is asked for once at the start, and is a channel only where that works.
+    Each quantity is read once at the start, and is a channel only where that works.
     """
 
     name = "NVML"

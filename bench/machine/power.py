@@ -72,7 +72,7 @@ class PowerWindow:
     events: Mapping[str, int] = field(default_factory=dict)
     """Counted during the window, by kind; kinds that did not happen are left out."""
     throttled: tuple[str, ...] = ()
-    """What said during the window that it takes performance away."""
+    """What reported during the window that it reduces performance."""
     mode: str | None = None
     """Power mode when the window was taken."""
     governor: str | None = None
@@ -151,7 +151,7 @@ class Recorder:
                     self._series.setdefault(channel, Series()).add(reading[0], value)
 
     def idle(self, seconds: float) -> PowerWindow:
-        """Wait, and tell what the machine draws meanwhile."""
+        """What the machine draws in the next `seconds`, while this waits."""
         start_ns = time.perf_counter_ns()
         time.sleep(seconds)
         return self.window(start_ns, time.perf_counter_ns())

@@ -1,6 +1,6 @@
-"""Set a board's power mode and lock its clocks for a benchmark, and put back what was there, whatever happens.
+"""Set a board's power mode and lock its clocks for a benchmark, and restore both however it ends.
 
-What is changed is written to a journal first. Then, in this order of trust:
+Every change is written to a journal first. Then one of these restores it:
 
 - leaving the block, an exception, Ctrl-C, SIGTERM and SIGHUP restore in this process;
 - SIGKILL of it: a guard, a process in a session of its own, so that it outlives the terminal, waits for the end of a
@@ -51,7 +51,7 @@ _REBOOT = "eboot required"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """What was there before, what is there now, and what is needed to go back."""
+    """What was set before, what is set now, and what restoring needs."""
 
     root: str
     boot_id: str
@@ -393,7 +393,7 @@ class _Guard:
             raise AlexNetEdgeError(f"the guard of the power mode did not start, see {state / 'guard.log'}")
 
     def dismiss(self) -> None:
-        """All is restored: it may go."""
+        """Let the guard end, after the restore."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(OSError):

@@ -193,7 +193,7 @@ def _onnxruntime_product(product: tuple[str, str, str], size: int, threads: int)
 
 
 def _require_type(product: tuple[str, str, str], threads: int) -> None:
-    """Let ONNX Runtime say by its own profile that it computes the product in the type of its operands.
+    """Check in ONNX Runtime's own profile that it computes the product in the type of its operands.
 
     Raises:
         _NotComputedError: when it has no kernel for it, or converts the operands first.
@@ -234,8 +234,8 @@ def _session(product: tuple[str, str, str], size: int, threads: int, *, trace: P
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # a missing kernel is told by the exception
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads shall not disturb other kernels
+    options.log_severity_level = 4  # the exception names a missing kernel
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads must not disturb other kernels
     if trace is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(trace)

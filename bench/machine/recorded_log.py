@@ -21,10 +21,10 @@ BUSY_PERCENT = 50
 def tegrastats_window(path: Path) -> PowerWindow:
     """A log recorded with `tegrastats --logfile` during a run, as one window, for `thermal_reasons`.
 
-    Its lines are stamped with the board's wall clock, to the second, or not at all, so they cannot be told apart by
-    measurement: the log as a whole is judged, and there is no energy per image. Clocks fall and boards cool when there is
+    Its lines are stamped with the board's wall clock, to the second, or not at all, so they cannot be assigned to
+    measurements: the log as a whole is judged, and there is no energy per image. Clocks fall and boards cool when there is
     nothing to do, so only lines under load count (`BUSY_PERCENT`): for the clocks of the GPU and the memory, those with a
-    busy GPU, or on a Thor, whose lines do not tell, those in which the GPU had a clock; for the processors' clock, those
+    busy GPU, or on a Thor, whose lines lack it, those in which the GPU had a clock; for the processors' clock, those
     with a busy core; for temperatures, those with either.
 
     Raises:

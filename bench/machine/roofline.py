@@ -2,7 +2,7 @@
 
 A layer's floor is the time that it cannot go below on this machine: the bytes that must cross memory at least once at the
 peak read bandwidth, or its multiply-adds at the peak of the type it is computed in, whichever takes longer. Its share is
-floor / measured: 1 is as fast as the machine allows. A layer is its weights' product with everything around it that bears
+floor / measured: 1 is as fast as the machine allows. A layer is its weights' product with everything around it that has
 its name, and with what follows up to the next layer: activation, local response normalisation, pooling, quantisation,
 changes of memory layout.
 
@@ -61,7 +61,7 @@ _ELEMENTS = {
 _INSPECTED = ("tensorrt", "openvino")
 """Beginnings of the runtimes whose layers' built precision is read from what they compiled, so is what they compute in."""
 _STORES_AS_ASKED = "openvino"
-"""Its export refuses weights stored in another type than asked for; what is built is the type its kernels compute in."""
+"""Its export refuses weights stored in another type than requested; what is built is the type its kernels compute in."""
 _MULTIPLIES = re.compile(r"conv(?!er)|gemm|matmul|(?<!quantize)linear|fullyconnected|innerproduct|addmm", re.IGNORECASE)
 """Kinds of nodes that multiply by weights."""
 _CONSTANT = re.compile(r"\.weight|\.bias|_bias|/bias")
@@ -81,7 +81,7 @@ class LayerRoofline:
     """Weights as they are stored, with scales and bias; input; output: each once."""
     multiply_adds: int
     precision: str
-    """Type the weights are stored in; where that is not known, the one asked for."""
+    """Type the weights are stored in; where that is not known, the requested one."""
     computed_in: str
     """Element type of its products; `unknown` where the runtime does not tell."""
     memory_floor_ns: float
@@ -115,7 +115,7 @@ def roofline(
         peaks: of the device and number of threads it ran with.
         nodes: the runtime's own profile, in the order the nodes run; None where it has none.
         p50_ns: median latency of an inference, measured without the profiler.
-        runtime: as in the manifest; decides whether `layers` tells what is computed.
+        runtime: as in the manifest; decides whether `layers` names the type that is computed in.
         rounds: rates, median ones, and latencies in nanoseconds of each round in which both were measured.
 
     Raises:
@@ -187,7 +187,7 @@ def _note_busy_machine(peaks: Peaks, notes: _Notes) -> None:
 def _why_untimed(nodes: Sequence[NodeTime] | None, timed: Sequence[LayerRoofline]) -> str:
     if nodes is None:
         return "the runtime has no profile that tells layers apart"
-    return "" if timed else "no node of the runtime's profile can be told to be one layer's"
+    return "" if timed else "no node of the runtime's profile belongs to one layer alone"
 
 
 def _layer(
@@ -247,7 +247,7 @@ def _peak(peaks: Peaks, computed_in: str) -> float | None:
 
 
 def _stored(layers: Sequence[LayerPrecision], names: Iterable[str], runtime: str, notes: _Notes) -> dict[str, str]:
-    """Type that each layer's weights are stored in; as it was asked for where it is not known what was built."""
+    """Type that each layer's weights are stored in; the requested one where it is not known what was built."""
     if not layers:
         return dict.fromkeys(names, "fp32")
     types = {}
@@ -307,7 +307,7 @@ class _Mapping:
     measured: Mapping[str, float]
     """Time of each layer that has a node of its own with its product, in nanoseconds."""
     computed_in: Mapping[str, str]
-    """Type of each layer's product, where the runtime tells it."""
+    """Type of each layer's product, where the runtime names it."""
     other_ns: float
 
     @classmethod
@@ -354,7 +354,7 @@ class _Mapping:
 
 
 def _note_side_work(name: str, nodes: Sequence[NodeTime], notes: _Notes) -> None:
-    """Say so where most of a layer's time is not its product's: its floor knows of no other work."""
+    """Note a layer that spends most of its time outside its product: its floor counts no other work."""
     beside = [node for node in nodes if _kind_of(node.kind)[0] and not _MULTIPLIES.search(_kind_of(node.kind)[0])]
     total_ns, beside_ns = (sum(node.ns for node in some) for some in (nodes, beside))
     if beside_ns > total_ns / 2:
@@ -373,10 +373,10 @@ def _kind_of(kind: str) -> tuple[str, str]:
 
 
 def _named(node: str, names: Sequence[str]) -> tuple[str | None, tuple[str, ...], bool]:
-    """The layer that a node's name tells; or the several layers whose products are in it; and whether one product is.
+    """The layer that a node's name stands for; or the several layers whose products are in it; and whether one product is.
 
-    A fused node bears the names of all that is in it, as `conv1 + conv1/relu`. A layer's bare name stands for its product;
-    where there is none, the node belongs to the first layer named, because the rest prepares what comes after.
+    A fused node has the names of all that is in it, as `conv1 + conv1/relu`. A layer's bare name stands for its product;
+    without one, the node belongs to the first layer named, because the others prepare what follows.
     """
     mentions = [
         (match[0], node[match.end() :])
@@ -385,7 +385,7 @@ def _named(node: str, names: Sequence[str]) -> tuple[str | None, tuple[str, ...]
     places = sorted({names.index(name) for name, _ in mentions})
     if not places:
         return None, (), False
-    if "..." in node and len(places) > 1:  # a region, told by its first and last node
+    if "..." in node and len(places) > 1:  # a region, named by its first and last node
         return None, tuple(names[places[0] : places[-1] + 1]), False
     own = [name for name in names if any(name == mentioned and _bare(after, names) for mentioned, after in mentions)]
     if len(own) > 1:
@@ -402,7 +402,7 @@ def _bare(after: str, names: Sequence[str]) -> bool:
 
 
 class _Notes:
-    """What a reader of the figures must know; what holds for several layers is said once."""
+    """Notes for readers of the figures; one that holds for several layers appears once, with their names."""
 
     def __init__(self) -> None:
         self._layers: dict[str, list[str]] = {}

@@ -51,7 +51,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self) -> Reading | None:
-        """What it says now, or said last; None when it has said nothing yet."""
+        """The present or the last reading; None before the first."""
 
     def close(self) -> None:
         """Give back what it holds."""
@@ -62,7 +62,7 @@ class UnavailableError(Exception):
 
 
 class SysfsSensors(Source):
-    """Clocks, temperatures and throttling that the kernel tells.
+    """Clocks, temperatures and throttling in the kernel's files.
 
     The quick part has temperatures, the GPU's and memory's clocks and the cooling devices; the slow part, read every
     `SLOW` times, the processors' clocks and counters of events.

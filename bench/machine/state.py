@@ -1,6 +1,6 @@
 """The machine around a measurement: what it is doing meanwhile, and what changes latencies from minute to minute.
 
-Nothing here is guessed: what cannot be read is absent or None, and is shown as "unavailable". `root` is the folder in
+What cannot be read is absent or None, and is shown as "unavailable". `root` is the folder in
 which `/proc` and `/sys` are looked for.
 """
 

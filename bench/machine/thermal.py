@@ -37,7 +37,7 @@ def energy_of(
         windows: the timed parts, one per round.
         idle: the same meters with nothing running, for the net figure.
         images: answered in all windows together.
-        device: `cpu` or `cuda`, where they were answered: NVML does not see the processor, nor RAPL the GPU.
+        device: `cpu` or `cuda`, where they were answered: NVML does not see the processor, RAPL does not see the GPU.
 
     Returns:
         `rail`; `watts`, the mean; `idle_watts`; `mj_per_image`, all that was drawn; `net_mj_per_image`, what was drawn

@@ -310,7 +310,7 @@ def _describe(measurement: Measurement) -> str:
 
 
 def _known(value: object) -> str:
-    return "not said" if value is None else str(value)
+    return "not recorded" if value is None else str(value)
 
 
 def _times(ratio: float | None) -> str:

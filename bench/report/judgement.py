@@ -3,12 +3,12 @@
 How a row is judged. The ratio is the new median over the base median. Its 95 % interval is the wider, at either end, of two:
 
 - the bootstrap of both medians (rounds redrawn, then blocks of neighbouring samples in each; the two runs independently of
-  each other, because rounds of different runs are not pairs). It knows what it has seen: with one round it knows nothing of
-  how much a new process differs from the last, with three too little;
+  each other, because rounds of different runs are not pairs). It rests on the rounds it has: one round shows
+  nothing of how much processes differ, three show too little;
 - Student's t for the difference of two means, on the logarithms of the rounds' medians. The spread of rounds is estimated
   from both runs together and drawn towards `ROUND_SPREAD` with the weight of `SPREAD_WEIGHT` more rounds (a moderated
-  variance: G. K. Smyth, Stat. Appl. Genet. Mol. Biol. 3 (2004)), so that rounds that happen to agree do not promise what
-  they cannot keep, and one round alone still has an interval.
+  variance: G. K. Smyth, Stat. Appl. Genet. Mol. Biol. 3 (2004)), so that rounds that agree by chance do not give too
+  narrow an interval, and one round alone still has one.
 
 With `slower` for 1 + the largest slowdown allowed, the verdict is
 
@@ -17,13 +17,13 @@ With `slower` for 1 + the largest slowdown allowed, the verdict is
 - `no change seen` when the interval holds 1 and ends at or below `slower`;
 - `slower, within the limit` when it lies above 1 and ends at or below `slower`;
 - `inconclusive` otherwise: the interval reaches beyond the limit and does not start there. It does not fail the gate, and is
-  said: more rounds would tell.
+  shown: more rounds would decide.
 - `no interval` where a file has figures and no raw samples: the ratio is shown and not judged;
 - `invalid` where either side was INVALID when measured. Such a figure can neither fail nor pass: it is not compared, and
   fails the gate, unless `force`. (A `cold` one does not fail it: the same measurement's warm one decides.)
 
-No interval knows what all rounds of a run have in common, such as a machine that was slower that day. Rows whose file and
-libraries did not change are the control, and a regression of theirs says so.
+No interval covers what all rounds of a run have in common, such as a machine that was slower that day. Rows whose file and
+libraries did not change are the control; a regression of one carries a note.
 """
 
 from __future__ import annotations

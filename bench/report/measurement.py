@@ -1,6 +1,6 @@
 """One thing measured one way, and the checked numbers that it is read from.
 
-What a file does not say is None, never a guess.
+What a file does not record is None, never a guess.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn
 from alexnet_edge.errors import UserError
 
 Verdict = Literal["VALID", "INVALID", "ERROR", "NOT RUN", ""]
-"""Of whoever measured; empty when they gave none, as trtexec and pytest-benchmark do."""
+"""As the file gives it; empty in files of trtexec and pytest-benchmark, which give none."""
 HOST = "host end-to-end"
 COLD = "cold"
 DEVICE = "device"
@@ -31,7 +31,7 @@ _MAX_NS = 1e15
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """What a measurement is of; None is what the file does not say."""
+    """What a measurement is of; None is what the file does not record."""
 
     format: str | None
     precision: str | None
@@ -41,7 +41,7 @@ class Key:
     what: str
     """`host end-to-end`, `cold`, `device` (H2D + compute + D2H), `device compute`, `pipelined`."""
     name: str = ""
-    """Of a test that is not ours, which has no format; else empty."""
+    """Of a test from elsewhere, which has no format; else empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +51,13 @@ class Measurement:
     key: Key
     label: str
     file: str
-    """Of what was measured, without its folder; empty when not said."""
+    """Of what was measured, without its folder; empty when not recorded."""
     rounds: tuple[tuple[float, ...], ...] = ()
     """Raw samples of each round, in order; empty when the file has only figures."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """`p50`, `p90`, `p95`, `p99`, `p99.9`: where there are no raw samples, or as their file summed them up."""
     conditions: Mapping[str, Any] = field(default_factory=dict)
-    """What must be the same on both sides of a comparison, by name; None is not said."""
+    """What must be the same on both sides of a comparison, by name; None is not recorded."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of libraries: what one compares, so they may differ."""
     verdict: Verdict = ""

@@ -48,7 +48,7 @@ def pair_by_label(
 
 
 def pair_up(old: Sequence[Measurement], new: Sequence[Measurement], *, force: bool) -> list[Pair]:
-    """The same subject, measured the same way as far as both files say.
+    """The same subject, measured the same way as far as both files record it.
 
     Raises:
         UserError: when a subject of both was measured in different ways only, unless `force`.
@@ -103,7 +103,7 @@ def _pair_same(
 
 
 def _pair_compatible(old: Sequence[Measurement], new: Sequence[Measurement]) -> list[Pair]:
-    """Pairs that differ only in what one of the files does not say, where that leaves no choice."""
+    """Pairs that differ only in what one of the files does not record, where that leaves no choice."""
 
     def agree(first: Measurement, second: Measurement) -> bool:
         a, b = first.key, second.key
@@ -135,7 +135,7 @@ def _conditions_of_run(measurement: Measurement) -> tuple[Any, ...]:
 def _run_text(measurement: Measurement) -> str:
     key = measurement.key
     parts = (("batch", key.batch), ("device", key.device), ("threads", key.threads))
-    return ", ".join(f"{name} {value}" for name, value in parts if value is not None) or "not said how"
+    return ", ".join(f"{name} {value}" for name, value in parts if value is not None) or "no conditions recorded"
 
 
 # --- conditions -----------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _both_conditions(pair: Pair) -> Iterator[tuple[str, Any, Any]]:
 
 
 def differences(pair: Pair) -> Iterator[str]:
-    """What was not the same, as far as both files say; an unknown definition counts as another."""
+    """What was not the same, as far as both files record it; an unknown definition counts as another."""
     for name, old, new in _both_conditions(pair):
         if name == INPUTS:
             common = (old or {}).keys() & (new or {}).keys()
@@ -166,10 +166,10 @@ def differences(pair: Pair) -> Iterator[str]:
 
 
 def unknown_conditions(pair: Pair) -> Iterator[str]:
-    """The conditions that one of the files does not say."""
+    """The conditions that only one of the files records."""
     for name, old, new in _both_conditions(pair):
         if name != DEFINITION and (old is None) != (new is None):
-            yield f"the {'base' if old is None else 'new'} does not say its {name}"
+            yield f"the {'base' if old is None else 'new'} does not record its {name}"
 
 
 def conditions(pair: Pair) -> dict[str, tuple[str | None, str | None]]:

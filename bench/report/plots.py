@@ -1,6 +1,6 @@
 """The plots of the page: each answers one question, in the same colour and mark for the same artifact.
 
-Colour says what runs it (format, runtime, device), mark and dash say its precision. Plots are drawn by plotly in the
+Colour stands for what runs it (format, runtime, device), mark and dash for its precision. Plots are drawn by plotly in the
 browser; labels beside points are placed there too, when the width is known.
 """
 
@@ -18,7 +18,7 @@ from alexnet_edge.errors import needs
 from alexnet_edge.proof.stats import wilson_interval
 
 COLOURS = ("#1F87C9", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#8C7A00", "#7F7F7F")
-"""Okabe and Ito's palette, told apart with every common colour blindness; blue and yellow are shifted to read on white and on black."""
+"""Okabe and Ito's palette for colour-blind readers; blue and yellow are shifted to read on white and on black."""
 
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "dash", "dot")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_edge.bench.report.numbers import in_ms, plural
-from alexnet_edge.bench.timing.subjects import PEER
+from alexnet_edge.bench.timing.subjects import PEER, distinct_labels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +90,7 @@ class Row:
 
 def rows_of(subjects: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None) -> list[Row]:
     """The scorecard: `subjects` as in the results' JSON, `settings` as measured, None when nothing was."""
-    labels = _labels(subjects)
+    labels = distinct_labels([str(subject["label"]) for subject in subjects], [subject["file"] for subject in subjects])
     groups = _groups(subjects, labels)
     return [
         _row(subject, subjects, settings, label, group)
@@ -108,7 +108,7 @@ def dig(value: Mapping[str, Any] | None, *keys: str) -> Any:
 
 
 def tail_of(settings: Mapping[str, Any] | None) -> str:
-    """The percentile shown beside the median: the highest asked for, `p99` say, and at least `p90`."""
+    """The percentile shown beside the median: the highest that was requested, for example `p99`, and at least `p90`."""
     return f"p{max(90.0, settings['percentile']):g}" if settings else "p99"
 
 
@@ -116,18 +116,6 @@ def first_entry(subject: Mapping[str, Any], settings: Mapping[str, Any] | None) 
     """The summary of the first batch, whose latency is the one reported."""
     batch = settings["batches"][0] if settings else None
     return next((entry for entry in subject["batches"] if entry["batch"] == batch), None)
-
-
-def _labels(subjects: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Labels, each of one subject only: two files of one format and precision are told apart by their names."""
-    labels = [str(subject["label"]) for subject in subjects]
-    for whole_path in (False, True):
-        files = [subject["file"] if whole_path else PurePath(subject["file"]).name for subject in subjects]
-        labels = [
-            f"{subject['label']} ({file})" if labels.count(label) > 1 else label
-            for subject, file, label in zip(subjects, files, labels, strict=True)
-        ]
-    return labels
 
 
 def _groups(subjects: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[str]:

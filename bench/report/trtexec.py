@@ -47,7 +47,7 @@ def definition_of(*, transfers: bool, spin: bool, graph: bool, streams: int) -> 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _TrtexecLog:
-    """What trtexec said of a run while it printed."""
+    """What trtexec's log records of a run."""
 
     version: str | None
     definition: str | None

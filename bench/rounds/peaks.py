@@ -27,7 +27,7 @@ def measure_here(*, device: Device, threads: int | None = None, seconds: float =
         seconds: about how long to measure.
 
     Raises:
-        MissingComponentError: when threadpoolctl, or the GPU that was asked for, is not here.
+        MissingComponentError: when threadpoolctl, or the requested GPU, is missing.
         UserError: when an argument is out of range.
     """
     if device not in get_args(Device):

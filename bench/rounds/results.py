@@ -1,6 +1,6 @@
-"""Everything a bench found, as one JSON object: schema, summary and reading.
+"""The results of a bench as one JSON object: schema, summary and reading.
 
-Keys end in their unit; null is "not available", and beside it stands why. docs/bench.md lists every key.
+Keys end in their unit; null is "not available", with the reason beside it. docs/bench.md lists every key.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class PowerFindings:
     """What is known of the machine's power, clocks and temperatures."""
 
     meter: str | None = None
-    """Where watts are read; None where nothing tells them."""
+    """Where watts are read; None where no meter can be read."""
     reason: str = ""
     """Why there is no meter."""
     mode: Mapping[str, Any] = field(default_factory=dict)
@@ -126,7 +126,7 @@ class PowerFindings:
     log_name: str = ""
 
     def log_reasons(self, device: Device) -> list[str]:
-        """What the recorded log says against every figure: a board that throttled its GPU vouches for no figure of its own.
+        """Why the recorded log makes every figure invalid: it was taken while the GPU was throttled.
 
         The processors' clocks, which may follow the load of the GPU, count for figures on `cpu` only.
         """
@@ -162,7 +162,7 @@ class BenchResult:
     peaks: list[Peaks] = field(default_factory=list)
     harness: Mapping[str, Any] | None = None
     peers_left_out: Mapping[str, str] = field(default_factory=dict)
-    """Why a peer that was asked for is not among those measured, by its name."""
+    """Why a requested peer is not among those measured, by its name."""
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     environment: Mapping[str, Any] = field(default_factory=environment.describe)
     interrupted: bool = False

@@ -2,7 +2,7 @@
 
 Round 1 measures A B C, round 2 again A B C, so that a machine that slows down meanwhile slows all of them. After the rounds,
 also in processes of their own: what the machine can do at best, where each subject's time goes, and LoadGen's scenarios.
-The results are written again, whole, after every step, so that whoever is killed leaves what was finished.
+The results are written again, whole, after every step, so a killed bench leaves what was finished.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from alexnet_edge.bench.timing.subjects import (
     default_images,
     open_subject,
     swept,
-    told_apart,
+    with_distinct_labels,
     write_inputs,
 )
 from alexnet_edge.environment import check_threads, emulation
@@ -87,7 +87,7 @@ class Plan:
     tegrastats: Path | None = None
     """A log recorded beside this bench, judged with it."""
     peers_left_out: Mapping[str, str] = field(default_factory=dict)
-    """Why a peer that was asked for is not among the subjects, by its name: recorded."""
+    """Why a requested peer is not among the subjects, by its name; recorded in the results."""
 
     def __post_init__(self) -> None:
         for index, count in enumerate(self.threads):
@@ -129,17 +129,17 @@ def run_bench(
         out: results file (JSON), rewritten whole after every step; LoadGen's logs go into a folder beside it.
         command: recorded as the way to repeat this; by default this process's own.
         trust: take engines without manifest, see `load_artifact`.
-        reporter: told of the progress.
+        reporter: receives the progress.
 
     Raises:
         UserError: when there is no subject, one is named twice, none can be run here, the power mode cannot be set, or
-            scenarios are asked for on an emulated machine.
+            scenarios are requested on an emulated machine.
         ArtifactError, CheckpointError: when one is missing or damaged.
         OutputError: when `out` cannot be written.
     """
     settings, plan = settings or MeasureSettings(), plan or Plan()
     opened = _open_subjects(subjects, settings, plan, trust=trust)
-    measured = [Measured(subject=subject) for subject in swept(told_apart(opened), plan.threads)]
+    measured = [Measured(subject=subject) for subject in swept(with_distinct_labels(opened), plan.threads)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alexnet-edge-bench-")))
         inputs, about_inputs = write_inputs(
@@ -222,7 +222,7 @@ class _Bench:
         result, plan = self.result, self.plan
         for measured in result.measured:
             if measured.subject.skipped:
-                self.reporter.note(f"{measured.subject.label}: not run here, {measured.subject.skipped}")
+                self.reporter.note(f"{measured.subject.label}: not run, {measured.subject.skipped}")
         try:
             with ExitStack() as stack:
                 if restored := restore_left_over():
@@ -231,7 +231,7 @@ class _Bench:
                     setting = stack.enter_context(power_mode(plan.power_mode, clocks=plan.lock_clocks))
                     result.power.set = str(setting)
                 recorder = self._watch_power(stack)
-                self._keep()  # not before: a mistake in what was asked for leaves the former results
+                self._keep()  # not before: a mistake in the request leaves the former results
                 stack.callback(self._end_shared_worker)
                 if plan.harness:
                     self._harness()

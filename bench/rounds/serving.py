@@ -128,7 +128,7 @@ def _open(request: Mapping[str, Any]) -> tuple[_Subject, dict[str, Any]]:
         return _opened(NullSession(input_size=x_NCHW.shape[-1]), x_NCHW, import_ns=0)
     path = Path(request["subject"])
     source: Path | Artifact = path
-    if path.suffix == peers.SUFFIX:  # which libraries it has is its own affair: importing them is part of loading
+    if path.suffix == peers.SUFFIX:  # importing its libraries is part of loading
         start = time.perf_counter_ns()
         session = peers.PeerSession(peers.read_peer(path), threads=request["threads"])
         return _opened(session, x_NCHW, import_ns=0, start_ns=start)
@@ -205,13 +205,13 @@ def _end_with(parent: int) -> None:
     """Have the kernel end this process when `parent` ends, however that happens (Linux, prctl(2), PR_SET_PDEATHSIG = 1)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before this was said
+        if os.getppid() != parent:  # it ended before the call
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _main() -> None:
     _end_with(int(sys.argv[1]))
-    # Libraries print to standard output: give the pipe another number and send their words to standard error.
+    # Libraries print to standard output: move the pipe to another descriptor and send their output to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _serve(sys.stdin, answers)

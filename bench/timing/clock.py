@@ -24,7 +24,7 @@ def batches_of(x_NCHW: FloatArray, batch: int) -> list[FloatArray]:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """A collection inside a sample would be the harness's time, not the runtime's."""
+    """Inside the block Python collects no garbage: a collection would add the harness's time to a sample."""
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -11,12 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alexnet_edge.bench.timing.clock import no_collection
-from alexnet_edge.bench.timing.settings import (
-    MAX_SHARE,
-    MIN_WARMUP,
-    Convention,
-    MeasureSettings,
-)
+from alexnet_edge.bench.timing.settings import MAX_SHARE, MIN_WARMUP, Convention, MeasureSettings
 from alexnet_edge.errors import UserError
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.sessions import Session

@@ -1,4 +1,4 @@
-"""Time an open session honestly: warm up until stable, sample long enough, and say when the result means nothing.
+"""Time an open session: warm up until stable, then sample long enough.
 
 One round of one batch (`measure_batch`) has up to four parts, each with its own meaning:
 
@@ -6,8 +6,8 @@ warm        host end-to-end: `Session.run`, that is prepare, enqueue, synchroniz
             memory to an array in the host's memory, one after the other. By `time.perf_counter_ns`.
 cold        the same, with the cache that weights may stay in flushed before each inference, outside the timed part: what an
             inference takes when other work ran in between. Where the weights are larger than the cache, as AlexNet's in
-            FP32 are nearly everywhere, warm is as cold but for activations, input and code. The time since the last
-            inference is longer, too, so that a runtime's sleeping threads must be woken.
+            FP32 are nearly everywhere, only activations, input and code differ. The pause between inferences is longer as
+            well, so a runtime may have to wake its threads.
 device      the GPU's own times of the copy in, the kernels and the copy out, by CUDA events, without and with a CUDA graph.
 pipelined   throughput with several inferences in flight.
 
@@ -45,9 +45,7 @@ from alexnet_edge.bench.timing.settings import (
 )
 from alexnet_edge.errors import UserError
 from alexnet_edge.images.preprocess import FloatArray
-from alexnet_edge.proof.stats import (
-    required_samples,
-)
+from alexnet_edge.proof.stats import required_samples
 from alexnet_edge.sessions import Session
 from alexnet_edge.sessions.device import CacheFlush
 
@@ -188,7 +186,7 @@ def _settled(times: Sequence[int], tolerance: float) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchRound:
-    """One round of one batch, in every way that was asked for and that the session allows."""
+    """One round of one batch, in every way that the settings ask for and the session allows."""
 
     warm: LatencySamples
     cold: LatencySamples | None = None
@@ -212,7 +210,7 @@ _PARTS: dict[str, Any] = {
 
 
 def measure_batch(session: Session, x_NCHW: FloatArray, *, batch: int, settings: MeasureSettings) -> BatchRound:
-    """One round of one batch; what the session does not allow is said in `unavailable`.
+    """One round of one batch; what the session does not allow is in `unavailable`, with the reason.
 
     Args:
         session: an open session.

@@ -54,8 +54,8 @@ class Opened:
 class Worker:
     """A worker process; use it as a context manager, which ends it.
 
-    It is in a process group of its own, so that Ctrl-C on a terminal reaches the parent only, which then ends it. Should the
-    parent be killed, the kernel ends the worker. `cpus` are the processors it may run on; by default the parent's. `python`
+    It is in a process group of its own, so Ctrl-C on a terminal reaches the parent only, which then ends it. When the
+    parent is killed, the kernel ends the worker. `cpus` are the processors it may run on; by default the parent's. `python`
     is the interpreter, for a peer that another one has.
     """
 
@@ -215,7 +215,7 @@ def answered(kind: type[Record], value: Any) -> Record:
 
 @contextmanager
 def _running_on(cpus: Sequence[int] | None) -> Iterator[None]:
-    """Have this thread on `cpus`, for a process it starts inherits that, with every thread its libraries make while loading."""
+    """Keep this thread on `cpus`: a process that it starts inherits them, with every thread that its libraries start."""
     if cpus is None:
         yield
         return

@@ -7,9 +7,7 @@ from typing import Literal, get_args
 
 from alexnet_edge.environment import check_threads
 from alexnet_edge.errors import UserError
-from alexnet_edge.proof.stats import (
-    required_samples,
-)
+from alexnet_edge.proof.stats import required_samples
 from alexnet_edge.sessions.base import Device
 
 Like = Literal["trtexec-10", "trtexec-11"]
@@ -28,7 +26,7 @@ MAX_SHARE = 0.25
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Convention:
-    """How a version of `trtexec` measures unless told otherwise; its defaults of 11 are other than those of 10.
+    """How a version of `trtexec` measures by default; version 11 has other defaults than 10.
 
     Source: `samples/common/sampleInference.cpp` (`inferenceLoop`, `Iteration`), `sampleReporting.cpp` (`printEpilog`,
     `printPerformanceReport`) of TensorRT 10 and 11.

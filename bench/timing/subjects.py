@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -182,7 +182,7 @@ def _device_of(artifact: Artifact, device: Device) -> Device:
 
 
 def swept(subjects: Iterable[Subject], threads: Sequence[int]) -> list[Subject]:
-    """Each subject with each number of threads; those on a GPU once, for there the processor's threads do not compute."""
+    """Each subject with each number of threads; those on a GPU once, where the processor's threads do not compute."""
     result = []
     for subject in subjects:
         if len(threads) < 2 or subject.device == "cuda":
@@ -194,13 +194,21 @@ def swept(subjects: Iterable[Subject], threads: Sequence[int]) -> list[Subject]:
     return result
 
 
-def told_apart(subjects: Sequence[Subject]) -> list[Subject]:
-    """The same subjects with the file's name in the labels that several of them share."""
-    labels = [subject.label for subject in subjects]
-    return [
-        replace(subject, label=f"{subject.label} ({subject.path.name})") if labels.count(subject.label) > 1 else subject
-        for subject in subjects
-    ]
+def with_distinct_labels(subjects: Sequence[Subject]) -> list[Subject]:
+    """The same subjects, with the file added to labels that several of them share."""
+    labels = distinct_labels([subject.label for subject in subjects], [str(subject.path) for subject in subjects])
+    return [replace(subject, label=label) for subject, label in zip(subjects, labels, strict=True)]
+
+
+def distinct_labels(labels: Sequence[str], files: Sequence[str]) -> list[str]:
+    """`labels` with the file's name, or where that is shared too its whole path, behind those that several files have."""
+    distinct = list(labels)
+    for names in ([PurePath(file).name for file in files], files):
+        distinct = [
+            f"{label} ({name})" if distinct.count(shown) > 1 else shown
+            for label, name, shown in zip(labels, names, distinct, strict=True)
+        ]
+    return distinct
 
 
 def _recorded_data(checkpoint: Path) -> Mapping[str, Any]:

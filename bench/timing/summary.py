@@ -9,22 +9,9 @@ from typing import Any
 import numpy as np
 
 from alexnet_edge import records
-from alexnet_edge.bench.timing.device import (
-    DeviceSamples,
-    PipelinedSamples,
-)
-from alexnet_edge.bench.timing.latency import (
-    BatchRound,
-    LatencySamples,
-)
-from alexnet_edge.bench.timing.settings import (
-    COLD_PERCENTILE,
-    CONVENTIONS,
-    PERCENTILES,
-    PHASES,
-    Like,
-    MeasureSettings,
-)
+from alexnet_edge.bench.timing.device import DeviceSamples, PipelinedSamples
+from alexnet_edge.bench.timing.latency import BatchRound, LatencySamples
+from alexnet_edge.bench.timing.settings import COLD_PERCENTILE, CONVENTIONS, PERCENTILES, PHASES, Like, MeasureSettings
 from alexnet_edge.proof.stats import (
     Array,
     bootstrap_medians,
@@ -222,7 +209,7 @@ def _summarise_device(
         if figures[phase] is not None and figures[phase]["p50"] >= compute["p50"]:
             warnings.append(f"{words} takes as long as the kernels")
     summary = {**figures, "cuda_graph": plain[0].cuda_graph, "in_flight": plain[0].in_flight, "like": settings.like}
-    # Without a convention, the spread of the GPU's time is a remark: what is judged is the latency that was asked for.
+    # Without a convention the spread of the GPU's time is a warning only: the verdict is on the host's latency.
     reasons = warnings[: bound + unstable] if settings.like else warnings[:bound]
     return {**summary, "graph": graph, "warnings": warnings}, reasons
 

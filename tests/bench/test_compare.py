@@ -430,7 +430,7 @@ def test_inputs_of_other_subjects_do_not_matter(files: Files) -> None:
 
 def test_what_one_side_does_not_say_is_warned_of(files: Files) -> None:
     files.new["power"]["mode"] = None
-    assert files.compare().warnings == ("the new does not say its power mode",)
+    assert files.compare().warnings == ("the new does not record its power mode",)
 
 
 @pytest.mark.parametrize("side", ["base", "new"])

@@ -366,7 +366,7 @@ def test_a_copy_is_not_the_product() -> None:
 def test_names_that_tell_nothing() -> None:
     """An engine built without names: decimal indices."""
     value = of([NodeTime(name=str(index), kind="", ns=MS) for index in range(20)], runtime="tensorrt")
-    assert value["unavailable"] == "no node of the runtime's profile can be told to be one layer's"
+    assert value["unavailable"] == "no node of the runtime's profile belongs to one layer alone"
     assert (value["other_ns"], value["worst"]) == (20 * MS, None)
 
 
