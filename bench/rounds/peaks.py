@@ -11,6 +11,7 @@ from alexnet_edge.bench.machine.gpu_peaks import gpu_peaks
 from alexnet_edge.bench.machine.peaks import Peaks
 from alexnet_edge.bench.machine.processor_peaks import processor_peaks
 from alexnet_edge.bench.machine.state import BusyElsewhere
+from alexnet_edge.environment import check_threads
 from alexnet_edge.errors import UserError
 from alexnet_edge.sessions.base import Device
 
@@ -32,8 +33,7 @@ def measure_here(*, device: Device, threads: int | None = None, seconds: float =
     """
     if device not in get_args(Device):
         raise UserError("no such device", value=device, fix="choose cpu or cuda")
-    if threads is not None and threads < 1:
-        raise UserError("threads must be 1 or more", value=threads, fix="leave it out to use every processor")
+    check_threads(threads)
     if not 0 < seconds <= 600:
         raise UserError("seconds must be above 0 and at most 600", value=seconds, fix="try 3")
     count = threads or environment.usable_cpus()
