@@ -33,8 +33,8 @@ from alexnet_edge.export.triton import TritonOptions
 from alexnet_edge.images.datasets import OnBadImage
 from alexnet_edge.nvidia.libraries import Runtime
 
-RequestFormat = Literal["all", "torchscript", "pt2", "onnx", "openvino", "trt", "triton"]
-"""`all` is every format in its everyday precisions, `triton` the ONNX file that a server of any machine takes."""
+RequestFormat = Literal["all", "torchscript", "pt2", "onnx", "openvino", "trt"]
+"""`all` is every format in its everyday precisions."""
 PRECISION_FLAGS: dict[str, Precision] = {
     "fp16": "fp16",
     "bf16": "bf16",
@@ -100,7 +100,7 @@ class ExportRequest:
     """
 
     format: RequestFormat = "all"
-    """torchscript, pt2, onnx, openvino, trt, all, or triton"""
+    """torchscript, pt2, onnx, openvino, trt, or all"""
     fp16: bool = False
     """Weights and activations in FP16; LRN in FP32"""
     bf16: bool = False
@@ -139,7 +139,8 @@ class ExportRequest:
     runtime: Runtime | None = None
     """What builds TensorRT engines: tensorrt, trtexec or rtx [the first on this machine]"""
     engine: EngineOptions = field(default_factory=EngineOptions)
-    triton: TritonOptions = field(default_factory=TritonOptions)
+    triton: TritonOptions | None = None
+    """Write the ONNX file that a Triton server on any machine takes, and serve it"""
     threads: int | None = None
     """Processor threads [all]"""
     runs: Path = Path("runs")
@@ -180,7 +181,7 @@ def resolve(request: ExportRequest) -> Job:
         MissingComponentError: when the table is for the TensorRT on this machine, and it has none.
     """
     target = None if request.target is None else TARGETS[request.target]
-    if target is None and request.format != "triton":  # a server is another machine
+    if target is None and request.triton is None:  # a server is another machine
         target = this_machine_or_none()
     lower_fp32 = request.target is not None and target is not None and bool(target.lowerings)
     format, precision = _asked(request) or find_target().recommended
@@ -195,7 +196,7 @@ def resolve(request: ExportRequest) -> Job:
 def _asked(request: ExportRequest) -> tuple[str, Precision | None] | None:
     """Format and precision; None for what is recommended for this machine's own processor."""
     if not request.recommended:
-        return "onnx" if request.format == "triton" else request.format, request.precision
+        return request.format if request.triton is None else "onnx", request.precision
     return None if request.target is None else TARGETS[request.target].recommended
 
 
@@ -237,11 +238,8 @@ def _check_precision(request: ExportRequest) -> None:
 
 
 def _check_triton(request: ExportRequest) -> None:
-    if request.format != "triton":
-        fix = "add --format triton, or leave it out"
-        refuse_changed(request.triton, "this option is for a Triton model repository only", fix=fix)
-    elif request.triton.artifact is not None:
-        served = ("format", "max_batch", *changed_fields(request.triton))
+    if request.triton is not None and request.triton.artifact is not None:
+        served = ("max_batch", *changed_fields(request.triton))
         refuse_changed(request, "the artifact is served as it is", fix="leave it out", allowed=served)
 
 
@@ -252,7 +250,7 @@ def _check_engine(request: ExportRequest) -> None:
     problem, fix = "this option is for TensorRT engines only", "add --format trt, or leave it out"
     if request.runtime is not None:
         raise UserError(problem, value="--runtime", fix=fix)
-    refuse_changed(request.engine, problem, fix=fix, allowed=("max_batch",) if request.format == "triton" else ())
+    refuse_changed(request.engine, problem, fix=fix, allowed=("max_batch",) if request.triton is not None else ())
 
 
 def _check_calibration(request: ExportRequest) -> None:

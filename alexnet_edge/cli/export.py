@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 from alexnet_edge.cli.common import Printing, fields_of, print_json
-from alexnet_edge.errors import UserError
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.export.request import CalibrationOptions, CorrectionOptions, ExportRequest, SearchOptions
 
@@ -30,8 +29,6 @@ def export(
     printing: Annotated[Printing, fields_of()] = Printing(),
 ) -> None:
     """Write a checkpoint in another format, and prove it gives the same answers."""
-    if request.format == "triton":
-        raise UserError("--format triton is a command of its own now", fix="write: alexnet-edge triton")
     write(request, printing)
 
 
@@ -50,11 +47,12 @@ def write(request: ExportRequest, printing: Printing) -> list[Outcome]:
             ):
                 outcomes.append(outcome)
         finally:  # what was written before a mistake was noticed is shown all the same
-            if outcomes and printing.json and request.format != "triton":
+            if outcomes and printing.json and request.triton is None:
                 print_json([outcome.to_json() for outcome in outcomes])
             elif outcomes and not printing.json:
                 show_exports(outcomes)
-    require_outcomes(outcomes, everything=request.format == "all" and not request.recommended)
+    everything = request.format == "all" and not request.recommended and request.triton is None
+    require_outcomes(outcomes, everything=everything)
     return outcomes
 
 

@@ -30,7 +30,7 @@ def triton(
     from alexnet_edge.cli.show.export import show_triton_model
     from alexnet_edge.export.triton import write_triton_model
 
-    request = replace(request, format="triton", triton=options)
+    request = replace(request, triton=options)
     if options.artifact is not None:
         artifact = load_artifact(options.artifact)
     else:

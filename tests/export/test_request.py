@@ -44,14 +44,13 @@ def no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"target": "cuda", "format": "trt"}, "--target cuda has no form of --format trt"),
         ({"format": "onnx", "engine": EngineOptions(refit=True)}, "for TensorRT engines only: --refit"),
         ({"format": "pt2", "runtime": "rtx"}, "for TensorRT engines only: --runtime"),
-        ({"format": "triton", "engine": EngineOptions(opt_batch=2)}, "for TensorRT engines only: --opt-batch"),
-        ({"format": "trt", "triton": TritonOptions(instances=2)}, "for a Triton model repository only: --instances"),
+        ({"triton": TritonOptions(), "engine": EngineOptions(opt_batch=2)}, "for TensorRT engines only: --opt-batch"),
         (
-            {"format": "triton", "int8": True, "triton": TritonOptions(artifact=Path("a"))},
+            {"int8": True, "triton": TritonOptions(artifact=Path("a"))},
             "the artifact is served as it is: --int8",
         ),
         (
-            {"format": "triton", "triton": TritonOptions(artifact=Path("a")), "limit": 3},
+            {"triton": TritonOptions(artifact=Path("a")), "limit": 3},
             "the artifact is served as it is: --limit",
         ),
         ({"format": "onnx", "calibration": CalibrationOptions(method="mse")}, "only INT8 and FP8 are calibrated"),
@@ -95,7 +94,7 @@ def test_what_contradicts_itself(fields: dict[str, Any], message: str) -> None:
     ("fields", "artifacts"),
     [
         ({"format": "trt", "fp16": True, "engine": EngineOptions(refit=True)}, [("trt", "fp16")]),
-        ({"format": "triton", "int8": True, "engine": EngineOptions(max_batch=4)}, [("onnx", "int8")]),
+        ({"triton": TritonOptions(), "int8": True, "engine": EngineOptions(max_batch=4)}, [("onnx", "int8")]),
         ({"format": "onnx", "int8": True, "auto": True, "search": SearchOptions(max_drop=1)}, [("onnx", "mixed")]),
         ({"recommended": True, "target": "cuda"}, [("onnx", "fp16")]),
         ({"recommended": True, "calibration": CalibrationOptions(method="mse")}, [("openvino", "int8-int4-fc")]),
@@ -116,7 +115,7 @@ def test_what_is_written(
 
 
 def test_a_server_gets_the_portable_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve(ExportRequest(format="triton", int8=True)).target is None
+    assert resolve(ExportRequest(triton=TritonOptions(), int8=True)).target is None
     monkeypatch.setattr(module, "this_machine_or_none", lambda: TARGETS["cpu-arm64"])
     job = resolve(ExportRequest(format="onnx", int8=True))
     assert job.target is TARGETS["cpu-arm64"]
