@@ -62,7 +62,7 @@ class Subjects:
     def chosen(self, files: Sequence[Path]) -> list[Path]:
         """Those of the formats and precisions that are named; a checkpoint is `torch` in FP32."""
         from alexnet_edge.artifact import load_artifact
-        from alexnet_edge.network.load import newest_checkpoint
+        from alexnet_edge.network.load import CHECKPOINT_SUFFIXES, newest_checkpoint
 
         if not files:
             files = [newest_checkpoint(self.runs), *(artifacts_in(self.artifacts) if self.artifacts.is_dir() else [])]
@@ -71,7 +71,7 @@ class Subjects:
         kept = []
         for path in files:
             kind = ("torch", "fp32")
-            if path.suffix not in {".safetensors", ".pt", ".pth"}:
+            if path.suffix not in CHECKPOINT_SUFFIXES:
                 manifest = load_artifact(path).manifest
                 kind = (manifest.format, manifest.precision)
             if kind[0] in (self.format or kind) and kind[1] in (self.precision or kind):

@@ -50,9 +50,10 @@ def evaluate(
 def _validation_source(source: Path) -> dict[str, Any]:
     from alexnet_edge.artifact import load_artifact
     from alexnet_edge.network.checkpoint import read_info
+    from alexnet_edge.network.load import CHECKPOINT_SUFFIXES
 
     checkpoint = source if source.suffix == ".safetensors" else None
-    if checkpoint is None and source.suffix not in {".pt", ".pth"}:
+    if checkpoint is None and source.suffix not in CHECKPOINT_SUFFIXES:
         checkpoint = Path(load_artifact(source).manifest.checkpoint)
     recorded = read_info(checkpoint).data.get("val", {}).get("source") if checkpoint is not None else None
     if not recorded:

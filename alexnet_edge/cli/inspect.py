@@ -57,9 +57,9 @@ def inspect(
 def _facts_of(file: Path) -> dict[str, Any]:
     from alexnet_edge import records
     from alexnet_edge.artifact import load_artifact
-    from alexnet_edge.network.load import load_checkpoint
+    from alexnet_edge.network.load import CHECKPOINT_SUFFIXES, load_checkpoint
 
-    if file.suffix in {".safetensors", ".pt", ".pth"}:
+    if file.suffix in CHECKPOINT_SUFFIXES:
         checkpoint = load_checkpoint(file)
         return {"file": str(file), "sha256": checkpoint.sha256, **records.to_builtins(checkpoint.info)}
     return {"file": str(file), **records.to_builtins(load_artifact(file).manifest)}

@@ -22,7 +22,8 @@ import numpy as np
 from alexnet_edge import records
 from alexnet_edge.errors import ArtifactError, DataError
 from alexnet_edge.files import staged
-from alexnet_edge.images.datasets import IMAGE_SUFFIXES, FileItem, ImageSet
+from alexnet_edge.images.datasets import FileItem, ImageSet
+from alexnet_edge.images.folders import IMAGE_SUFFIXES
 from alexnet_edge.images.preprocess import FloatArray
 
 MOST_IMAGES = 5000

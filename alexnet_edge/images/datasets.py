@@ -13,10 +13,8 @@ Letters: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +27,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from alexnet_edge.errors import DataError, ImageError
+from alexnet_edge.images.class_list import counts_of, find_class_list, read_class_list
+from alexnet_edge.images.folders import endings, files_below, folders_in
 from alexnet_edge.images.preprocess import FloatArray, Preprocessing, load_rgb, preprocess_image
 from alexnet_edge.images.synthetic import SYNTHETIC_CLASSES, draw
 
@@ -40,16 +40,8 @@ Result = TypeVar("Result")
 SYNTHETIC = "synthetic"
 """The name of the built-in set, accepted wherever a folder is."""
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-)
-"""Files with these endings, in upper or lower case, are images; others are ignored."""
-
-CLASS_LIST_NAME = "classes.csv"
 VALIDATION_SHARE = 10
 """One image in this many is kept for validation where a folder has no `train` and `val`."""
-
-_WNID = re.compile(r"n\d{8}")
 
 
 class Item(Protocol):
@@ -288,7 +280,7 @@ def open_split(data: str | Path, split: Split, *, class_list: Path | None = None
     root = _existing(Path(data), class_list)
     train, val = root / "train", root / "val"
     if not train.is_dir() and not val.is_dir():
-        return _open_class_folders(root, root, split, class_list, share=True)
+        return _open_classfolders_in(root, root, split, class_list, share=True)
     folder = train if split == "train" else val
     if not folder.is_dir():
         raise DataError(
@@ -296,7 +288,7 @@ def open_split(data: str | Path, split: Split, *, class_list: Path | None = None
             value=root,
             fix=f"add {split}/ with one folder per class, or name the other folder itself",
         )
-    return _open_class_folders(root, folder, split, class_list, share=False)
+    return _open_classfolders_in(root, folder, split, class_list, share=False)
 
 
 def open_images(
@@ -327,9 +319,9 @@ def open_images(
         if root.is_file():
             root, names = root.parent, [root.name]
         else:
-            names = [str(path) for path in _files_below(root)]
+            names = [str(path) for path in files_below(root)]
             if not names:
-                raise DataError("no images in the folder", value=root, fix=f"it needs {_endings()} files")
+                raise DataError("no images in the folder", value=root, fix=f"it needs {endings()} files")
         labels, class_names, used = _labels_by_folder(root, names, class_list, classes)
         source: dict[str, Any] = {"kind": "images", "path": str(root), "class_list": used and str(used)}
         if class_names and classes is not None:
@@ -402,19 +394,19 @@ def _existing(path: Path, class_list: Path | None) -> Path:
     return resolved
 
 
-def _open_class_folders(root: Path, folder: Path, split: Split, class_list: Path | None, *, share: bool) -> ImageSet:
+def _open_classfolders_in(root: Path, folder: Path, split: Split, class_list: Path | None, *, share: bool) -> ImageSet:
     """The images of `folder`, a folder of class folders; with `share`, the part of each class that belongs to `split`."""
     if folder.is_file():
         raise DataError("this is a file, not a folder of images", value=folder, fix="name its folder")
-    names = [entry.name for entry in _folders(folder)]
+    names = [entry.name for entry in folders_in(folder)]
     if not names:
-        loose = len(_files_below(folder))
+        loose = len(files_below(folder))
         holds = f"it has {loose} images but no class folders" if loose else "it has no class folders"
         raise DataError(
             f"not a folder of classes, {holds}", value=folder, fix="put the images of each class in a folder"
         )
-    known = names if share or not (root / "train").is_dir() else [entry.name for entry in _folders(root / "train")]
-    used = class_list or _find_class_list(root, names)
+    known = names if share or not (root / "train").is_dir() else [entry.name for entry in folders_in(root / "train")]
+    used = class_list or find_class_list(root, names)
     if used is not None:
         entries = read_class_list(used)
         classes: Sequence[str] = [name for _, name in entries]
@@ -426,7 +418,7 @@ def _open_class_folders(root: Path, folder: Path, split: Split, class_list: Path
         fix = f"add it to {root / 'train'}, or remove it"
     items, labels = list[FileItem](), list[int]()
     for name in names:
-        files = _files_below(folder / name)
+        files = files_below(folder / name)
         if name not in index_of:
             raise DataError("folder is not a known class", value=folder / name, fix=fix)
         if not files and split == "train":
@@ -436,8 +428,8 @@ def _open_class_folders(root: Path, folder: Path, split: Split, class_list: Path
         items += [FileItem(folder, path) for path in kept]
         labels += [index_of[name]] * len(kept)
     if not items:
-        raise DataError(f"no images for {split}", value=folder, fix=f"it needs {_endings()} files, several per class")
-    twice = [name for name, count in _counts([index_of[name] for name in names]).items() if count > 1]
+        raise DataError(f"no images for {split}", value=folder, fix=f"it needs {endings()} files, several per class")
+    twice = [name for name, count in counts_of([index_of[name] for name in names]).items() if count > 1]
     if twice:
         raise DataError("two folders are the same class", value=classes[twice[0]], fix="merge them")
     if split == "train" and len(set(labels)) < 2:
@@ -460,7 +452,7 @@ def _labels_by_folder(
     """Label of each image by the nearest folder that is a class, the classes, and the class list used; or no labels."""
     folders = [name.split("/")[:-1] for name in names]
     nearest = sorted({parts[-1] for parts in folders if parts})
-    used = class_list or _find_class_list(root, nearest)
+    used = class_list or find_class_list(root, nearest)
     index_of: dict[str, int] = {}
     entries = read_class_list(used) if used is not None else []
     if classes is not None:
@@ -476,94 +468,6 @@ def _labels_by_folder(
     if not index_of or min(labels) < 0:  # an accuracy over the few folders that happen to match would mislead
         return [-1] * len(names), (), used
     return labels, classes, used
-
-
-def read_class_list(path: Path) -> list[tuple[str, str]]:
-    """`(wnid, name)` by output index, from a CSV file with the columns `wnid,index,name`.
-
-    ImageNet has two classes of the same name twice over ("crane", "maillot"): such names get their WordNet id appended.
-
-    Raises:
-        DataError: when the file is missing, not such a table, or its indices are not 0, 1, 2, ... each once.
-    """
-    fix = "give a CSV file with the columns wnid,index,name"
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        listed = [(str(row["wnid"]).strip(), int(row["index"]), str(row["name"]).strip()) for row in rows]
-    except OSError as error:
-        raise DataError(f"the class list cannot be read ({error.strerror})", value=path, fix=fix) from error
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        reason = f"column {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"the class list is not readable ({reason})", value=path, fix=fix) from error
-    for column, values in (("wnid", [entry[0] for entry in listed]), ("index", [entry[1] for entry in listed])):
-        twice = [value for value, count in _counts(values).items() if count > 1]
-        if twice:
-            raise DataError(
-                f"the class list has {column} {twice[0]} more than once", value=path, fix="remove the duplicate"
-            )
-    listed.sort(key=lambda entry: entry[1])
-    if not listed or [entry[1] for entry in listed] != list(range(len(listed))):
-        raise DataError("the class list's indices are not 0, 1, 2, ...", value=path, fix="give the whole list")
-    counts = _counts([name for _, _, name in listed])
-    return [(wnid, name if counts[name] == 1 else f"{name} ({wnid})") for wnid, _, name in listed]
-
-
-def _find_class_list(root: Path, names: Sequence[str]) -> Path | None:
-    if not names or not all(_WNID.fullmatch(name) for name in names):
-        return None
-    return next((path for path in (root / CLASS_LIST_NAME, root.parent / CLASS_LIST_NAME) if path.is_file()), None)
-
-
-def _counts(values: Sequence[Any]) -> dict[Any, int]:
-    counts: dict[Any, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return counts
-
-
-def _endings() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES)[:6]) + ", ..."
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as listing:
-            return sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(
-            f"the folder cannot be read ({error.strerror})", value=folder, fix="check its permissions"
-        ) from error
-
-
-def _folders(folder: Path) -> list[os.DirEntry[str]]:
-    return [entry for entry in _entries(folder) if _is_dir(entry)]
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
-
-
-def _files_below(folder: Path) -> list[str]:
-    """Sorted paths, below `folder`, of the image files in it and its sub-folders; each folder is entered once."""
-    paths, entered = list[str](), set[tuple[int, int]]()
-
-    def walk(current: Path, prefix: str) -> None:
-        status = current.stat()
-        if (status.st_dev, status.st_ino) in entered:
-            return
-        entered.add((status.st_dev, status.st_ino))
-        for entry in _entries(current):
-            if _is_dir(entry):
-                walk(current / entry.name, f"{prefix}{entry.name}/")
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (a million Paths are slow)
-                paths.append(prefix + entry.name)
-
-    walk(folder, "")
-    return sorted(paths)
 
 
 # --- the built-in synthetic set -----------------------------------------------------------------------------------------

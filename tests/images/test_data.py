@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from alexnet_edge.errors import DataError, ImageError
+from alexnet_edge.images.class_list import read_class_list
 from alexnet_edge.images.datasets import (
     SYNTHETIC_CLASSES,
     SYNTHETIC_COUNTS,
@@ -25,7 +26,6 @@ from alexnet_edge.images.datasets import (
     open_images,
     open_split,
     read_ahead,
-    read_class_list,
     reopen,
     synthetic,
 )
