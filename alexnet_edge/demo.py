@@ -74,7 +74,7 @@ def run_demo(*, runs: Path, artifacts: Path, reports: Path, threads: int | None,
     measured = run_bench(
         [trained.checkpoint, *paths],
         MEASURE,
-        images=exporter.proof_images,
+        images=exporter.prover.images,
         out=results,
         command=["alexnet-edge", "demo"],
         reporter=reporter,

@@ -51,11 +51,11 @@ from alexnet_edge.export.graphs.targets import (
 from alexnet_edge.export.precision import (
     CALIBRATED,
     CORRECTED,
-    EMULATED,
     onnx_precisions,
     require_precision,
     weight_bytes,
 )
+from alexnet_edge.export.proving import Prover
 from alexnet_edge.export.quantising.corrections import Corrector
 from alexnet_edge.files import sha256_file, write_text, writing
 from alexnet_edge.images.datasets import ImageSet, OnBadImage
@@ -63,9 +63,6 @@ from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.nvidia.libraries import Runtime, default_runtime
 from alexnet_edge.progress import QuietReporter, Reporter
-from alexnet_edge.proof.evaluate import outputs_NK
-from alexnet_edge.proof.parity import ParityReport, Tolerance, check_parity, parity_not_run, tolerance_of
-from alexnet_edge.sessions import reference_session, runnable
 
 if TYPE_CHECKING:
     from alexnet_edge.export.engines.features import EngineSpec
@@ -174,7 +171,6 @@ class Exporter:
             check_plan(plan)
         self.checkpoint = checkpoint
         self.out = out
-        self.proof_images = proof_images
         self.method = method
         self.engine = engine or EngineOptions()
         self.runtime = runtime
@@ -194,7 +190,6 @@ class Exporter:
         self._calibrations: dict[tuple[str, bool, str], Calibration] = {}
         self._audits: dict[str, CalibrationAudit] = {}  # by the table's hash
         self._given_calibration = calibration
-        self._reference_NK = reference_NK
         self.corrector = Corrector(
             checkpoint,
             self._images_to_calibrate_on,
@@ -204,8 +199,14 @@ class Exporter:
             on_bad_image=on_bad_image,
             reporter=self.reporter,
         )
-        self._skipped = 0  # proof images that could not be used
-        self._stand_in_reports: dict[str, ParityReport] = {}
+        self.prover = Prover(
+            checkpoint,
+            proof_images,
+            reference_NK=reference_NK,
+            threads=threads,
+            on_bad_image=on_bad_image,
+            reporter=self.reporter,
+        )
 
     def path(self, format: Format, precision: Precision) -> Path:
         """Where the artifact goes: `alexnet_int8.onnx`, `alexnet_fp16.engine`, `alexnet_fp16_rtx.engine`.
@@ -250,8 +251,8 @@ class Exporter:
         missing = unavailable(
             format,
             self.runtime,
-            torch=self.checkpoint.path.suffix != ".onnx" and self._reference_NK is None,
-            onnxruntime=format == "onnx" or self._reference_NK is None,
+            torch=self.checkpoint.path.suffix != ".onnx" and self.prover.expected_NK is None,
+            onnxruntime=format == "onnx" or self.prover.expected_NK is None,
         )
         if missing is not None:
             raise missing
@@ -267,7 +268,7 @@ class Exporter:
             seconds = time.perf_counter() - start
             manifest = self._manifest(format, precision, built, seconds)
             staged = artifacts.commit(built.path, staging / target.name, manifest)
-            report = self._prove(staged, built)
+            report = self.prover.prove(staged, built.stand_in, self.max_drop if precision == "mixed" else None)
             manifest = replace(manifest, parity=report)
             if report["verdict"] == "failed":
                 kept = target.with_name(f"{target.stem}.failed{target.suffix}")
@@ -551,72 +552,7 @@ class Exporter:
     def _images_to_calibrate_on(self) -> ImageSet:
         return self._calibration_images or calibration_images(self.checkpoint, None, None)
 
-    # --- proving --------------------------------------------------------------------------------------------------------
-
-    def reference_NK(self) -> FloatArray:
-        """The checkpoint's own answers on the proof images, `(N, K)` float32."""
-        if self._reference_NK is None:
-            self.reporter.start("reference answers", len(self.proof_images))
-            bad: list[Any] = []
-            with reference_session(self.checkpoint, threads=self.threads) as session:
-                answers, used = outputs_NK(session, self.proof_images, on_bad_image=self.on_bad_image, bad=bad)
-            self.proof_images = self.proof_images.subset(list(used)) if bad else self.proof_images
-            self._skipped = len(bad)
-            self._reference_NK = answers
-            self.reporter.finish(f"{len(answers)} images")
-        return self._reference_NK
-
-    def _prove(self, candidate: Artifact, built: _Built) -> dict[str, Any]:
-        """The parity record of the manifest."""
-        reference_NK = self.reference_NK()
-        cannot_run = runnable(candidate)
-        if cannot_run is None:
-            tolerance = tolerance_of(candidate)
-            if candidate.manifest.precision == "mixed" and self.max_drop is not None:
-                tolerance = replace(tolerance, max_accuracy_drop=self.max_drop)
-            report = self._report(candidate, reference_NK, tolerance)
-            if candidate.manifest.format == "onnx":
-                self._stand_in_reports[candidate.manifest.sha256] = report
-            return report.to_json()
-        assert built.stand_in is not None, "what cannot run has something to be proved in its stead"
-        precision = candidate.manifest.precision
-        emulated = precision in EMULATED
-        written = built.stand_in()
-        key = sha256_file(written)
-        if key not in self._stand_in_reports:
-            stand_in = artifacts.commit(
-                written,
-                written.with_name("stand_in.onnx"),
-                replace(
-                    candidate.manifest,
-                    format="onnx",
-                    runtime="onnxruntime",
-                    precision="fp32" if emulated else precision,
-                    build={},  # it runs here, whatever it was built for
-                ),
-            )
-            self._stand_in_reports[key] = self._report(stand_in, reference_NK, tolerance_of(candidate), precision)
-        report = self._stand_in_reports[key]
-        if not report.passed:
-            return report.to_json()
-        what = f"an FP32 graph that rounds to {precision.upper()}" if emulated else "the graph in its precision"
-        return {
-            **parity_not_run(f"built, not run: {cannot_run}"),
-            "stand_in": {"what": f"{what}, on ONNX Runtime", **report.to_json()},
-        }
-
-    def _report(
-        self,
-        candidate: Artifact,
-        reference_NK: FloatArray,
-        tolerance: Tolerance | None = None,
-        precision: Precision | None = None,
-    ) -> ParityReport:
-        manifest = candidate.manifest
-        self.reporter.start(f"proving {manifest.format} {precision or manifest.precision}", None)
-        report = check_parity(candidate, reference_NK, self.proof_images, tolerance=tolerance, threads=self.threads)
-        self.reporter.finish("passed" if report.passed else "; ".join(report.reasons))
-        return replace(report, images_skipped=self._skipped)
+    # --- the manifest ---------------------------------------------------------------------------------------------------
 
     def _manifest(
         self, format: Format, precision: Precision, built: _Built, seconds: float, *, audited: bool = True
@@ -680,7 +616,7 @@ class Exporter:
         if key not in self._audits:
             self.reporter.start("auditing the calibration", None)
             images = self._images_to_calibrate_on()
-            self._audits[key] = audit(found, images, self.proof_images, classes=self.checkpoint.info.classes)
+            self._audits[key] = audit(found, images, self.prover.images, classes=self.checkpoint.info.classes)
             self.reporter.finish(f"{len(self._audits[key].warnings)} warnings")
         return self._audits[key]
 

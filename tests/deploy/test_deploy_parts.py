@@ -224,7 +224,7 @@ def test_ranges_and_answers_from_elsewhere_give_the_same_file(
     built = there.export("onnx", "int8")
     assert built.manifest.sha256 == load_artifact(folder / "alexnet_int8.onnx").manifest.sha256
     assert built.manifest.calibration == ranges.to_json()
-    there.reference_NK()[:] += 9  # the proof is against what was given
+    there.prover.reference_NK()[:] += 9  # the proof is against what was given
     with pytest.raises(ParityError):
         Exporter(
             checkpoint_from_onnx(folder / "alexnet_fp32.onnx"),

@@ -49,15 +49,19 @@ def proof(image_folder: Path) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def reference_NK(checkpoint: Checkpoint, proof: ImageSet) -> np.ndarray:
-    return Exporter(checkpoint, out=Path(), proof_images=proof).reference_NK()
+    return Exporter(checkpoint, out=Path(), proof_images=proof).prover.reference_NK()
 
 
 @pytest.fixture
 def exporter(checkpoint: Checkpoint, proof: ImageSet, reference_NK: np.ndarray, tmp_path: Path) -> Exporter:
     """Writes into `tmp_path/artifacts`; the checkpoint's answers are known already."""
-    made = Exporter(checkpoint, out=tmp_path / "artifacts", proof_images=proof, cache=tmp_path / "cache")
-    made._reference_NK = reference_NK
-    return made
+    return Exporter(
+        checkpoint,
+        out=tmp_path / "artifacts",
+        proof_images=proof,
+        reference_NK=reference_NK,
+        cache=tmp_path / "cache",
+    )
 
 
 def files_of(path: Path) -> list[Path]:
@@ -178,7 +182,7 @@ def test_images_that_cannot_be_read_are_left_out_of_the_proof(
         (folder / f"{index}.jpg").write_bytes(path.read_bytes())
     (folder / "1.jpg").write_bytes((folder / "1.jpg").read_bytes()[:300])
     made = Exporter(checkpoint, out=tmp_path, proof_images=open_images(folder), on_bad_image="skip")
-    assert len(made.reference_NK()) == len(made.proof_images) == 2
+    assert len(made.prover.reference_NK()) == len(made.prover.images) == 2
 
 
 # --- what fails -----------------------------------------------------------------------------------------------------------
@@ -220,7 +224,7 @@ def test_a_wrong_graph_is_kept_aside(
 def test_an_engine_of_a_wrong_graph_is_kept_aside(
     exporter: Exporter, reference_NK: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "_reference_NK", reference_NK[:, ::-1].copy())
+    monkeypatch.setattr(exporter.prover, "expected_NK", reference_NK[:, ::-1].copy())
     (outcome,) = exporter.export_all([("trt", "fp16")])
     assert isinstance(outcome.error, ParityError)
     assert outcome.artifact is None

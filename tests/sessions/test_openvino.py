@@ -485,7 +485,7 @@ def test_a_wrong_one_is_kept_aside_whole(
     narrow: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = exporter_of(narrow, tmp_path / "artifacts", image_folder)
-    made._reference_NK = made.reference_NK()[:, ::-1].copy()
+    made.prover.expected_NK = made.prover.reference_NK()[:, ::-1].copy()
     with pytest.raises(ParityError, match=r"kept aside as .*alexnet_fp32\.failed\.xml"):
         made.export("openvino", "fp32")
     assert names(made.out) == [f"alexnet_fp32.failed.{suffix}" for suffix in ("bin", "xml", "xml.json")]
