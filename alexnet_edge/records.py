@@ -34,7 +34,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 NEWER = {"newer": True}
 """Metadata of a field that files of an earlier version lack; it then has its default."""
 
-_Check = Callable[[Any, str], None]
+_Check = Callable[[Any, str, bool], None]
 
 
 class RecordError(ValueError):
@@ -64,20 +64,21 @@ def decode(kind: type[Record], text: str | bytes) -> Record:
     return convert(kind, parse(text))
 
 
-def convert(kind: type[Record], value: Any, *, at: str = "") -> Record:
+def convert(kind: type[Record], value: Any, *, at: str = "", partial: bool = False) -> Record:
     """The dataclass that a JSON value describes.
 
     Args:
         kind: the dataclass.
         value: what `parse` returns.
         at: path of the value, for what is wrong with it.
+        partial: fields that are missing have their defaults.
 
     Raises:
         RecordError: when it does not describe one.
     """
     check = _checker(cast("Any", kind))
     if check is not None:
-        check(value, f"{at}." if at else "")
+        check(value, f"{at}." if at else "", partial)
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -144,7 +145,7 @@ def _dataclass_checker(kind: Any) -> _Check:
     schemas = get_args(hints["schema"]) if "schema" in fields else ()
     needed = [name for name, entry in fields.items() if entry.metadata != NEWER]
 
-    def check(value: Any, path: str) -> None:
+    def check(value: Any, path: str, partial: bool) -> None:
         if not isinstance(value, Mapping):
             return  # msgspec says what it is instead
         if schemas and value.get("schema", schemas[0]) not in schemas:
@@ -153,22 +154,22 @@ def _dataclass_checker(kind: Any) -> _Check:
             if name not in fields:
                 raise RecordError(f"{path}{name}: unknown, expected one of {', '.join(fields)}")
         for name in needed:
-            if name not in value:
+            if name not in value and not partial:
                 raise RecordError(f"{path}{name}: missing")
         for name, entry in value.items():
             inner = _checker(hints[name])
             if inner is not None:
-                inner(entry, f"{path}{name}.")
+                inner(entry, f"{path}{name}.", partial)
 
     return check
 
 
-def _check_entries(check: _Check, value: Any, path: str) -> None:
+def _check_entries(check: _Check, value: Any, path: str, partial: bool) -> None:
     entries = (
         value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     )
     for key, entry in entries:
-        check(entry, f"{path.removesuffix('.')}[{key}].")
+        check(entry, f"{path.removesuffix('.')}[{key}].", partial)
 
 
 def _path_first(message: str, at: str) -> str:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 
+from alexnet_edge import records
 from alexnet_edge.errors import UserError
 from alexnet_edge.images.datasets import SYNTHETIC, OnBadImage
 from alexnet_edge.images.preprocess import preset
@@ -234,13 +235,10 @@ class TrainSettings(Recipe):
         """Read what `to_json` wrote.
 
         Raises:
-            KeyError, TypeError: when a field is missing or of the wrong kind.
+            KeyError, RecordError: when a setting is missing, unknown or of the wrong kind.
         """
         own = {entry.name: value[entry.name] for entry in fields(cls) if entry.name not in RECIPE_FIELDS}
-        overrides: dict[str, Any] = {
-            name: tuple(number) if isinstance(number, list) else number for name, number in value["overrides"].items()
-        }
-        return cls(**own, **overrides)
+        return records.convert(cls, {**own, **value["overrides"]}, partial=True)
 
     def resolved(self) -> Recipe:
         """The complete recipe of this run.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alexnet_edge import records
 from alexnet_edge.errors import CheckpointError, needs
 from alexnet_edge.files import MALFORMED, staged, writing
 
@@ -86,7 +87,7 @@ def read(path: Path) -> Snapshot:
         text = header[_HEADER_KEY]
         if header["sha256"] != _digest(tensors, text):
             raise ValueError("its checksum is another")
-        state = json.loads(text)
+        state = records.parse(text)
         if state["schema"] != SCHEMA:
             raise ValueError(f"schema {state['schema']} is not {SCHEMA}")
     except (SafetensorError, OSError, RuntimeError, *MALFORMED) as error:

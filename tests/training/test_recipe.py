@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from alexnet_edge import records
 from alexnet_edge.cli import _run
 from alexnet_edge.errors import UserError
 from alexnet_edge.training.recipe import RECIPES, TrainSettings, recipe_json
@@ -245,3 +246,18 @@ def test_first_weights_and_biases_are_the_papers() -> None:
         assert abs(weight.mean().item()) < 0.01 * error
     spec = first_preprocessing(settings, settings.resolved(), arch)
     assert spec.std == pytest.approx((1 / 255,) * 3), "inputs on the 0-255 scale, less the mean"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seed": "0"}, "seed: expected int, got str"),
+        ({"pool": "fibres"}, "pool: invalid enum value 'fibres'"),
+        ({"overrides": {"epochs": 1.5}}, "epochs: expected int, got float"),
+        ({"overrides": {"epoch": 1}}, "epoch: unknown, expected one of epochs"),
+    ],
+)
+def test_recorded_settings_are_read_strictly(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(records.RecordError) as error:
+        TrainSettings.from_json({**TrainSettings().to_json(), **change})
+    assert str(error.value).startswith(line)
