@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from alexnet_edge.artifact import (
     Format,
@@ -21,10 +21,6 @@ from alexnet_edge.export.graphs.targets import (
     Target,
 )
 from alexnet_edge.nvidia.libraries import Runtime, default_runtime, find_trtexec, load_library
-
-if TYPE_CHECKING:
-    pass
-
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8", "int4-fc")

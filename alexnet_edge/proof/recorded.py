@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from alexnet_edge.errors import (
 )
 from alexnet_edge.images.datasets import ImageSet, open_images, reopen
 from alexnet_edge.network.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    pass
 
 CALIBRATION_IMAGES = 512
 """Images taken by default from the checkpoint's training data, evenly spread over the classes."""

@@ -1,8 +1,6 @@
 """INT8 by TensorRT's own calibration ("implicit quantisation"), for the versions that still have it: 8.6 to 10.16.
 
-The ranges that TensorRT finds, and those of this package's calibration, are both written in TensorRT's table format, so
-either can stand in for the other: `trtexec --calib` reads what `calibration_table` writes, and `amax_from_table` makes the
-ranges of a Q/DQ graph from a table that TensorRT left.
+`calibration_table` writes the ranges of this package's calibration in TensorRT's table format, which `trtexec --calib` reads.
 
 Letters: N batch, C channels, H height, W width.
 
@@ -286,23 +284,3 @@ def _scale(digits: str) -> float | None:
 
 def _shown(line: str) -> str:
     return line if len(line) <= 60 else f"{line[:57]}..."
-
-
-def amax_from_table(arch: Architecture, table: Mapping[str, float]) -> dict[str, float]:
-    """The range at the input of each of the eight layers, from a calibration table of the FP32 graph.
-
-    Args:
-        arch: the network.
-        table: what `read_calibration_table` gives.
-
-    Raises:
-        UserError: when the table has no positive range for the input of a layer: it is of another network.
-    """
-    inputs = {name: tensors[-1] for name, tensors in _shared_tensors(arch).items()}
-    missing = [f"{tensor} (input of {name})" for name, tensor in inputs.items() if not table.get(tensor)]
-    if missing:
-        raise UserError(
-            f"the calibration table has no range for {', '.join(missing)}",
-            fix=f"calibrate a graph of this package for {arch.name}",
-        )
-    return {name: table[tensor] for name, tensor in inputs.items()}
