@@ -1,4 +1,7 @@
-"""Cross-layer equalisation as exponents: which layers allow it, and weights scaled by it. See `export/quantising/corrections.py`."""
+"""Cross-layer equalisation: the scale of each channel as an exponent, and the weights scaled by it.
+
+`export/quantising/corrections.py` decides where it is used.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from alexnet_edge.network.checkpoint import Checkpoint, Weights
 from alexnet_edge.network.layers import Architecture, LayerSpec
 
 STEPS_PER_OCTAVE = 4
-"""Scales are powers of the fourth root of two, so that one character says one."""
+"""Scales are powers of the fourth root of two, so that one character holds one."""
 LARGEST_STEP = 4 * STEPS_PER_OCTAVE
 """Channels are scaled by 1/16 to 16."""
 _DIGITS = (string.digits + string.ascii_lowercase)[: 2 * LARGEST_STEP + 1]
@@ -34,9 +37,9 @@ def equalisable(arch: Architecture) -> list[tuple[LayerSpec, LayerSpec]]:
 def steps_for(checkpoint: Checkpoint, peaks: Mapping[str, FloatArray]) -> dict[str, npt.NDArray[np.int64]]:
     """The scales that bring the channels between two layers to like ranges.
 
-    Weights have a scale per output channel whatever is done to that channel. What a channel wants is that its values are large
-    against the others' in the one scale of the tensor, and that the next layer's weights for it are large in theirs: the
-    scale is the root of the ratio of the two.
+    Activations have one scale per tensor, so a channel loses least where its values are as large as the others'. The next
+    layer's weights have a scale per output channel, so there the weights that read this channel should be as large as the
+    others. The scale is the root of the ratio of the two. This layer's own weights have a scale per channel in any case.
 
     Args:
         checkpoint: the network.
@@ -53,18 +56,18 @@ def steps_for(checkpoint: Checkpoint, peaks: Mapping[str, FloatArray]) -> dict[s
             columns_C = share.max(axis=0).reshape(first.out_channels, -1).max(axis=1)
         values_C = peaks[second.name].astype(np.float64)
         used = (values_C > 0) & (columns_C > 0)
-        wanted_C = np.zeros(first.out_channels)
-        wanted_C[used] = 0.5 * STEPS_PER_OCTAVE * np.log2(values_C[used] / columns_C[used])
-        wanted_C[used] -= wanted_C[used].mean() if used.any() else 0.0
-        limited = np.clip(np.rint(wanted_C), -LARGEST_STEP, LARGEST_STEP)
+        exponent_C = np.zeros(first.out_channels)
+        exponent_C[used] = 0.5 * STEPS_PER_OCTAVE * np.log2(values_C[used] / columns_C[used])
+        exponent_C[used] -= exponent_C[used].mean() if used.any() else 0.0
+        limited = np.clip(np.rint(exponent_C), -LARGEST_STEP, LARGEST_STEP)
         exponents[first.name] = limited.astype(np.int64)
     return exponents
 
 
 def equalised(checkpoint: Checkpoint, steps: Steps) -> Checkpoint:
-    """The network with its channels scaled; in FP32 it answers the same, but for rounding.
+    """The network with its channels scaled; in FP32 it gives the same answers up to rounding.
 
-    Its hash is its own, so that a calibration of the other is not taken for one of it.
+    It has a hash of its own, so that a calibration of the original is not used for it.
     """
     weights: Weights = dict(checkpoint.weights)
     for first, second in equalisable(checkpoint.info.arch):

@@ -15,13 +15,6 @@ import numpy as np
 from alexnet_edge.errors import CheckpointError, needs
 from alexnet_edge.files import sha256_file
 from alexnet_edge.images.preprocess import FloatArray, preset
-from alexnet_edge.network.download import download_once
-from alexnet_edge.network.layers import ARCHITECTURES, LAYER_NAMES, Architecture, architecture
-
-if TYPE_CHECKING:
-    import torch
-
-    from alexnet_edge.progress import Reporter
 from alexnet_edge.network.checkpoint import (
     Checkpoint,
     CheckpointInfo,
@@ -32,6 +25,13 @@ from alexnet_edge.network.checkpoint import (
     read_info,
     read_safetensors,
 )
+from alexnet_edge.network.download import download_once
+from alexnet_edge.network.layers import ARCHITECTURES, LAYER_NAMES, Architecture, architecture
+
+if TYPE_CHECKING:
+    import torch
+
+    from alexnet_edge.progress import Reporter
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
 """Of the files that `load_checkpoint` reads: this package's, and state dicts saved by PyTorch."""
