@@ -184,7 +184,7 @@ def resolve(request: ExportRequest) -> Job:
     if target is None and request.triton is None:  # a server is another machine
         target = this_machine_or_none()
     lower_fp32 = request.target is not None and target is not None and bool(target.lowerings)
-    format, precision = _asked(request) or find_target().recommended
+    format, precision = _format_and_precision(request) or find_target().recommended
     artifacts = tuple(selection(format, precision, target, lower_fp32=lower_fp32))
     version = None
     if request.calibration.calibration_table is not None:
@@ -193,7 +193,7 @@ def resolve(request: ExportRequest) -> Job:
     return Job(artifacts=artifacts, target=target, lower_fp32=lower_fp32, table_version=version)
 
 
-def _asked(request: ExportRequest) -> tuple[str, Precision | None] | None:
+def _format_and_precision(request: ExportRequest) -> tuple[str, Precision | None] | None:
     """Format and precision; None for what is recommended for this machine's own processor."""
     if not request.recommended:
         return request.format if request.triton is None else "onnx", request.precision
@@ -202,12 +202,12 @@ def _asked(request: ExportRequest) -> tuple[str, Precision | None] | None:
 
 def _written(request: ExportRequest) -> set[Precision]:
     """The precisions that will be written, as far as they do not depend on this machine."""
-    asked = _asked(request)
-    if asked is None:  # every processor's recommendation is calibrated and corrected
+    chosen = _format_and_precision(request)
+    if chosen is None:  # every processor's recommendation is calibrated and corrected
         return {"int8-int4-fc"}
     target = None if request.target is None else TARGETS[request.target]
     lower_fp32 = target is not None and bool(target.lowerings)
-    return {precision for _, precision in selection(*asked, target, lower_fp32=lower_fp32)}
+    return {precision for _, precision in selection(*chosen, target, lower_fp32=lower_fp32)}
 
 
 def _check_values(request: ExportRequest) -> None:
@@ -232,9 +232,9 @@ def _check_precision(request: ExportRequest) -> None:
         raise UserError(
             "--int8 auto writes one format", value=f"--format {request.format}", fix="add --format openvino or onnx"
         )
-    asked = _asked(request)
-    if request.target is not None and asked is not None:
-        check_target(TARGETS[request.target], *asked)
+    chosen = _format_and_precision(request)
+    if request.target is not None and chosen is not None:
+        check_target(TARGETS[request.target], *chosen)
 
 
 def _check_triton(request: ExportRequest) -> None:
@@ -244,8 +244,8 @@ def _check_triton(request: ExportRequest) -> None:
 
 
 def _check_engine(request: ExportRequest) -> None:
-    asked = _asked(request)
-    if asked is not None and asked[0] in ("all", "trt"):
+    chosen = _format_and_precision(request)
+    if chosen is not None and chosen[0] in ("all", "trt"):
         return
     problem, fix = "this option is for TensorRT engines only", "add --format trt, or leave it out"
     if request.runtime is not None:

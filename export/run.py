@@ -56,8 +56,8 @@ def export_all(
         exporter.write_calibration_table(request.calibration.calibration_table, job.table_version)
     if request.auto:
         assert search is not None, "`auto` needs a search"
-        found = search(exporter, job.artifacts[0][0])
-        exporter.plan, exporter.max_drop, exporter.search = found.plan, found.max_drop, records.to_builtins(found)
+        result = search(exporter, job.artifacts[0][0])
+        exporter.plan, exporter.max_drop, exporter.search = result.plan, result.max_drop, records.to_builtins(result)
     yield from exporter.export_all(job.artifacts)
 
 
