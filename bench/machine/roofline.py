@@ -168,14 +168,6 @@ def _round_by_round(
     return {"share": share, "interval": list(interval), "floors_ns": floors_ns}
 
 
-def sentence(layer: Mapping[str, Any]) -> str:
-    """One entry of a roofline's `layers` in words: `fc6: 1.9 ms, 71 % of the bandwidth floor`."""
-    if layer["measured_ns"] is None:
-        return f"{layer['name']}: not timed"
-    floor = "bandwidth" if layer["bound"] == "memory" else "compute"
-    return f"{layer['name']}: {_ms(layer['measured_ns'])}, {_percent(layer['share'])} of the {floor} floor"
-
-
 def _note_busy_machine(peaks: Peaks, notes: _Notes) -> None:
     if peaks.other_cpus is not None and peaks.other_cpus > _MAX_OTHER_CPUS:
         notes.add(

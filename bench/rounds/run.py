@@ -140,14 +140,10 @@ def run_bench(
     settings, plan = settings or MeasureSettings(), plan or Plan()
     opened = _open_subjects(subjects, settings, plan, trust=trust)
     measured = [Measured(subject=subject) for subject in swept(with_distinct_labels(opened), plan.threads)]
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alexnet-edge-bench-")))
-        inputs, about_inputs = write_inputs(
-            folder,
-            opened,
-            images if images is not None else default_images(opened),
-            largest_batch=max(settings.batches),
-        )
+    if images is None:
+        images = default_images(opened)
+    with tempfile.TemporaryDirectory(prefix="alexnet-edge-bench-") as folder:
+        inputs, about_inputs = write_inputs(Path(folder), opened, images, largest_batch=max(settings.batches))
         result = BenchResult(
             settings=settings,
             command=list(sys.argv if command is None else command),
@@ -157,16 +153,15 @@ def run_bench(
             pinned_cpus=plan.pinned_cpus,
             peers_left_out=plan.peers_left_out,
         )
-        bench = _Bench(
+        _Bench(
             result=result,
             plan=plan,
             inputs=inputs,
             trust=trust,
             out=out,
-            logs=folder / "loadgen" if out is None else out.with_name(f"{out.stem}-loadgen"),
+            logs=Path(folder) / "loadgen" if out is None else out.with_name(f"{out.stem}-loadgen"),
             reporter=reporter or QuietReporter(),
-        )
-        bench.run()
+        ).run()
     return result
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from alexnet_edge.artifact import LayerPrecision, Precision, layer_types
 from alexnet_edge.bench.machine.peaks import Peaks
-from alexnet_edge.bench.machine.roofline import roofline, sentence
+from alexnet_edge.bench.machine.roofline import roofline
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.precision import weight_bytes
 from alexnet_edge.network.layers import LAYER_NAMES, architecture, layer_costs
@@ -185,24 +185,7 @@ def test_shares_and_the_worst() -> None:
     assert fc6["above_ns"] == pytest.approx(30 * MS - 15.1064576 * MS)
     assert value["worst"] == "conv2", "21 ms above its floor, fc6 15 ms"
     assert (value["nodes_ns"], value["other_ns"], value["unavailable"], value["notes"]) == (180 * MS, 0, "", [])
-    assert sentence(fc6) == "fc6: 30 ms, 50 % of the bandwidth floor"
-    assert sentence(layer(value, "conv2")) == "conv2: 30 ms, 30 % of the compute floor"
     assert value["nodes"][0] == {"name": "conv1", "kind": "Gemm(float)", "ns": 20 * MS, "layer": "conv1"}
-
-
-@pytest.mark.parametrize(
-    ("ns", "words"),
-    [
-        (0.02134 * MS, "0.021 ms"),
-        (0.6 * MS, "0.60 ms"),
-        (1.94 * MS, "1.9 ms"),
-        (9.7 * MS, "9.7 ms"),
-        (1234 * MS, "1234 ms"),
-    ],
-)
-def test_sentence(ns: float, words: str) -> None:
-    entry = {"name": "fc6", "measured_ns": ns, "share": 0.714, "bound": "memory"}
-    assert sentence(entry) == f"fc6: {words}, 71 % of the bandwidth floor"
 
 
 def test_round_by_round_each_median_meets_its_own_bounds() -> None:
@@ -242,7 +225,6 @@ def test_nothing_profiled() -> None:
     assert (value["other_ns"], value["worst"], value["nodes"], value["nodes_ns"]) == (None, None, [], None)
     assert value["unavailable"] == "the runtime has no profile that tells layers apart"
     assert set(times(value).values()) == {None}
-    assert sentence(layer(value, "fc6")) == "fc6: not timed"
 
 
 # --- whose a node is --------------------------------------------------------------------------------------------------
