@@ -51,15 +51,15 @@ class CalibrationOptions:
     """Where the ranges of INT8 and FP8 come from."""
 
     calibration: str | None = None
-    """Images to calibrate on [the training data]; `random` for random pixels"""
+    """Images to calibrate on [the training data]; `random` for random pixels."""
     calibration_images: int | None = None
-    """So many of them, evenly spread [512]"""
+    """So many of them, evenly spread [512]."""
     method: Method = "entropy"
-    """entropy, minmax, percentile or mse"""
+    """How ranges are chosen from the histogram of activations."""
     calibration_table: Path | None = None
-    """Also write the INT8 ranges as a TensorRT calibration table"""
+    """Also write the INT8 ranges as a TensorRT calibration table."""
     table_for: str | None = None
-    """TensorRT version that reads that table, as 10.3.0 [the one on this machine]"""
+    """TensorRT version that reads that table, as 10.3.0 [the one on this machine]."""
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -76,9 +76,9 @@ class CorrectionOptions:
     """What is changed in the network before INT8: see docs/quantization.md."""
 
     equalise: bool = False
-    """Before INT8, bring channels to like ranges: docs/quantization.md"""
+    """Before INT8, bring channels to like ranges: docs/quantization.md."""
     correct_bias: bool = False
-    """Take the mean error of INT8 and INT4 layers off their biases"""
+    """Take the mean error of INT8 and INT4 layers off their biases."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,9 +86,9 @@ class SearchOptions:
     """How `--int8 auto` decides."""
 
     max_drop: float = 0.5
-    """With --int8 auto: points of top-1 accuracy that may be lost"""
+    """With --int8 auto: points of top-1 accuracy that may be lost."""
     search_images: str | None = None
-    """With --int8 auto: images that decide [256 of the training data]"""
+    """With --int8 auto: images that decide [256 of the training data]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,51 +100,51 @@ class ExportRequest:
     """
 
     format: RequestFormat = "all"
-    """torchscript, pt2, onnx, openvino, trt, or all"""
+    """What to write; all is everything that can be written here in FP32, FP16 and INT8."""
     fp16: bool = False
-    """Weights and activations in FP16; LRN in FP32"""
+    """Weights and activations in FP16; LRN in FP32."""
     bf16: bool = False
-    """Weights and activations in BF16; LRN in FP32"""
+    """Weights and activations in BF16; LRN in FP32."""
     int8: bool = False
-    """INT8 with quantise/dequantise pairs; LRN in FP32"""
+    """INT8 with quantise/dequantise pairs; LRN in FP32."""
     auto: bool = False
-    """After --int8: search the fastest type of each layer"""
+    """After --int8: search the fastest type of each layer."""
     fp8: bool = False
-    """FP8 (E4M3) with quantise/dequantise pairs; the rest FP16"""
+    """FP8 (E4M3) with quantise/dequantise pairs; the rest FP16."""
     int4_fc: bool = False
-    """Weights of fc6 to fc8 in INT4, everything else in FP16"""
+    """Weights of fc6 to fc8 in INT4, everything else in FP16."""
     int8_int4_fc: bool = False
-    """For processors: convolutions in INT8, weights of fc6 to fc8 in INT4"""
+    """For processors: convolutions in INT8, weights of fc6 to fc8 in INT4."""
     search: SearchOptions = field(default_factory=SearchOptions)
     target: TargetName | None = None
-    """Where ONNX and OpenVINO files will run: cpu-avx512-vnni, cpu-avx2, cpu-arm64, cuda or tensorrt [this processor]"""
+    """Where ONNX and OpenVINO files will run [this processor]."""
     recommended: bool = False
-    """The format and precision that measured best for the target"""
+    """The format and precision that measured best for the target."""
     checkpoint: Path | None = None
-    """Checkpoint, or a state dict of torchvision or the notebook [newest in runs/]"""
+    """Checkpoint, or a state dict of torchvision or the notebook [newest in runs/]."""
     onnx: Path | None = None
-    """Export from an FP32 ONNX artifact instead: needs no torch, as on a board"""
+    """Export from an FP32 ONNX artifact instead: needs no torch, as on a board."""
     out: Path = Path("artifacts")
-    """Folder of the artifacts"""
+    """Folder of the artifacts."""
     images: str | None = None
-    """Images to prove the answers on [the checkpoint's validation data]"""
+    """Images to prove the answers on [the checkpoint's validation data]."""
     limit: int | None = None
-    """Use so many images, evenly spread over the classes"""
+    """Use so many images, evenly spread over the classes."""
     class_list: Path | None = None
-    """CSV file with wnid,index,name [classes.csv beside the images]"""
+    """CSV file with wnid,index,name [classes.csv beside the images]."""
     on_bad_image: OnBadImage = "fail"
-    """skip or fail"""
+    """Whether an image that cannot be used is skipped, or fails the command."""
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     corrections: CorrectionOptions = field(default_factory=CorrectionOptions)
     runtime: Runtime | None = None
-    """What builds TensorRT engines: tensorrt, trtexec or rtx [the first on this machine]"""
+    """What builds TensorRT engines [the first on this machine]."""
     engine: EngineOptions = field(default_factory=EngineOptions)
     triton: TritonOptions | None = None
-    """Write the ONNX file that a Triton server on any machine takes, and serve it"""
+    """Write the ONNX file that a Triton server on any machine takes, and serve it."""
     threads: int | None = None
-    """Processor threads [all]"""
+    """Processor threads [all]."""
     runs: Path = Path("runs")
-    """Folder of the training runs"""
+    """Folder of the training runs."""
 
     def __post_init__(self) -> None:
         require_choices(self)

@@ -70,19 +70,19 @@ class TritonOptions:
     """How a model is served."""
 
     artifact: Path | None = None
-    """A proved artifact to serve [the ONNX file, exported]"""
+    """A proved artifact to serve [the ONNX file, exported]."""
     repository: Path = Path("triton")
-    """Folder of the models"""
+    """Folder of the models."""
     model_name: str | None = None
-    """The model's name, in the server's address [the artifact's]"""
+    """The model's name, in the server's address [the artifact's]."""
     instances: int = 1
-    """Copies that answer side by side, on each GPU or on the processor"""
+    """Copies that answer side by side, on each GPU or on the processor."""
     instance_kind: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where they run: cpu, gpu, or auto: the GPU for engines"""
+    """Where they run: cpu, gpu, or auto: the GPU for engines."""
     queue_delay: int = 0
-    """How long a request may wait for others, microseconds"""
+    """How long a request may wait for others, microseconds."""
     keep_versions: int = 1
-    """Newest versions that are served"""
+    """Newest versions that are served."""
 
     def __post_init__(self) -> None:
         require_choices(self)

@@ -45,9 +45,9 @@ class Subjects:
     """Which of the files are measured, and on what."""
 
     format: tuple[Literal["torch", Format], ...] = ()
-    """Of the files only those of a format: torch (the checkpoint), onnx, torchscript, ..."""
+    """Only files of this format; torch is the checkpoint."""
     precision: tuple[Precision, ...] = ()
-    """Of the files only those of a precision: fp32, fp16, int8, ..."""
+    """Only files of this precision."""
     images: str | None = None
     """Folder of images, or `synthetic` [what the checkpoint was trained on]."""
     device: DeviceChoice = "auto"
@@ -90,7 +90,7 @@ class Scenarios:
     """MLPerf's scenarios, the same settings for each."""
 
     scenario: tuple[Literal["all", Scenario], ...] = ()
-    """Also by MLPerf LoadGen: single-stream, multi-stream, server, offline, or all."""
+    """Also measure by a scenario of MLPerf LoadGen."""
     scenario_seconds: float | None = None
     """Least duration of a scenario [10]."""
     latency_bound_ms: float | None = None

@@ -47,47 +47,47 @@ class EngineOptions:
     """Options of the engine's builder; the defaults are its own, except that FP32 means FP32 (no TF32)."""
 
     min_batch: int | None = None
-    """Smallest batch [1; with --dla-core --opt-batch]"""
+    """Smallest batch [1; with --dla-core --opt-batch]."""
     opt_batch: int = 1
-    """Batch to tune for; with --dla-core the only one"""
+    """Batch to tune for; with --dla-core the only one."""
     max_batch: int | None = None
-    """Largest batch [16; with --dla-core --opt-batch]"""
+    """Largest batch [16; with --dla-core --opt-batch]."""
     compute_capability: tuple[str, ...] = ()
-    """A GPU architecture, as sm89; may be repeated (rtx) [all that the precision runs on]"""
+    """A GPU architecture, as sm89; may be repeated (rtx) [all that the precision runs on]."""
     workspace: int | None = None
-    """Scratch memory that the builder may give to layers, MiB [all of the GPU's]"""
+    """Scratch memory that the builder may give to layers, MiB [all of the GPU's]."""
     pool: tuple[str, ...] = ()
-    """Another memory pool, as dla-local-dram=512 (MiB); may be repeated"""
+    """Another memory pool, as dla-local-dram=512 (MiB); may be repeated."""
     memory_cap: int | None = None
-    """Build within so much memory, MiB, as on boards of 4 to 8 GB"""
+    """Build within so much memory, MiB, as on boards of 4 to 8 GB."""
     optimization_level: int | None = None
-    """0 (quick build) to 5 (quick engine) [3]"""
+    """0 (quick build) to 5 (quick engine) [3]."""
     timing_cache: Path | None = None
-    """File with the builder's timings, for one TensorRT version and one GPU"""
+    """File with the builder's timings, for one TensorRT version and one GPU."""
     timing_cache_mode: TimingCacheMode = "update"
-    """update, load (never write), or require (a miss is an error)"""
+    """update, load (never write), or require (a miss is an error)."""
     tf32: bool = False
-    """Let FP32 layers compute in TF32"""
+    """Let FP32 layers compute in TF32."""
     sparsity: bool = False
-    """Use kernels for 2:4 sparse weights"""
+    """Use kernels for 2:4 sparse weights."""
     dla_core: int | None = None
-    """Place the layers on this DLA core"""
+    """Place the layers on this DLA core."""
     gpu_fallback: bool = False
-    """Let layers that a DLA cannot run go to the GPU"""
+    """Let layers that a DLA cannot run go to the GPU."""
     calibrator: CalibratorMethod | None = None
-    """For --int8 without Q/DQ, as a DLA needs: entropy2, minmax, or table (our ranges)"""
+    """For --int8 without Q/DQ, as a DLA needs: one of TensorRT's, or table for our own ranges."""
     version_compatible: bool = False
-    """Let later TensorRT versions run the engine"""
+    """Let later TensorRT versions run the engine."""
     hardware_compatibility: HardwareCompatibility = "none"
-    """Other GPUs that may run the engine: none, ampere-plus or same-compute-capability"""
+    """Other GPUs that may run the engine."""
     refit: bool = False
-    """Let the weights be replaced later"""
+    """Let the weights be replaced later."""
     stripped: bool = False
-    """Leave the weights out of the engine"""
+    """Leave the weights out of the engine."""
     weight_streaming: bool = False
-    """Let weights stay in host memory"""
+    """Let weights stay in host memory."""
     allow_fallback: bool = False
-    """Accept layers in another precision than asked, or not on the DLA, and record them"""
+    """Accept layers in another precision than asked, or not on the DLA, and record them."""
 
     def __post_init__(self) -> None:
         require_choices(self)
