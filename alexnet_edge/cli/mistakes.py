@@ -50,7 +50,10 @@ def line_for(error: CycloptsError, arguments: Sequence[str]) -> str:
             return f"{error.argument.name} is missing; see: {help_command}"
         return f"{error.keyword} needs a value; see: {help_command}"
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
-        return f"{command} does not take so many words: {' '.join(error.unused_tokens)}; see: {help_command}"
+        words = " ".join(error.unused_tokens)
+        if command in ("export", "triton"):
+            return f"{command} takes one word, `auto`, with --int8: {words}; write --int8 auto, or leave it out"
+        return f"{command} does not take so many words: {words}; see: {help_command}"
     return f"{' '.join(str(error).split()).rstrip('.')}; see: {help_command}"
 
 

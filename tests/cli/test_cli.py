@@ -589,16 +589,31 @@ def test_help_shows_hints_in_brackets_and_needs_no_heavy_library(run_cli: Any) -
     assert run.stdout.count("Usage: ") == len(commands)
 
 
-@pytest.mark.parametrize(("shell", "flag"), [("bash", "--norc"), ("zsh", "-f"), ("fish", "--no-config")])
-def test_completion_scripts_can_be_sourced(shell: Any, flag: str, tmp_path: Path) -> None:
-    script = tmp_path / "alexnet-edge"
+COMPLETIONS = {
+    "bash": (
+        ("--norc",),
+        "source {script}; COMP_WORDS=(alexnet-edge expo); COMP_CWORD=1; _alexnet_edge; echo ${{COMPREPLY[@]}}",
+        "export",
+    ),
+    "zsh": (
+        ("-f",),
+        "source {script}; fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -D; echo $_comps[alexnet-edge]",
+        "_cyclopts_alexnet-edge",
+    ),
+    "fish": (("--no-config",), "source {script}; complete -C 'alexnet-edge export --bf'", "--bf16"),
+}
+"""Of each shell: its flags to read no configuration, what it runs, and the first word that it prints."""
+
+
+@pytest.mark.parametrize("shell", COMPLETIONS)
+def test_completion_scripts_work(shell: Any, tmp_path: Path) -> None:
+    flags, words, expected = COMPLETIONS[shell]
+    script = tmp_path / "_cyclopts_alexnet-edge"  # the name that zsh looks for
     script.write_text(app.generate_completion(shell=shell))
     assert "export" in script.read_text()
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
-    words = f"source {script}"
-    if shell == "bash":
-        words += "; COMP_WORDS=(alexnet-edge expo); COMP_CWORD=1; _alexnet_edge; echo ${COMPREPLY[@]}"
-    run = subprocess.run([shell, flag, "-c", words], capture_output=True, text=True, check=True)
-    if shell == "bash":
-        assert run.stdout == "export\n"
+    command = [shell, *flags, "-c", words.format(script=script, folder=tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.split()[0] == expected
+    assert run.stderr == ""
