@@ -43,20 +43,30 @@ from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.sessions import open_session, runnable
 from alexnet_edge.sessions import openvino as sessions
-from alexnet_edge.sessions.openvino import ExecutedNode, OpenVINOSession
+from alexnet_edge.sessions.openvino import ExecutedNode, OpenVINOSession, int8_overflows
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+OVERFLOWS = int8_overflows()
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16") if OVERFLOWS else ("fp32", "fp16", "int8")
+"""What this processor computes rightly, and so can write."""
+needs_int8 = pytest.mark.skipif(OVERFLOWS is not None, reason=str(OVERFLOWS))
+each_precision = pytest.mark.parametrize("precision", ["fp32", "fp16", pytest.param("int8", marks=needs_int8)])
 MANIFEST = replace(ONNX_MANIFEST, format="openvino", runtime="openvino")
 
 
 # --- two files, one artifact ----------------------------------------------------------------------------------------------
 
 
-def written(folder: Path, graph: bytes = b"<net/>", weights: bytes = b"weights", name: str = "a.xml") -> Artifact:
+def written(
+    folder: Path,
+    graph: bytes = b"<net/>",
+    weights: bytes = b"weights",
+    name: str = "a.xml",
+    precision: Precision = "int8",
+) -> Artifact:
     temporary = folder / f"staged-{name}"
     temporary.write_bytes(graph)
     temporary.with_suffix(".bin").write_bytes(weights)
-    return commit(temporary, folder / name, MANIFEST)
+    return commit(temporary, folder / name, replace(MANIFEST, precision=precision))
 
 
 def refused(path: Path) -> str:
@@ -371,7 +381,7 @@ def exporter_of(checkpoint: Any, out: Path, image_folder: Path) -> Exporter:
 
 @pytest.fixture(scope="module")
 def artifacts(narrow: Any, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    """The narrow network in each precision; do not change the files."""
+    """The narrow network in each of `PRECISIONS`; do not change the files."""
     made = exporter_of(narrow, tmp_path_factory.mktemp("openvino") / "artifacts", image_folder)
     return {precision: made.export("openvino", precision) for precision in PRECISIONS}
 
@@ -411,8 +421,8 @@ def test_what_an_export_leaves(artifacts: dict[str, Artifact], narrow: Any) -> N
     sizes = [artifacts[precision].manifest.bytes for precision in PRECISIONS]
     weights = [artifact.companion.stat().st_size for artifact in artifacts.values() if artifact.companion]
     assert sizes == [artifacts[p].path.stat().st_size + size for p, size in zip(PRECISIONS, weights, strict=True)]
-    assert weights[1] < 0.52 * weights[0]
-    assert weights[2] < 0.30 * weights[0]
+    for bound, size in zip((1, 0.52, 0.30), weights, strict=False):
+        assert size <= bound * weights[0]
 
 
 def test_built_is_what_the_plugin_executes(artifacts: dict[str, Artifact]) -> None:
@@ -426,8 +436,8 @@ def test_built_is_what_the_plugin_executes(artifacts: dict[str, Artifact]) -> No
             assert re.search(rf"kernel \w+_{'i8' if precision == 'int8' else 'f32'} ", row.evidence, re.IGNORECASE)
             assert row.kernel.startswith(row.name)
         assert artifact.manifest.build["stored_weights"] == dict.fromkeys(LAYER_NAMES, precision)
-    assert artifacts["fp16"].manifest.build["warnings"] == ["weights are stored in FP16 and computed in FP32"]
-    assert artifacts["int8"].manifest.build["warnings"] == []
+        warnings = ["weights are stored in FP16 and computed in FP32"] if precision == "fp16" else []
+        assert artifact.manifest.build["warnings"] == warnings
 
 
 def test_a_graph_without_quantise_nodes_is_not_called_int8(
@@ -435,6 +445,7 @@ def test_a_graph_without_quantise_nodes_is_not_called_int8(
 ) -> None:
     made = exporter_of(narrow, tmp_path / "artifacts", image_folder)
     monkeypatch.setattr(writer, "GRAPHS", {"int8": "fp32"})
+    monkeypatch.setattr(writer, "int8_overflows", lambda: None)  # a graph in FP32 has no INT8 sums
     with pytest.raises(
         PrecisionError, match=r"openvino int8: the weights of conv1 are stored in fp32.*fc8 is fp32, not"
     ):
@@ -505,12 +516,13 @@ def test_answers(artifacts: dict[str, Artifact], narrow: Any) -> None:
     with open_session(narrow.path, threads=1) as session:
         expected = session.run(x)
     spread = float(np.abs(expected).max())
-    for precision, bound in (("fp32", 1e-5), ("fp16", 5e-3), ("int8", 0.2)):
-        with open_session(artifacts[precision].path, threads=1) as session:
+    bounds = {"fp32": 1e-5, "fp16": 5e-3, "int8": 0.2}
+    for precision, artifact in artifacts.items():
+        with open_session(artifact.path, threads=1) as session:
             assert isinstance(session, OpenVINOSession)
             y = session.run(x)
             assert (y.dtype, y.shape) == (np.float32, expected.shape)
-            np.testing.assert_allclose(y, expected, atol=bound * spread, rtol=0)
+            np.testing.assert_allclose(y, expected, atol=bounds[precision] * spread, rtol=0)
             one_by_one = np.concatenate([session.run(x[index : index + 1]) for index in range(5)])
             np.testing.assert_allclose(one_by_one, y, atol=1e-5 * spread, rtol=0)
 
@@ -537,7 +549,7 @@ def test_memory_is_shared_and_answers_are_the_callers_own(artifacts: dict[str, A
 def test_details_are_what_the_runtime_answers(artifacts: dict[str, Artifact]) -> None:
     import openvino
 
-    with open_session(artifacts["int8"].path, threads=1) as session:
+    with open_session(artifacts[PRECISIONS[-1]].path, threads=1) as session:
         details = session.details()
     assert details["version"] == openvino.__version__.split("-")[0]
     assert {key: details[key] for key in ("runtime", "device", "threads", "streams", "pinned")} == {
@@ -563,7 +575,7 @@ def test_another_type_than_the_pinned_one_is_refused(
         open_session(artifacts["fp32"].path).__enter__()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@each_precision
 def test_every_batch_is_computed_as_it_was_proved(artifacts: dict[str, Artifact], precision: str) -> None:
     """The file's batch is free, and what the plugin makes of it for one batch is not what it makes for another."""
     stored = {layer.name: layer.requested for layer in artifacts[precision].manifest.layers}
@@ -592,7 +604,7 @@ def test_another_batch_comes_from_the_weights_that_were_loaded(artifacts: dict[s
         np.testing.assert_array_equal(session.run(images(3)), wanted)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@each_precision
 def test_node_times(artifacts: dict[str, Artifact], precision: str) -> None:
     with open_session(artifacts[precision].path, threads=1) as session:
         before = session.run(images(2))
@@ -621,15 +633,16 @@ def test_node_times(artifacts: dict[str, Artifact], precision: str) -> None:
     ],
 )
 def test_a_processor_whose_int8_sums_overflow(
-    artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, machine: str, features: list[str], wrong: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, features: list[str], wrong: bool
 ) -> None:
+    int8, fp32 = written(tmp_path, name="int8.xml"), written(tmp_path, name="fp32.xml", precision="fp32")
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr(sessions, "cpu_features", lambda: features)
-    assert (runnable(artifacts["int8"]) is not None) == wrong
-    assert runnable(artifacts["fp32"]) is None
+    assert (runnable(int8) is not None) == wrong
+    assert runnable(fp32) is None
     if wrong:
         with pytest.raises(ArtifactError, match=r"no VNNI instructions.*int8\.xml; run the FP32 one"):
-            open_session(artifacts["int8"].path)
+            open_session(int8.path)
         with pytest.raises(MissingComponentError, match="no VNNI instructions"):
             writer.write_openvino(Path("graph.onnx"), Path("a.xml"), "int8", source_sha256="")
 
@@ -653,32 +666,34 @@ def recommitted(path: Path, change: Callable[[str], str] = str, weights: Callabl
     with pytest.raises(ArtifactError) as error, open_session(path):
         pass
     text = str(error.value)
-    assert text.startswith("OpenVINO ")
-    assert "cannot load the file (" in text
     assert "Exception" not in text, "places in its source are of no use here"
     assert "\n" not in text
-    assert "export it again" in text
+    assert re.search("export( it)? again", text)
     return text
 
 
 def test_a_newer_ir(copied: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
     line = recommitted(copied("fp32"), lambda text: text.replace('version="11"', 'version="99"', 1))
-    assert "not an IR of a version that it reads" in line
+    assert re.match(r"OpenVINO \S+ cannot load the file \(.*not an IR of a version that it reads", line)
     assert capfd.readouterr() == ("", ""), "nothing is printed by readers of other formats"
 
 
 def test_files_that_their_checksums_hold_for(copied: Callable[[str], Path]) -> None:
-    path = copied("int8")
-    assert "Error parsing" in recommitted(path, lambda text: text[:5000])
+    path = copied("fp32")
+    line = recommitted(path, lambda text: text[:5000])
+    assert re.match(r"OpenVINO \S+ cannot load the file \(.*Error parsing", line)
 
 
 def test_weights_cut_short(copied: Callable[[str], Path]) -> None:
-    assert "weights" in recommitted(copied("fp32"), weights=lambda content: content[:1000])
+    line = recommitted(copied("fp32"), weights=lambda content: content[:1000])
+    assert re.match(r"OpenVINO \S+ cannot load the file \(.*weights", line)
 
 
 def test_a_graph_with_another_input(copied: Callable[[str], Path]) -> None:
     line = recommitted(copied("fp32"), lambda text: text.replace('names="input"', 'names="image"'))
-    assert "tensor name 'input' is not found" in line
+    assert line.startswith(
+        "the file's input is image float32 Nx3x227x227, its manifest says input float32 Nx3x227x227: "
+    )
 
 
 def test_the_version_that_wrote_it_is_named(copied: Callable[[str], Path]) -> None:
@@ -700,7 +715,7 @@ def test_the_version_that_wrote_it_is_named(copied: Callable[[str], Path]) -> No
 def test_a_killed_export_leaves_the_old_set_or_the_new(
     narrow: Any, artifacts: dict[str, Artifact], copied: Callable[[str], Path], image_folder: Path, tmp_path: Path
 ) -> None:
-    path = copied("int8")
+    path = copied(PRECISIONS[-1])
     old = load_artifact(path).manifest
     code = (
         "import sys; from pathlib import Path; from alexnet_edge.network.load import load_checkpoint\n"
@@ -708,9 +723,10 @@ def test_a_killed_export_leaves_the_old_set_or_the_new(
         "made = Exporter(load_checkpoint(Path(sys.argv[1])), out=Path(sys.argv[2]), cache=Path(sys.argv[4]),\n"
         "    proof_images=open_images(sys.argv[3] + '/val'), calibration_images=open_images(sys.argv[3] + '/train'))\n"
         "print('begins', flush=True)\n"
-        "made.export('openvino', 'int8')\n"
+        "made.export('openvino', sys.argv[5])\n"
     )
     command = [sys.executable, "-c", code, str(narrow.path), str(path.parent), str(image_folder), str(tmp_path / "c")]
+    command.append(PRECISIONS[-1])
     seed = random.randrange(10**6)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import importlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -694,7 +693,6 @@ def test_a_failed_load_does_not_block_the_next(tmp_path: Path, rtx: Any) -> None
     path.write_bytes(b"nonsense")
     run = subprocess.run(
         [sys.executable, "-c", FAILS_TWICE, str(path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         capture_output=True,
         text=True,
         timeout=60,
