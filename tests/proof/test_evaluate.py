@@ -438,7 +438,7 @@ def test_ten_crops_that_coincide_equal_the_centre(tmp_path: Path) -> None:
         ten = evaluate(session, opened(tmp_path), ten_crop=True)
         one = evaluate(session, opened(tmp_path))
     assert (ten.coinciding, one.coinciding) == (True, False)
-    assert ten.loss == pytest.approx(one.loss, rel=1e-5)
+    assert ten.loss == pytest.approx(one.loss, rel=5e-5)  # a probability near 1 has steps of 5e-6 of this loss
 
 
 def test_bad_images_are_left_out_of_ten_crops(noise: Path) -> None:
