@@ -75,16 +75,8 @@ def test_a_damaged_table_is_one_line(text: str, problem: str) -> None:
 def test_a_table_keeps_the_range_of_every_layers_input(name: str) -> None:
     arch = architecture(name)
     table = read_calibration_table(written(arch))
-    ranges = {name: table[tensor] for name, tensor in layer_inputs(arch).items()}
+    ranges = {layer: table[tensor] for layer, tensor in layer_inputs(arch).items()}
     assert ranges == pytest.approx(AMAX, rel=1e-6)
-
-
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_a_table_names_the_tensors_that_the_graph_names(name: str) -> None:
-    arch = architecture(name)
-    ranges = read_calibration_table(written(arch))
-    for layer, tensor in layer_inputs(arch).items():
-        assert ranges[tensor] == pytest.approx(AMAX[layer], rel=1e-6)
 
 
 @pytest.mark.parametrize(("version", "number"), [("8.6.1", "8601"), ("10.3.0", "100300"), ("10.16.1.11", "101601")])
