@@ -24,9 +24,11 @@ from alexnet_edge.errors import AlexNetEdgeError, UserError
 BEFORE = ("2", "as before")
 
 BENCH = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from alexnet_edge.bench.machine.power_mode import power_mode
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where they run in a script's background
 folder = Path(sys.argv[1])
 with power_mode("15W", clocks=True, root=folder / "root", state=folder / "journal", path=sys.argv[2], euid=0):
     print("inside", flush=True)
