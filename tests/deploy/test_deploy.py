@@ -214,9 +214,7 @@ def test_the_way_back(device: LoopbackDevice, bundle_of: Callable[..., Bundle], 
 # --- the connection is cut ----------------------------------------------------------------------------------------------
 
 
-def cut_at(
-    monkeypatch: pytest.MonkeyPatch, device: LoopbackDevice, do: str, step: str | None, how: str = "cut"
-) -> None:
+def cut_at(monkeypatch: pytest.MonkeyPatch, how: Callable[[], None], do: str, step: str | None) -> None:
     """Cut the connection, once: in the middle of a long request, after a short one is done and before its answer is heard."""
     asked, answered, cut = Link.ask, Link._answer, list[str]()
 
@@ -229,7 +227,7 @@ def cut_at(
             cut.append(do)
             if do != "run":
                 answered(self, *rest)
-            getattr(device, how)()
+            how()
         return answered(self, *rest)
 
     monkeypatch.setattr(Link, "ask", ask)
@@ -264,7 +262,7 @@ def test_cut_at_every_step(
     before = serving(root)
     bundle = replace(bundle_of(5), about={**bundle_of(5).about, "cut": f"{do} {step}"})  # a release of its own
     with monkeypatch.context() as patch:
-        cut_at(patch, device, do, step)
+        cut_at(patch, device.cut, do, step)
         if do == "fetch":  # which has no request that goes through `ask`
             patch.setattr(Link, "fetch", lambda self, *_args, **_more: (device.cut(), self.ask("status"))[1])
         try:
@@ -335,9 +333,13 @@ def test_restarted_in_the_middle(
     root, _ = place
     before = serving(root)
     bundle = replace(bundle_of(5), about={**bundle_of(5).about, "cut": "restart"})
-    cut_at(monkeypatch, device, "run", "bench", "kill")
     back = threading.Timer(4, device.start)
-    back.start()
+
+    def restart() -> None:
+        device.kill()
+        back.start()
+
+    cut_at(monkeypatch, restart, "run", "bench")
     seen: list[str] = []
     notes = Notes()
     notes.note = lambda text: (seen.append(f"{serving(root)} | {text}"), None)[1]  # type: ignore[method-assign]
@@ -361,7 +363,7 @@ def test_gone_for_good(
     before = serving(root)
     bundle = replace(bundle_of(5), about={**bundle_of(5).about, "cut": "gone"})
     with monkeypatch.context() as patch:
-        cut_at(patch, device, "run", "build", "kill")
+        cut_at(patch, device.kill, "run", "build")
         with pytest.raises(DisconnectedError) as caught:
             deploy(bundle, device.link("shared"), replace(manner, reconnect_s=3), reporter=QuietReporter())
     assert f"{before} still serves" in one_line(caught)
