@@ -136,7 +136,7 @@ def truncated_jpeg(photo: Path, tmp_path: Path) -> Path:
         ("bench --batch 0", "batches must be 1 or more"),
         ("bench --device tpu", "--device has no such choice: tpu"),
         ("train --device tpu", "--device has no such choice: tpu"),
-        ("train --freeze most", "no such freeze: most; choose one of none, features"),
+        ("train --freeze most", "--freeze has no such choice: most; choose one of none, features"),
         ("train --data nowhere", "nowhere"),
         ("train --arch vgg", "no such architecture: vgg"),
         ("inspect --arch vgg", "no such architecture: vgg; choose one of one-tower, two-tower, torchvision, notebook"),
