@@ -25,6 +25,7 @@ from alexnet_edge.artifact import Artifact, TensorSpec, commit, load_artifact
 from alexnet_edge.errors import AlexNetEdgeError, GateError, UserError
 from alexnet_edge.export.triton import TritonOptions, config_of, write_triton_model
 from alexnet_edge.files import sha256_file
+from alexnet_edge.images.preprocess import Preprocessing
 from alexnet_edge.predict import predict
 from alexnet_edge.sessions import open_session
 
@@ -164,7 +165,7 @@ def test_config_of_an_onnx_file(messages: ModuleType, artifact: Artifact, tmp_pa
         assert entry.inputs["input"].random_data
     told = {name: value.string_value for name, value in config.parameters.items()}
     assert told["alexnet_edge.sha256"] == artifact.manifest.sha256
-    assert json.loads(told["alexnet_edge.preprocessing"]) == records.to_builtins(artifact.manifest.preprocessing)
+    assert records.decode(Preprocessing, told["alexnet_edge.preprocessing"]) == artifact.manifest.preprocessing
     assert any("not on the GPU" in note for note in model.notes)
 
 
