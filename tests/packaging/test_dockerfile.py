@@ -477,4 +477,4 @@ def test_the_wheel_that_the_manual_installs_is_this_one(manual: str) -> None:
 
 
 def test_what_was_not_run_is_said_first(manual: str) -> None:
-    assert "No Jetson was at hand" in manual.split("\n\n")[1]
+    assert "No Jetson was available" in manual.split("\n\n")[1]
