@@ -144,13 +144,16 @@ class Calibration:
 
 
 def decode_calibration(text: str | bytes) -> Calibration:
-    """The calibration that `to_json` described, as where the images are not at hand.
+    """The calibration that `to_json` described, as where the images are not at hand; a manifest's has an audit, too.
 
     Raises:
         RecordError: when it is damaged or the table was changed; the message begins with the path of what is wrong.
     """
     value = records.parse(text)
-    table_sha256 = value.pop("table_sha256", None) if isinstance(value, dict) else None
+    table_sha256 = None
+    if isinstance(value, dict):
+        table_sha256 = value.pop("table_sha256", None)
+        value.pop("audit", None)
     calibration = records.convert(Calibration, value)
     if set(calibration.amax) != set(LAYER_NAMES) or min(calibration.amax.values()) <= 0:
         raise records.RecordError("amax: expected one positive magnitude for each layer")
