@@ -36,6 +36,8 @@ def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResul
             arch="two-tower",
             init=str(data_root / "bvlc_alexnet_conv_filters.npz"),
             recipe="frozen",
+            views=1,
+            epochs=5,
             runs=str(tmp_path_factory.mktemp("runs")),
         )
     )
@@ -47,7 +49,7 @@ def checkpoint(run: TrainResult) -> Checkpoint:
 
 
 def test_accuracy(run: TrainResult) -> None:
-    assert run.best.top1 >= 0.84
+    assert run.best.top1 >= 0.82
     assert run.history[-1].loss < run.history[0].loss
     assert run.skipped == ()
 
