@@ -75,6 +75,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used at all")
 
 
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """The time limit counts a benchmark alone: the first one's fixtures train, build and measure for all of them."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(func_only=True))
+
+
 def parameters(cases: Sequence[Case]) -> list[Any]:
     """One pytest parameter per case; those this machine cannot run are skipped with the reason."""
     marked = []
