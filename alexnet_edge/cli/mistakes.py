@@ -71,6 +71,9 @@ def _wrong_value(error: CoercionError) -> str:
     choices = [choice for choice in _choices(error.argument.hint) if isinstance(choice, str)]
     if choices:
         return f"{option} has no such choice: {value}; {_nearest(value, choices)}choose one of {', '.join(choices)}"
+    if error.target_type is bool:
+        choice = "--int8 or --int8 auto" if option == "--int8" else option
+        return f"{option} takes no such value: {value}; write {choice}"
     takes, example = "another kind of value", "correct it"
     if error.target_type is int:
         takes, example = ("whole numbers", "write them as in 1,8") if _is_list(error) else ("a whole number", "as in 8")

@@ -76,10 +76,12 @@ def make_app(name: str, **settings: Any) -> App:
 
 def arranged(arguments: Sequence[str]) -> list[str]:
     """The arguments as the parser takes them: `--int8 auto` as two options, and `-` (standard input) behind `--`."""
-    words = list(arguments)
-    for index in range(len(words) - 1):
-        if words[index : index + 2] == ["--int8", "auto"]:
-            words[index + 1] = "--auto"
+    words: list[str] = []
+    for word in arguments:
+        if word == "--int8=auto":
+            words += ["--int8", "--auto"]
+        else:
+            words.append("--auto" if word == "auto" and words[-1:] == ["--int8"] else word)
     if "-" in words and "--" not in words:
         streams = [word for word in words if word == "-"]
         words = [*(word for word in words if word != "-"), "--", *streams]

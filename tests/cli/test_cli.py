@@ -154,6 +154,8 @@ def truncated_jpeg(photo: Path, tmp_path: Path) -> Path:
         ("export --format opnvino", "did you mean openvino? choose one of all, "),
         ("export --out", "--out needs a value"),
         ("export --limit few", "--limit takes a whole number: few"),
+        ("export --int8=best", "--int8 takes no such value: best; write --int8 or --int8 auto"),
+        ("export --format trt --int8=auto", "--int8 auto writes one format: --format trt"),
         ("compare a.json", "NEW is missing"),
         ("compare a b c", "compare does not take so many words: c"),
         ("export --format triton", "--format triton is a command of its own now; write: alexnet-edge triton"),
