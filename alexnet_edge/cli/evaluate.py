@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from alexnet_edge import records
 from alexnet_edge.cli.common import BadImage, Images, Json, Running, Runs, fields_of, print_json
 from alexnet_edge.errors import UserError
 
@@ -42,7 +43,7 @@ def evaluate(
         result = evaluate(session, image_set, ten_crop=ten_crop, on_bad_image=on_bad_image)
     interval = wilson_interval(result.correct, result.count)
     if json:
-        print_json({"model": str(source), **result.to_json(), "top1_interval": interval})
+        print_json({"model": str(source), **records.to_builtins(result), "top1_interval": interval})
     else:
         show_evaluation(source, result, interval)
 

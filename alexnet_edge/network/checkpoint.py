@@ -114,8 +114,7 @@ def read_info(path: Path) -> CheckpointInfo:
     Raises:
         CheckpointError: when the file is missing, damaged or was not written by this package.
     """
-    header = _read_header(path)
-    metadata = header.get("__metadata__")
+    metadata = _read_header(path).get("__metadata__")
     text = metadata.get(_HEADER_KEY) if isinstance(metadata, dict) else None
     if text is None:
         raise CheckpointError(

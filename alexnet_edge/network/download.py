@@ -36,14 +36,8 @@ _BUSY = (408, 429)
 def download_once(url: str, path: Path, *, sha256: str, fix: str, reporter: Reporter) -> None:
     """Fetch `url` into `path` unless it is there; of processes that ask for it together one does, the others wait.
 
-    What breaks off is gone on with, what is not as published is thrown away.
-
-    Args:
-        url: `http`, `https` or `file`; the environment's proxies are used.
-        path: written whole or not at all.
-        sha256: first digits of the checksum that the file must have.
-        fix: what to do instead, for the message.
-        reporter: where progress goes.
+    What breaks off is gone on with, what is not as published is thrown away: `sha256` begins with the first digits of the
+    file's checksum. The environment's proxies are used. `fix` is what to do instead, for the message.
 
     Raises:
         CheckpointError: when the server refuses or stays silent, or sends another file.

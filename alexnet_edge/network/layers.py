@@ -10,7 +10,7 @@ sections 3.3-3.5 and figure 2; `torchvision.models.alexnet` ("One weird trick", 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,7 +35,7 @@ POOL_KERNEL, POOL_STRIDE = 3, 2
 DROPOUT = 0.5
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One layer with weights, and what follows it."""
 
@@ -68,15 +68,17 @@ class LayerSpec:
     @property
     def weights(self) -> int:
         """Number of weights, without the bias."""
-        count = 1
-        for extent in self.weight_shape:
-            count *= extent
-        return count
+        return math.prod(self.weight_shape)
 
     @property
     def parameters(self) -> int:
         """Number of weights and biases."""
         return self.weights + (self.out_channels if self.bias else 0)
+
+    def sides(self, side: int) -> tuple[int, int]:
+        """Height and width behind this convolution and behind its pooling, for an input of `side` by `side`."""
+        own = (side + 2 * self.padding - self.kernel) // self.stride + 1
+        return own, (own - POOL_KERNEL) // POOL_STRIDE + 1 if self.pool else own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,84 +111,67 @@ class Architecture:
         return self.layers[-1].out_channels
 
 
-def _conv(name: str, in_channels: int, out_channels: int, kernel: int, **options: object) -> LayerSpec:
-    return LayerSpec(
-        name=name,
-        kind="conv",
-        in_channels=in_channels,
-        out_channels=out_channels,
-        kernel=kernel,
-        **options,  # type: ignore[arg-type]
-    )
-
-
-def _fc(name: str, in_channels: int, out_channels: int, **options: object) -> LayerSpec:
-    return LayerSpec(name=name, kind="fc", in_channels=in_channels, out_channels=out_channels, **options)  # type: ignore[arg-type]
-
-
 def _towers(groups: int) -> tuple[LayerSpec, ...]:
     return (
-        _conv("conv1", 3, 96, 11, stride=4, lrn=True, pool=True),
-        _conv("conv2", 96, 256, 5, padding=2, groups=groups, lrn=True, pool=True),
-        _conv("conv3", 256, 384, 3, padding=1),
-        _conv("conv4", 384, 384, 3, padding=1, groups=groups),
-        _conv("conv5", 384, 256, 3, padding=1, groups=groups, pool=True),
-        _fc("fc6", 9216, 4096, dropout="after"),
-        _fc("fc7", 4096, 4096, dropout="after"),
-        _fc("fc8", 4096, 1000, relu=False),
+        LayerSpec("conv1", "conv", 3, 96, 11, stride=4, lrn=True, pool=True),
+        LayerSpec("conv2", "conv", 96, 256, 5, padding=2, groups=groups, lrn=True, pool=True),
+        LayerSpec("conv3", "conv", 256, 384, 3, padding=1),
+        LayerSpec("conv4", "conv", 384, 384, 3, padding=1, groups=groups),
+        LayerSpec("conv5", "conv", 384, 256, 3, padding=1, groups=groups, pool=True),
+        LayerSpec("fc6", "fc", 9216, 4096, dropout="after"),
+        LayerSpec("fc7", "fc", 4096, 4096, dropout="after"),
+        LayerSpec("fc8", "fc", 4096, 1000, relu=False),
     )
 
 
+_TORCHVISION = (
+    LayerSpec("conv1", "conv", 3, 64, 11, stride=4, padding=2, pool=True),
+    LayerSpec("conv2", "conv", 64, 192, 5, padding=2, pool=True),
+    LayerSpec("conv3", "conv", 192, 384, 3, padding=1),
+    LayerSpec("conv4", "conv", 384, 256, 3, padding=1),
+    LayerSpec("conv5", "conv", 256, 256, 3, padding=1, pool=True),
+    LayerSpec("fc6", "fc", 9216, 4096, dropout="before"),
+    LayerSpec("fc7", "fc", 4096, 4096, dropout="before"),
+    LayerSpec("fc8", "fc", 4096, 1000, relu=False),
+)
+
+# Its "same" padding with stride 4 is (in * 4 - in + kernel - 4) // 2: mostly zeros, see docs/architecture.md.
+_NOTEBOOK = (
+    LayerSpec("conv1", "conv", 3, 96, 11, stride=4, bias=False, lrn=True, pool=True),
+    LayerSpec("conv2", "conv", 96, 256, 5, stride=4, padding=41, lrn=True, pool=True),
+    LayerSpec("conv3", "conv", 256, 384, 3, stride=4, padding=19, bias=False),
+    LayerSpec("conv4", "conv", 384, 384, 3, stride=4, padding=19),
+    LayerSpec("conv5", "conv", 384, 256, 3, stride=4, padding=19, pool=True),
+    LayerSpec("fc6", "fc", 9216, 4096, relu=False, dropout="after"),
+    LayerSpec("fc7", "fc", 4096, 4096, relu=False, dropout="after"),
+    LayerSpec("fc8", "fc", 4096, 1000, relu=False),
+)
+
 ARCHITECTURES: dict[str, Architecture] = {
-    architecture.name: architecture
-    for architecture in (
-        Architecture(
-            name="one-tower",
-            input_size=227,
-            preprocessing="imagenet-227",
-            summary="the paper's network on one device: no groups",
-            layers=_towers(groups=1),
+    name: Architecture(
+        name=name,
+        input_size=input_size,
+        layers=layers,
+        head="probabilities" if name == "notebook" else "logits",
+        preprocessing=preprocessing,
+        summary=summary,
+    )
+    for name, input_size, layers, preprocessing, summary in (
+        ("one-tower", 227, _towers(1), "imagenet-227", "the paper's network on one device: no groups"),
+        (
+            "two-tower",
+            227,
+            _towers(2),
+            "imagenet-227",
+            "the paper's two-GPU network: two groups in conv2, conv4 and conv5",
         ),
-        Architecture(
-            name="two-tower",
-            input_size=227,
-            preprocessing="imagenet-227",
-            summary="the paper's two-GPU network: two groups in conv2, conv4 and conv5",
-            layers=_towers(groups=2),
-        ),
-        Architecture(
-            name="torchvision",
-            input_size=224,
-            preprocessing="imagenet-224",
-            summary="torchvision.models.alexnet: 64-192-384-256-256, no LRN",
-            layers=(
-                _conv("conv1", 3, 64, 11, stride=4, padding=2, pool=True),
-                _conv("conv2", 64, 192, 5, padding=2, pool=True),
-                _conv("conv3", 192, 384, 3, padding=1),
-                _conv("conv4", 384, 256, 3, padding=1),
-                _conv("conv5", 256, 256, 3, padding=1, pool=True),
-                _fc("fc6", 9216, 4096, dropout="before"),
-                _fc("fc7", 4096, 4096, dropout="before"),
-                _fc("fc8", 4096, 1000, relu=False),
-            ),
-        ),
-        Architecture(
-            name="notebook",
-            input_size=227,
-            head="probabilities",
-            preprocessing="notebook-227",
-            summary="the seed notebook as written, faults included, so that its checkpoints load",
-            # Its "same" padding with stride 4 is (in * 4 - in + kernel - 4) // 2: mostly zeros, see docs/architecture.md.
-            layers=(
-                _conv("conv1", 3, 96, 11, stride=4, bias=False, lrn=True, pool=True),
-                _conv("conv2", 96, 256, 5, stride=4, padding=41, lrn=True, pool=True),
-                _conv("conv3", 256, 384, 3, stride=4, padding=19, bias=False),
-                _conv("conv4", 384, 384, 3, stride=4, padding=19),
-                _conv("conv5", 384, 256, 3, stride=4, padding=19, pool=True),
-                _fc("fc6", 9216, 4096, relu=False, dropout="after"),
-                _fc("fc7", 4096, 4096, relu=False, dropout="after"),
-                _fc("fc8", 4096, 1000, relu=False),
-            ),
+        ("torchvision", 224, _TORCHVISION, "imagenet-224", "torchvision.models.alexnet: 64-192-384-256-256, no LRN"),
+        (
+            "notebook",
+            227,
+            _NOTEBOOK,
+            "notebook-227",
+            "the seed notebook as written, faults included, so that its checkpoints load",
         ),
     )
 }
@@ -230,11 +215,8 @@ def layer_costs(
 ) -> list[LayerCost]:
     """The cost of each of the eight layers.
 
-    Args:
-        arch: the network.
-        batch: images per inference, 1 or more.
-        weight_bytes: bytes per weight (4 for FP32, 2 for FP16, 1 for INT8, 0.5 for INT4).
-        activation_bytes: bytes per activation element.
+    `weight_bytes` is that of one weight (4 for FP32, 2 for FP16, 1 for INT8, 0.5 for INT4), `activation_bytes` that of
+    one element.
 
     Raises:
         UserError: when `batch` is not positive.
@@ -244,53 +226,39 @@ def layer_costs(
     costs = []
     shape: tuple[int, ...] = (3, arch.input_size, arch.input_size)
     for spec in arch.layers:
-        elements_in = _elements(shape)
+        elements_in = math.prod(shape)
+        output: tuple[int, ...] = (spec.out_channels,)
+        passed_on = output
         if spec.kind == "conv":
-            side = (shape[1] + 2 * spec.padding - spec.kernel) // spec.stride + 1
-            output: tuple[int, ...] = (spec.out_channels, side, side)
-            multiply_adds = spec.weights * side * side
+            own, pooled = spec.sides(shape[1])
+            output, passed_on = (spec.out_channels, own, own), (spec.out_channels, pooled, pooled)
         else:
             assert elements_in == spec.in_channels, (arch.name, spec.name, shape)
-            output = (spec.out_channels,)
-            multiply_adds = spec.weights
-        shape = output
-        if spec.pool:
-            pooled = (output[1] - POOL_KERNEL) // POOL_STRIDE + 1
-            shape = (spec.out_channels, pooled, pooled)
         costs.append(
             LayerCost(
                 name=spec.name,
                 output_shape=output,
-                passed_on_shape=shape,
+                passed_on_shape=passed_on,
                 parameters=spec.parameters,
-                multiply_adds=multiply_adds * batch,
+                multiply_adds=spec.weights * math.prod(output[1:]) * batch,
                 weight_bytes=int(spec.parameters * weight_bytes),
-                activation_bytes=int((elements_in + _elements(shape)) * batch * activation_bytes),
+                activation_bytes=int((elements_in + math.prod(passed_on)) * batch * activation_bytes),
             )
         )
+        shape = passed_on
     return costs
 
 
 def fc6_inputs(arch: Architecture, size: int) -> int:
     """How many values reach fc6 from an image of `size` pixels; 0 where a kernel is larger than what it reads."""
-    channels = 3
-    for spec in arch.layers:
-        if spec.kind == "fc":
-            break
-        channels, size = spec.out_channels, (size + 2 * spec.padding - spec.kernel) // spec.stride + 1
-        size = (size - POOL_KERNEL) // POOL_STRIDE + 1 if spec.pool else size
+    convolutions = [spec for spec in arch.layers if spec.kind == "conv"]
+    for spec in convolutions:
+        _, size = spec.sides(size)
         if size < 1:
             return 0
-    return channels * size * size
+    return convolutions[-1].out_channels * size * size
 
 
 def count_parameters(arch: Architecture) -> int:
     """Weights and biases of the whole network."""
     return sum(spec.parameters for spec in arch.layers)
-
-
-def _elements(shape: Iterable[int]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count

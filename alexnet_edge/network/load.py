@@ -6,9 +6,9 @@ import argparse
 import pickle
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,8 +29,6 @@ from alexnet_edge.network.download import download_once
 from alexnet_edge.network.layers import ARCHITECTURES, LAYER_NAMES, Architecture, architecture
 
 if TYPE_CHECKING:
-    import torch
-
     from alexnet_edge.progress import Reporter
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -64,22 +62,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, sha256=sha256_file(path), info=info, weights=weights)
 
 
-# --- importing other people's weights -----------------------------------------------------------------------------------
-
-_TORCHVISION = dict(
-    zip(
-        [f"features.{index}" for index in (0, 3, 6, 8, 10)] + [f"classifier.{index}" for index in (1, 4, 6)],
-        LAYER_NAMES,
-        strict=True,
-    )
+_DIALECTS = (
+    "features.0 features.3 features.6 features.8 features.10 classifier.1 classifier.4 classifier.6",  # torchvision
+    "conv1.0 conv2.0 conv3.0 conv4.0 conv5.0 fc1.0 fc2.0 fc3.0",  # the notebook
 )
-_NOTEBOOK = dict(
-    zip(
-        ("conv1.0", "conv2.0", "conv3.0", "conv4.0", "conv5.0", "fc1.0", "fc2.0", "fc3.0"),
-        LAYER_NAMES,
-        strict=True,
-    )
-)
+"""What others call the eight layers, in their order."""
 
 
 def import_weights(path: Path) -> Weights:
@@ -96,12 +83,11 @@ def import_weights(path: Path) -> Weights:
         raise CheckpointError("no such weights file", value=path, fix="check the path")
     state = read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_file(path)
     state = {re.sub(r"(^|\.)((module|_orig_mod)\.)+", r"\1", name): value for name, value in state.items()}
-    for dialect in (_TORCHVISION, _NOTEBOOK):
-        if all(f"{prefix}.weight" in state for prefix in dialect):
-            state = {
-                f"{dialect.get(prefix, prefix)}.{leaf}": value
-                for (prefix, _, leaf), value in ((name.rpartition("."), value) for name, value in state.items())
-            }
+    for dialect in _DIALECTS:
+        layer_of = dict(zip(dialect.split(), LAYER_NAMES, strict=True))
+        if all(f"{prefix}.weight" in state for prefix in layer_of):
+            parts = [(*name.rpartition(".")[::2], value) for name, value in state.items()]
+            state = {f"{layer_of.get(prefix, prefix)}.{leaf}": value for prefix, leaf, value in parts}
             break
     if not all(f"{name}.weight" in state for name in LAYER_NAMES):
         raise CheckpointError(
@@ -121,12 +107,12 @@ def fit_weights(weights: Mapping[str, FloatArray], arch: Architecture, path: Pat
         CheckpointError: naming every other weight that is missing, unknown or of another shape.
     """
     outputs = len(weights["fc8.weight"])
-    note = ""
-    if outputs != arch.num_classes:
-        weights = {name: value for name, value in weights.items() if not name.startswith("fc8.")}
-        note = f"fc8 of {path} has {outputs} outputs, not {arch.num_classes}: it is trained anew"
-    check_weights(weights, arch, path, without="fc8" if note else None)
-    return dict(weights), note
+    if outputs == arch.num_classes:
+        check_weights(weights, arch, path)
+        return dict(weights), ""
+    kept = {name: value for name, value in weights.items() if not name.startswith("fc8.")}
+    check_weights(kept, arch, path, without="fc8")
+    return kept, f"fc8 of {path} has {outputs} outputs, not {arch.num_classes}: it is trained anew"
 
 
 def recognise(weights: Mapping[str, FloatArray], path: Path) -> Architecture:
@@ -222,9 +208,8 @@ def _read_torch_file(path: Path) -> Weights:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of old and odd files, which are read or refused all the same
-            with torch.serialization.safe_globals(
-                [argparse.Namespace]
-            ):  # torchvision's reference script saves its options
+            # torchvision's reference script saves its options
+            with torch.serialization.safe_globals([argparse.Namespace]):
                 content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -244,15 +229,14 @@ def _read_torch_file(path: Path) -> Weights:
         raise CheckpointError(
             "the PyTorch file holds no state dict", value=path, fix="save `model.state_dict()`, not the model"
         )
-    tensors = cast("Mapping[Any, torch.Tensor]", content)
-    for name, value in tensors.items():
+    for name, value in content.items():
         if not isinstance(name, str) or not value.is_floating_point() or value.layout != torch.strided:
             raise CheckpointError(
                 f"entry {name} is not a plain array of floating point numbers ({value.dtype}, {value.layout})",
                 value=path,
                 fix="save the state dict of a floating point model",
             )
-    return {name: value.detach().to(torch.float32).numpy() for name, value in tensors.items()}
+    return {name: value.detach().to(torch.float32).numpy() for name, value in content.items()}
 
 
 def newest_checkpoint(runs: Path) -> Path:
@@ -261,9 +245,9 @@ def newest_checkpoint(runs: Path) -> Path:
     Raises:
         CheckpointError: when there is none.
     """
-    checkpoints: Sequence[Path] = sorted(runs.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    checkpoints = list(runs.glob("*/model.safetensors"))
     if not checkpoints:
         raise CheckpointError(
             "no checkpoint in", value=f"{runs}/", fix="run `alexnet-edge train` first, or name one with --checkpoint"
         )
-    return checkpoints[-1]
+    return max(checkpoints, key=lambda path: path.stat().st_mtime_ns)

@@ -8,17 +8,8 @@ from __future__ import annotations
 from typing import Literal
 
 from alexnet_edge.errors import needs
-from alexnet_edge.network.layers import (
-    DROPOUT,
-    LRN_ALPHA,
-    LRN_BETA,
-    LRN_K,
-    LRN_SIZE,
-    POOL_KERNEL,
-    POOL_STRIDE,
-    Architecture,
-    LayerSpec,
-)
+from alexnet_edge.network import layers
+from alexnet_edge.network.layers import DROPOUT, Architecture, LayerSpec
 
 with needs("train"):
     import torch
@@ -44,7 +35,7 @@ class AlexNet(nn.Module):
         self.conv4 = _convolution(spec["conv4"])
         self.conv5 = _convolution(spec["conv5"])
         self.relu = nn.ReLU()
-        self.pool = nn.MaxPool2d(POOL_KERNEL, POOL_STRIDE)
+        self.pool = nn.MaxPool2d(layers.POOL_KERNEL, layers.POOL_STRIDE)
         self.before6, self.fc6, self.after6 = _fully_connected(spec["fc6"])
         self.before7, self.fc7, self.after7 = _fully_connected(spec["fc7"])
         self.fc8 = nn.Linear(spec["fc8"].in_channels, spec["fc8"].out_channels)
@@ -107,7 +98,9 @@ def _convolution(spec: LayerSpec) -> nn.Conv2d:
 
 
 def _normalisation(spec: LayerSpec) -> nn.Module:
-    return nn.LocalResponseNorm(LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K) if spec.lrn else nn.Identity()
+    if not spec.lrn:
+        return nn.Identity()
+    return nn.LocalResponseNorm(layers.LRN_SIZE, layers.LRN_ALPHA, layers.LRN_BETA, layers.LRN_K)
 
 
 def _fully_connected(spec: LayerSpec) -> tuple[nn.Module, nn.Linear, nn.Module]:

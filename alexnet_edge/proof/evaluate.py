@@ -10,8 +10,8 @@ Letters: N images, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +21,10 @@ import numpy.typing as npt
 from alexnet_edge.errors import DataError, ImageError, UserError
 from alexnet_edge.images.datasets import ImageSet, IntArray, OnBadImage, batches, read_ahead
 from alexnet_edge.images.preprocess import FloatArray, Preprocessing, ten_crops
+from alexnet_edge.proof.stats import Array
 from alexnet_edge.sessions.base import Session
 
 Head = Literal["logits", "probabilities"]
-
-Probabilities = npt.NDArray[np.float64]
 
 CALIBRATION_BINS = 15
 """Bins of equal width, as in Guo et al. 2017."""
@@ -52,28 +51,14 @@ class ClassAccuracy:
     """Images of this class that were answered so."""
     predicted: int
     """Images of any class that were answered so."""
-
-    @property
-    def top1(self) -> float:
-        return self.correct / self.count
-
-    @property
-    def recall(self) -> float:
-        """Share of the images of this class that were answered so: the class's top-1."""
-        return self.top1
-
-    @property
-    def precision(self) -> float | None:
-        """Share of these answers that were right; None where none was given."""
-        return self.correct / self.predicted if self.predicted else None
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall: twice the right answers over answers plus images; 0 when none is right."""
-        return 2 * self.correct / (self.count + self.predicted)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "top1": self.top1, "precision": self.precision, "recall": self.recall, "f1": self.f1}
+    top1: float
+    """Share of the images of this class that were answered so."""
+    precision: float | None
+    """Share of these answers that were right; None where none was given."""
+    recall: float
+    """The same as `top1`."""
+    f1: float
+    """Harmonic mean of precision and recall: twice the right answers over answers plus images; 0 when none is right."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,20 +76,12 @@ class Confusion:
 
     classes: tuple[str, ...]
     """Every class of the network, in the order of its outputs."""
-    matrix_KK: tuple[tuple[int, ...], ...] | None
-    """Images by class (row) and answer (column); None with more than `MOST_CLASSES_IN_MATRIX` classes."""
+    matrix: list[list[int]] | None
+    """`(K, K)`: images by class (row) and answer (column); None with more than `MOST_CLASSES_IN_MATRIX` classes."""
+    reason: str | None
+    """Why there is no matrix."""
     most: tuple[Confused, ...]
     """The most frequent wrong answers, most frequent first, `MOST_CONFUSIONS` at most."""
-
-    def to_json(self) -> dict[str, Any]:
-        """`reason` says why there is no matrix."""
-        missing = f"{len(self.classes)} classes, more than {MOST_CLASSES_IN_MATRIX}: the most frequent are listed"
-        return {
-            "classes": list(self.classes),
-            "matrix": None if self.matrix_KK is None else [list(row) for row in self.matrix_KK],
-            "reason": missing if self.matrix_KK is None else None,
-            "most": [asdict(entry) for entry in self.most],
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,8 +98,8 @@ class ReliabilityBin:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Calibration:
-    """Whether the network is right as often as its probabilities say.
+class Reliability:
+    """Calibration: whether the network is right as often as its probabilities say.
 
     Source: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks" (ICML 2017), section 2; Brier,
     "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
@@ -138,10 +115,7 @@ class Calibration:
     negative_log_likelihood: float
     """Mean of -ln(probability of the image's class), in nats: the same as `Evaluation.loss`."""
     bins: tuple[ReliabilityBin, ...]
-    """The reliability table, `CALIBRATION_BINS` long."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "bins": [asdict(entry) for entry in self.bins]}
+    """`CALIBRATION_BINS` of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,40 +134,19 @@ class Evaluation:
     ties: int
     """Images with more than one highest output; the first is the answer."""
     confusion: Confusion
-    calibration: Calibration
-    crops: int = 1
+    calibration: Reliability
+    crops: int
     """Views of each image that were averaged: 1 or 10."""
-    coinciding: bool = False
+    coinciding: bool
     """Whether the shorter side is resized to just the crop, so that some of ten crops are the same."""
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[str, ...]
     """What was wrong with each image left out."""
-
-    @property
-    def correct(self) -> int:
-        """Images answered right: `top1` of `count`."""
-        return sum(entry.correct for entry in self.classes)
-
-    @property
-    def balanced_accuracy(self) -> float:
-        """Mean recall of the classes that occur: top-1 if every class had as many images."""
-        return sum(entry.recall for entry in self.classes) / len(self.classes)
-
-    @property
-    def macro_f1(self) -> float:
-        """Mean F1 of the classes that occur."""
-        return sum(entry.f1 for entry in self.classes) / len(self.classes)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "classes": [entry.to_json() for entry in self.classes],
-            "correct": self.correct,
-            "balanced_accuracy": self.balanced_accuracy,
-            "macro_f1": self.macro_f1,
-            "confusion": self.confusion.to_json(),
-            "calibration": self.calibration.to_json(),
-            "skipped": list(self.skipped),
-        }
+    correct: int
+    """Images answered right: `top1` of `count`."""
+    balanced_accuracy: float
+    """Mean recall of the classes that occur: top-1 if every class had as many images."""
+    macro_f1: float
+    """Mean F1 of the classes that occur."""
 
 
 def outputs_NK(
@@ -225,14 +178,7 @@ def outputs_NK(
     """
     spec, batch = _preprocessing(session), _batch_within(session, batch)
     outputs, indices = list[FloatArray](), list[IntArray]()
-    for part in batches(
-        images,
-        spec,
-        batch=batch,
-        on_bad_image=on_bad_image,
-        bad=bad,
-        workers=workers,
-    ):
+    for part in batches(images, spec, batch=batch, on_bad_image=on_bad_image, bad=bad, workers=workers):
         outputs.append(_run(session, part.x_NCHW))
         indices.append(part.indices_N)
     return np.concatenate(outputs), np.concatenate(indices)
@@ -265,21 +211,21 @@ def ten_crop_probabilities_NK(
 
     def views() -> Iterator[FloatArray]:
         for index, prepared in read_ahead(prepare, range(len(images)), workers=workers, ahead=workers):
-            if isinstance(prepared, ImageError):
-                if on_bad_image == "fail":
-                    raise prepared
-                if bad is not None:
-                    bad.append(prepared)
-                continue
-            indices.append(index)
-            yield from prepared
+            if not isinstance(prepared, ImageError):
+                indices.append(index)
+                yield from prepared
+            elif on_bad_image == "fail":
+                raise prepared
+            elif bad is not None:
+                bad.append(prepared)
 
-    def rows(source: Iterator[FloatArray]) -> Iterator[FloatArray]:
-        while waiting := list(islice(source, batch)):
-            yield from _run(session, np.stack(waiting))
+    def answers() -> Iterator[FloatArray]:
+        waiting = views()
+        while part := list(islice(waiting, batch)):
+            yield from _run(session, np.stack(part))
 
-    answers, means = rows(views()), list[FloatArray]()
-    while ten := list(islice(answers, 10)):
+    rows, means = answers(), list[FloatArray]()
+    while ten := list(islice(rows, 10)):
         means.append(probabilities(np.stack(ten), session.head).mean(axis=0).astype(np.float32))
     if not means:
         raise DataError(
@@ -298,16 +244,15 @@ def _preprocessing(session: Session) -> Preprocessing:
 
 def _batch_within(session: Session, batch: int) -> int:
     """`batch`, brought within what the session takes."""
-    if session.input.max_batch is not None:
-        batch = min(batch, session.input.max_batch)
-    return max(batch, session.input.min_batch)
+    return max(min(batch, session.input.max_batch or batch), session.input.min_batch)
 
 
 def _run(session: Session, x_NCHW: FloatArray) -> FloatArray:
     """The outputs `(N, K)` of a batch that may be smaller than the session takes: it is filled up."""
-    count, least = len(x_NCHW), session.input.min_batch
-    if count < least:
-        x_NCHW = np.concatenate([x_NCHW, np.repeat(x_NCHW[-1:], least - count, axis=0)])
+    count = len(x_NCHW)
+    filling = max(session.input.min_batch - count, 0)
+    if filling:
+        x_NCHW = np.concatenate([x_NCHW, np.repeat(x_NCHW[-1:], filling, axis=0)])
     y_NK: FloatArray = session.run(x_NCHW)[:count].copy()
     return y_NK
 
@@ -323,19 +268,12 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy, loss, confusions and calibration of an open session over labelled images.
 
-    Args:
-        session: an open session.
-        images: labelled images.
-        batch: inputs per inference; brought within what the session takes.
-        ten_crop: judge the mean of the softmax outputs of ten views of each image instead of the central crop's output.
-        on_bad_image: `fail` raises at the first image that cannot be used, `skip` leaves it out.
-        workers: threads that decode ahead.
+    With `ten_crop` the mean of the softmax outputs of ten views of each image is judged instead of the central crop's output.
+    The other arguments and errors are those of `outputs_NK`.
 
     Raises:
-        DataError: when there is no image, one has no label, the images' classes are not the network's, or the outputs
+        DataError: also when there is no image, one has no label, the images' classes are not the network's, or the outputs
             are not what they should be.
-        ImageError: when an image cannot be used and `on_bad_image` is `fail`.
-        UserError: when the session names no preprocessing.
     """
     if len(images) == 0:
         raise DataError(
@@ -369,23 +307,22 @@ def labels_for(classes: Sequence[str], images: ImageSet) -> IntArray:
         raise DataError(
             "the images have no labels", value=images.source.get("path"), fix="put each class in a folder of its name"
         )
-    if images.classes == tuple(classes):
-        return images.labels_N
-    if len(images.classes) == len(classes) and list(classes) == [f"class {index}" for index in range(len(classes))]:
+    numbered = tuple(f"class {index}" for index in range(len(images.classes)))
+    if tuple(classes) in (images.classes, numbered):
         return images.labels_N
     index_of = {name: index for index, name in enumerate(classes)}
-    labels = images.labels_N.tolist()
-    unknown = sorted({images.classes[label] for label in labels} - set(index_of))
+    names = [images.classes[label] for label in images.labels_N.tolist()]
+    unknown = sorted(set(names) - set(index_of))
     if unknown:
         raise DataError(
             f"the images show {unknown[0]!r}, which is not among the network's {len(classes)} classes",
             value=images.source.get("path"),
             fix="use images of its classes, or give the class list",
         )
-    return np.asarray([index_of[images.classes[label]] for label in labels], np.int64)
+    return np.asarray([index_of[name] for name in names], np.int64)
 
 
-def probabilities(y_NK: FloatArray, head: Head) -> Probabilities:
+def probabilities(y_NK: FloatArray, head: Head) -> Array:
     """Outputs `(N, K)` as probabilities, float64: their softmax, or themselves where the network ends in one.
 
     Raises:
@@ -404,7 +341,7 @@ def probabilities(y_NK: FloatArray, head: Head) -> Probabilities:
             )
         return y.clip(0, 1)
     exponents = np.exp(y - y.max(axis=1, keepdims=True))
-    result: Probabilities = exponents / exponents.sum(axis=1, keepdims=True)
+    result: Array = exponents / exponents.sum(axis=1, keepdims=True)
     return result
 
 
@@ -436,29 +373,38 @@ def score(
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
     loss = float(loss_N.mean())
-    predicted_K = np.bincount(answer_N, minlength=num_classes)
-    count_K = np.bincount(labels_N, minlength=num_classes)
-    correct_K = np.bincount(labels_N[rank_N == 0], minlength=num_classes)
+    figures_K = [
+        np.bincount(some_N, minlength=num_classes).tolist() for some_N in (labels_N, labels_N[rank_N == 0], answer_N)
+    ]
+    rows = [_class_accuracy(*row) for row in zip(classes, *figures_K, strict=True) if row[1]]
     return Evaluation(
         count=num_images,
         top1=float((rank_N == 0).mean()),
         top5=float((rank_N < 5).mean()),
         loss=loss,
-        classes=tuple(
-            ClassAccuracy(
-                name=classes[label],
-                count=int(count_K[label]),
-                correct=int(correct_K[label]),
-                predicted=int(predicted_K[label]),
-            )
-            for label in np.flatnonzero(count_K).tolist()
-        ),
+        classes=tuple(rows),
         ties=int(tied_N.sum()),
         confusion=confusion(labels_N, answer_N, classes),
-        calibration=calibration(confidence_N, rank_N == 0, brier=float(brier_N.mean()), negative_log_likelihood=loss),
+        calibration=reliability(confidence_N, rank_N == 0, brier=float(brier_N.mean()), negative_log_likelihood=loss),
         crops=crops,
         coinciding=coinciding,
         skipped=tuple(skipped),
+        correct=sum(row.correct for row in rows),
+        balanced_accuracy=sum(row.recall for row in rows) / len(rows),
+        macro_f1=sum(row.f1 for row in rows) / len(rows),
+    )
+
+
+def _class_accuracy(name: str, count: int, correct: int, predicted: int) -> ClassAccuracy:
+    return ClassAccuracy(
+        name=name,
+        count=count,
+        correct=correct,
+        predicted=predicted,
+        top1=correct / count,
+        precision=correct / predicted if predicted else None,
+        recall=correct / count,
+        f1=2 * correct / (count + predicted),
     )
 
 
@@ -491,14 +437,17 @@ def confusion(labels_N: IntArray, answer_N: IntArray, classes: Sequence[str]) ->
     actual, predicted = pairs // num_classes, pairs % num_classes
     wrong = np.flatnonzero(actual != predicted)
     wrong = wrong[np.argsort(-counts[wrong], kind="stable")][:MOST_CONFUSIONS]
-    matrix = None
+    matrix, reason = None, None
     if num_classes <= MOST_CLASSES_IN_MATRIX:
         matrix_KK = np.zeros((num_classes, num_classes), np.int64)
         matrix_KK[actual, predicted] = counts
-        matrix = tuple(tuple(row) for row in matrix_KK.tolist())
+        matrix = matrix_KK.tolist()
+    else:
+        reason = f"{num_classes} classes, more than {MOST_CLASSES_IN_MATRIX}: the most frequent are listed"
     return Confusion(
         classes=tuple(classes),
-        matrix_KK=matrix,
+        matrix=matrix,
+        reason=reason,
         most=tuple(
             Confused(actual=classes[actual[at]], predicted=classes[predicted[at]], count=int(counts[at]))
             for at in wrong.tolist()
@@ -506,43 +455,26 @@ def confusion(labels_N: IntArray, answer_N: IntArray, classes: Sequence[str]) ->
     )
 
 
-def calibration(
-    confidence_N: npt.NDArray[np.float64],
-    right_N: npt.NDArray[np.bool_],
-    *,
-    brier: float,
-    negative_log_likelihood: float,
-) -> Calibration:
-    """The reliability table, and the errors that follow from it.
+def reliability(
+    confidence_N: Array, right_N: npt.NDArray[np.bool_], *, brier: float, negative_log_likelihood: float
+) -> Reliability:
+    """The table of how often answers of each confidence, the probability given to them, were right, and its errors.
 
-    Args:
-        confidence_N: the probability given to each answer, 0 to 1.
-        right_N: whether the answer was right.
-        brier: passed on.
-        negative_log_likelihood: passed on.
+    `brier` and `negative_log_likelihood` are passed on.
     """
     edges = np.arange(CALIBRATION_BINS + 1) / CALIBRATION_BINS
     bin_N = np.searchsorted(edges[1:-1], confidence_N, side="left")  # a bin ends with its upper edge, the first has 0
     bins = list[ReliabilityBin]()
     gaps = np.zeros(CALIBRATION_BINS)
-    for index in range(CALIBRATION_BINS):
+    for index, (low, high) in enumerate(pairwise(edges.tolist())):
         inside = bin_N == index
-        count = int(inside.sum())
-        confidence = float(confidence_N[inside].mean()) if count else None
-        accuracy = float(right_N[inside].mean()) if count else None
-        if confidence is not None and accuracy is not None:
+        count, confidence, accuracy = int(inside.sum()), None, None
+        if count:
+            confidence, accuracy = float(confidence_N[inside].mean()), float(right_N[inside].mean())
             gaps[index] = abs(accuracy - confidence)
-        bins.append(
-            ReliabilityBin(
-                low=float(edges[index]),
-                high=float(edges[index + 1]),
-                count=count,
-                confidence=confidence,
-                accuracy=accuracy,
-            )
-        )
+        bins.append(ReliabilityBin(low=low, high=high, count=count, confidence=confidence, accuracy=accuracy))
     shares = np.asarray([entry.count for entry in bins]) / len(confidence_N)
-    return Calibration(
+    return Reliability(
         expected_error=float((gaps * shares).sum()),
         maximum_error=float(gaps.max()),
         brier=brier,

@@ -15,6 +15,7 @@ from narrow_network import CLASSES as NARROW_CLASSES
 from narrow_network import write_checkpoint
 from PIL import Image
 
+from alexnet_edge import records
 from alexnet_edge.artifact import TensorSpec
 from alexnet_edge.cli.show.training import show_evaluation
 from alexnet_edge.errors import DataError, ImageError, UserError
@@ -25,12 +26,12 @@ from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.proof.evaluate import (
     Evaluation,
     Head,
-    calibration,
     confusion,
     evaluate,
     labels_for,
     outputs_NK,
     probabilities,
+    reliability,
     score,
     ten_crop_probabilities_NK,
 )
@@ -94,7 +95,7 @@ def test_accuracy_per_class(folder: Path) -> None:
     assert (result.count, result.top1, result.top5) == (9, 8 / 9, 1.0)
     rows = {entry.name: (entry.count, entry.correct) for entry in result.classes}
     assert rows == {"dark": (3, 2), "middle": (3, 3), "bright": (3, 3)}
-    value = json.loads(json.dumps(result.to_json()))
+    value = json.loads(json.dumps(records.to_builtins(result)))
     assert value["classes"][0] == {
         "name": "dark",
         "count": 3,
@@ -217,8 +218,8 @@ def test_of_equal_outputs_the_first_is_the_answer_as_in_parity() -> None:
     assert result.top5 == (five == labels_N[:, None]).any(axis=1).mean()
     assert result.ties == sum((row == row.max()).sum() > 1 for row in y_NK)
     assert result.ties > 250
-    assert result.confusion.matrix_KK is not None
-    assert np.trace(result.confusion.matrix_KK) == result.correct
+    assert result.confusion.matrix is not None
+    assert np.trace(result.confusion.matrix) == result.correct
 
 
 def test_the_same_outputs_for_every_image_answer_the_first_class() -> None:
@@ -226,7 +227,7 @@ def test_the_same_outputs_for_every_image_answer_the_first_class() -> None:
     assert (result.top1, result.ties) == (0.25, 4)
     assert [entry.precision for entry in result.classes] == [0.25, None, None]
     assert [entry.f1 for entry in result.classes] == [0.4, 0.0, 0.0]
-    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["classes"][1]["precision"] is None
+    assert json.loads(json.dumps(records.to_builtins(result), allow_nan=False))["classes"][1]["precision"] is None
 
 
 # --- confusions ---------------------------------------------------------------------------------------------------------
@@ -239,10 +240,10 @@ def test_confusions_of_many_classes_are_listed() -> None:
     found = confusion(labels_N, answer_N, names)
     pairs = [(entry.actual, entry.predicted, entry.count) for entry in found.most]
     assert pairs == [("c5", "c6", 4), ("c7", "c8", 2), ("c9", "c1", 2), ("c7", "c100", 1)]
-    value = found.to_json()
+    value = records.to_builtins(found)
     assert value["matrix"] is None
     assert "101 classes" in value["reason"]
-    matrix = confusion(labels_N[:4], answer_N[:4], names[:100]).to_json()["matrix"]
+    matrix = confusion(labels_N[:4], answer_N[:4], names[:100]).matrix
     assert np.shape(matrix) == (100, 100)
     assert matrix[5][6] == np.sum(matrix) == 4
 
@@ -283,9 +284,9 @@ def test_quite_sure_and_half_right() -> None:
     y_NK = np.tile(np.asarray([[1, 0]], np.float32), (10, 1))
     result = score(y_NK, np.asarray([0, 1] * 5), classes=("a", "b"), head="probabilities").calibration
     assert (result.expected_error, result.maximum_error, result.brier) == (0.5, 0.5, 1.0)
-    last = result.to_json()["bins"][-1]
+    last = records.to_builtins(result)["bins"][-1]
     assert last == {"low": 14 / 15, "high": 1.0, "count": 10, "confidence": 1.0, "accuracy": 0.5}
-    assert result.to_json()["bins"][0] == {
+    assert records.to_builtins(result)["bins"][0] == {
         "low": 0.0,
         "high": 1 / 15,
         "count": 0,
@@ -303,7 +304,7 @@ def test_as_often_right_as_it_says() -> None:
 
 def test_a_bin_ends_with_its_upper_edge() -> None:
     values = np.asarray([0.0, 1 / 15, np.nextafter(1 / 15, 1), 0.2, 1.0])
-    result = calibration(values, np.ones(5, bool), brier=0.0, negative_log_likelihood=0.0)
+    result = reliability(values, np.ones(5, bool), brier=0.0, negative_log_likelihood=0.0)
     counts = [entry.count for entry in result.bins]
     assert (counts[0], counts[1], counts[2], counts[14]) == (2, 1, 1, 1)
 

@@ -72,9 +72,9 @@ def _show_confusion(console: Console, confusion: Confusion) -> None:
     if not confusion.most:
         return
     console.print()
-    if confusion.matrix_KK is not None and len(confusion.classes) <= MOST_CLASSES_IN_MATRIX:
+    if confusion.matrix is not None and len(confusion.classes) <= MOST_CLASSES_IN_MATRIX:
         table = figure_table("class \\ answer", *map(escape, confusion.classes))
-        for index, (name, row) in enumerate(zip(confusion.classes, confusion.matrix_KK, strict=True)):
+        for index, (name, row) in enumerate(zip(confusion.classes, confusion.matrix, strict=True)):
             cells = [f"[bold]{count}[/]" if column == index else str(count or "·") for column, count in enumerate(row)]
             table.add_row(escape(name), *cells)
     else:
