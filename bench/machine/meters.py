@@ -22,8 +22,9 @@ tegra234-p3701.dtsi and tegra234-p3767.dtsi of the Linux kernel):
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,6 @@ class Meters:
     sources: tuple[Source, ...] = ()
     """All of them, `power` too."""
     root: Path = ROOT
-    device: str = "cpu"
 
     @property
     def name(self) -> str | None:
@@ -91,52 +91,36 @@ def find_meters(
         load_nvml: returns the module `pynvml`, or raises `UnavailableError`.
         interval_s: how often `tegrastats` is to print.
     """
-    sources: list[Source] = [SysfsSensors(root), SysfsSensors(root, slow=True)]
-    sources = [source for source in sources if source.channels]  # type: ignore[attr-defined]
-    why: list[str] = []
-    power: Source | None = None
-    rails: tuple[str, ...] = ()
-
-    def use(make: Callable[[], tuple[Source, tuple[str, ...]]]) -> None:
-        nonlocal power, rails
+    sources: list[Source] = [sensors for slow in (False, True) if (sensors := SysfsSensors(root, slow=slow)).has_files]
+    other: Callable[[], _Meter]
+    if l4t_release(root) is not None:
+        other = partial(_tegrastats, path, interval_s)
+    else:
+        other = partial(_rapl, root) if device == "cpu" else partial(_nvml, root, load_nvml)
+    reasons: list[str] = []
+    for find in (partial(_hwmon, root), other):
         try:
-            power, rails = make()
+            source, rails = find()
         except UnavailableError as error:
-            why.append(str(error))
-        else:
-            sources.append(power)
-
-    use(lambda: _hwmon(root))
-    if power is None and l4t_release(root) is not None:
-        use(lambda: _tegrastats(path, interval_s))
-    elif power is None and device == "cpu":
-        use(lambda: _rapl(root))
-    elif power is None:
-        load = load_nvml or (_load_nvml if root == ROOT else _no_nvml)
-        try:
-            gpu = Nvml(load())
-        except UnavailableError as error:
-            why.append(str(error))
-        else:
-            sources.append(gpu)
-            power, rails = (gpu, gpu.rails) if gpu.rails else (None, ())
-            why += [gpu.reason] if gpu.reason else []
-    return Meters(
-        power=power,
-        rails=rails,
-        reason="" if power is not None else "no power meter: " + "; ".join(why),
-        sources=tuple(sources),
-        root=root,
-        device=device,
-    )
+            reasons.append(str(error))
+            continue
+        sources.append(source)
+        if rails:
+            return Meters(power=source, rails=rails, sources=tuple(sources), root=root)
+        reasons.append(source.reason)
+    return Meters(power=None, reason="no power meter: " + "; ".join(reasons), sources=tuple(sources), root=root)
 
 
-def total_of(rails: Sequence[str]) -> tuple[str, ...]:
+def total_of(rails: Iterable[str]) -> tuple[str, ...]:
     """Which of a Jetson's rails add up to its total; none when it is not known."""
     return next((inputs for inputs in INPUTS if set(inputs) <= set(rails)), ())
 
 
-def _hwmon(root: Path) -> tuple[Source, tuple[str, ...]]:
+_Meter = tuple[Source, tuple[str, ...]]
+"""A source, and its rails that add up to the total; none where it measures neither power nor energy."""
+
+
+def _hwmon(root: Path) -> _Meter:
     meter = Hwmon(root)
     if not meter.rails:
         raise UnavailableError("no INA power monitor under /sys/class/hwmon")
@@ -148,13 +132,20 @@ def _hwmon(root: Path) -> tuple[Source, tuple[str, ...]]:
     return meter, rails
 
 
-def _rapl(root: Path) -> tuple[Source, tuple[str, ...]]:
+def _rapl(root: Path) -> _Meter:
     meter = Rapl(root)
     if not meter.rails:
         raise UnavailableError("the kernel has no RAPL counter under /sys/class/powercap")
     if not {Channel("joules", name) for name in meter.rails} <= meter.read()[1].keys():
         raise UnavailableError("RAPL's energy_uj is readable for root only")
     return meter, meter.rails
+
+
+def _nvml(root: Path, load: Callable[[], Any] | None) -> _Meter:
+    if load is None and root != ROOT:
+        raise UnavailableError("NVML is not asked about another root")
+    gpu = Nvml((load or _load_nvml)())
+    return gpu, gpu.rails
 
 
 def _load_nvml() -> Any:
@@ -164,11 +155,7 @@ def _load_nvml() -> Any:
         raise UnavailableError(f"nvidia-ml-py is not installed ({install_command('bench')})") from error
 
 
-def _no_nvml() -> Any:
-    raise UnavailableError("NVML is not asked about another root")
-
-
-def _tegrastats(path: str | None, interval_s: float) -> tuple[Source, tuple[str, ...]]:
+def _tegrastats(path: str | None, interval_s: float) -> _Meter:
     tool = jetson.find_tool("tegrastats", path)
     if tool is None:
         raise UnavailableError("tegrastats is not on PATH")
@@ -176,11 +163,9 @@ def _tegrastats(path: str | None, interval_s: float) -> tuple[Source, tuple[str,
     first = meter.read()
     named = [channel.name for channel in first[1] if channel.kind == "watts"] if first is not None else []
     rails = total_of(named)
-    if not rails:
-        meter.close()
-        raise UnavailableError(
-            "tegrastats prints no line"
-            if first is None
-            else f"which of the rails {', '.join(named) or '(none)'} of tegrastats is the total is not known"
-        )
-    return meter, rails
+    if rails:
+        return meter, rails
+    meter.close()
+    if first is None:
+        raise UnavailableError("tegrastats prints no line")
+    raise UnavailableError(f"which of the rails {', '.join(named) or '(none)'} of tegrastats is the total is not known")

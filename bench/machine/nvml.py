@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from alexnet_edge.bench.machine.sources import Channel, Reading, Source, UnavailableError
@@ -44,8 +46,7 @@ class Nvml(Source):
             self.close()
             raise UnavailableError(f"NVML: {error}") from error
         name = name.decode() if isinstance(name, bytes) else name
-        energy = Channel("joules", "GPU board")
-        power = Channel("watts", "GPU board")
+        energy, power = Channel("joules", "GPU board"), Channel("watts", "GPU board")
         ways: dict[Channel, Callable[[], float]] = {
             energy: lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu) / 1e3,
             power: lambda: nvml.nvmlDeviceGetPowerUsage(self._gpu) / 1e3,
@@ -56,16 +57,11 @@ class Nvml(Source):
         self._ways = {channel: way for channel, way in ways.items() if self._try(way) is not None}
         if energy in self._ways:
             self._ways.pop(power, None)
-        self._reasons = self._find_reasons()
-        self.rails: tuple[str, ...] = ("GPU board",) if {energy, power} & self._ways.keys() else ()
+        names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+        asks = [partial(ask, self._gpu) for name in names if (ask := getattr(nvml, name, None)) is not None]
+        self._slowdown_bits = next((ask for ask in asks if self._try(ask) is not None), None)
+        self.rails = ("GPU board",) if {energy, power} & self._ways.keys() else ()
         self.reason = "" if self.rails else f"NVML supports neither energy nor power on {name}"
-
-    def _find_reasons(self) -> Callable[[], int] | None:
-        for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
-            ask = getattr(self._nvml, name, None)
-            if ask is not None and self._try(lambda ask=ask: ask(self._gpu)) is not None:  # type: ignore[misc]
-                return lambda ask=ask: int(ask(self._gpu))  # type: ignore[misc]
-        return None
 
     def _try(self, way: Callable[[], float]) -> float | None:
         try:
@@ -76,7 +72,7 @@ class Nvml(Source):
     def read(self) -> Reading:
         at_ns = time.perf_counter_ns()
         values = {channel: float(value) for channel, way in self._ways.items() if (value := self._try(way)) is not None}
-        bits = self._try(self._reasons) if self._reasons is not None else None
+        bits = None if self._slowdown_bits is None else self._try(self._slowdown_bits)
         if bits is not None:
             for bit, reason in SLOWDOWNS.items():
                 values[Channel("throttled", f"GPU {reason}")] = float(bool(int(bits) & bit))
@@ -85,10 +81,8 @@ class Nvml(Source):
     def close(self) -> None:
         if not self._ended:
             self._ended = True
-            try:
+            with suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
-            except self._nvml.NVMLError:
-                return
 
 
 def _the_gpu(nvml: Any) -> Any:

@@ -16,6 +16,7 @@ from alexnet_edge.bench.machine.state import (
     clock_files,
     cooling_files,
     count_files,
+    cpu_clock_files,
     read_all,
     read_number,
     zone_files,
@@ -48,6 +49,10 @@ class Source(ABC):
     name: str
     every: int = 1
     """It is read every so many times only."""
+    rails: tuple[str, ...] = ()
+    """Channels of power or energy; of NVML and RAPL those whose sum is the total."""
+    reason: str = ""
+    """Why it measures neither."""
 
     @abstractmethod
     def read(self) -> Reading | None:
@@ -70,25 +75,17 @@ class SysfsSensors(Source):
 
     def __init__(self, root: Path = ROOT, *, slow: bool = False) -> None:
         self.name = "sysfs, slow" if slow else "sysfs"
-        clocks = clock_files(root)
-        groups: tuple[tuple[Kind, Files, float], ...]
+        self.every = SLOW if slow else 1
+        self._groups: tuple[tuple[Kind, Files, float], ...]
         if slow:
-            groups = (
-                ("mhz", {name: files for name, files in clocks.items() if name == "CPU"}, 1e6),
-                ("events", count_files(root), 1),
-            )
+            self._groups = (("mhz", cpu_clock_files(root), 1e3), ("events", count_files(root), 1))
         else:
-            groups = (
-                ("mhz", {name: files for name, files in clocks.items() if name != "CPU"}, 1e6),
+            self._groups = (
+                ("mhz", clock_files(root), 1e6),
                 ("celsius", zone_files(root), 1e3),
                 ("throttled", cooling_files(root), 1),
             )
-        self._groups = groups
-        self.every = SLOW if slow else 1
-
-    @property
-    def channels(self) -> tuple[Channel, ...]:
-        return tuple(Channel(kind, name) for kind, files, _ in self._groups for name in files)
+        self.has_files = any(files for _, files, _ in self._groups)
 
     def read(self) -> Reading:
         at_ns = time.perf_counter_ns()
@@ -109,29 +106,25 @@ class Hwmon(Source):
     name = "INA (hwmon)"
 
     def __init__(self, root: Path = ROOT) -> None:
-        self._rails: dict[str, tuple[Path, ...]] = {}
+        self._factors: dict[str, tuple[Path, ...]] = {}
         for folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
             if (read_text(folder / "name") or "").lower().startswith("ina"):
                 self._add(folder)
+        self.rails = tuple(self._factors)
 
     def _add(self, folder: Path) -> None:
         labels = {path.name[2 : -len("_label")]: read_text(path) for path in sorted(folder.glob("in*_label"))}
         if not labels and (name := read_text(folder / "label")):
             labels = {"1": name}  # a chip of one channel
         for number, name in labels.items():
-            power, volts = folder / f"power{number}_input", folder / f"in{number}_input"
-            current = folder / f"curr{number}_input"
-            if name and name != "NC" and (power.exists() or (volts.exists() and current.exists())):
-                self._rails[name] = (power,) if power.exists() else (volts, current)
-
-    @property
-    def rails(self) -> tuple[str, ...]:
-        return tuple(self._rails)
+            power, volts, amperes = (folder / f"{kind}{number}_input" for kind in ("power", "in", "curr"))
+            if name and name != "NC" and (power.exists() or (volts.exists() and amperes.exists())):
+                self._factors[name] = (power,) if power.exists() else (volts, amperes)
 
     def read(self) -> Reading:
         at_ns = time.perf_counter_ns()
         watts: dict[Channel, float] = {}
-        for name, files in self._rails.items():
+        for name, files in self._factors.items():
             product = 1e-6
             for path in files:
                 number = read_number(path)
@@ -148,6 +141,8 @@ class Rapl(Source):
 
     A counter starts again from 0 after `max_energy_range_uj`, every few minutes under load; that is undone as long as
     it is read more often than that. Kernels since 5.10 let root alone read it (CVE-2020-8694).
+
+    The rails are packages and their memory; core and uncore are parts of a package, and psys holds all of them.
     """
 
     name = "RAPL"
@@ -161,11 +156,7 @@ class Rapl(Source):
                 name = f"{read_text((root / 'sys/class/powercap' / folder.name.rpartition(':')[0]) / 'name')} {name}"
             if name:
                 self._domains[name] = folder
-
-    @property
-    def rails(self) -> tuple[str, ...]:
-        """Packages and their memory; core and uncore are parts of a package, and psys holds all of them."""
-        return tuple(
+        self.rails = tuple(
             name
             for name in self._domains
             if (name.startswith("package") and " " not in name) or name.endswith(" dram") or name == "dram"
@@ -193,10 +184,9 @@ class Tegrastats(Source):
     name = "tegrastats"
 
     def __init__(self, tool: str, *, interval_s: float) -> None:
-        command = [tool, "--interval", str(max(1, round(interval_s * 1e3)))]
         try:
             self._process = subprocess.Popen(
-                command,
+                [tool, "--interval", str(max(1, round(interval_s * 1e3)))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -239,8 +229,9 @@ class Tegrastats(Source):
 
 def channels_of(line: TegrastatsLine) -> dict[Channel, float]:
     """A line of tegrastats as a reading's channels."""
-    return {
-        **{Channel("watts", name): value for name, value in line.watts.items()},
-        **{Channel("mhz", name): value for name, value in line.clocks_mhz.items()},
-        **{Channel("celsius", name): value for name, value in line.temperatures_c.items()},
+    kinds: dict[Kind, Mapping[str, float]] = {
+        "watts": line.watts,
+        "mhz": line.clocks_mhz,
+        "celsius": line.temperatures_c,
     }
+    return {Channel(kind, name): value for kind, values in kinds.items() for name, value in values.items()}

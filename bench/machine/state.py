@@ -1,7 +1,6 @@
-"""The machine around a measurement: what it is doing meanwhile, and what changes latencies from minute to minute.
+"""What the machine around a measurement is doing, and what changes latencies from minute to minute.
 
-What cannot be read is absent or None, and is shown as "unavailable". `root` is the folder in
-which `/proc` and `/sys` are looked for.
+What cannot be read is absent or None, and is shown as "unavailable". `root` is where `/proc` and `/sys` are looked for.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from alexnet_edge.environment import ROOT, cpu_governor, read_text
 COLDEST_C = -50.0
 """A sensor that is switched off reads -256 °C on a Jetson Orin: anything colder than this is no temperature."""
 
-_GPU_NAMES = re.compile(r"gpu|gp10b|gv11b|ga10b|gb10b")
-"""What a Jetson's GPU is called under /sys/class/devfreq: 17000000.gpu, 17000000.ga10b, gpu-gpc-0 (Thor)."""
+_GPU_NAMES = re.compile(r"gpu(?!-nvd)|gp10b|gv11b|ga10b|gb10b")
+"""What a Jetson's GPU is called under /sys/class/devfreq: 17000000.gpu, 17000000.ga10b, gpu-gpc-0; gpu-nvd is Thor's video part."""
 
 _EMC_RATES = ("sys/kernel/debug/bpmp/debug/clk/emc/rate", "sys/kernel/debug/clk/emc/clk_rate")
 """The memory clock of a Jetson, readable for root."""
@@ -65,14 +64,12 @@ def machine_state(root: Path = ROOT) -> dict[str, Any]:
         Jetson only); `temperature_c` (the hottest zone) and `temperatures_c` by zone; `throttled`, what takes
         performance away at this moment; `throttle_counts` since boot; `load_average_1min`.
     """
-    clocks = read_all(clock_files(root), 1e6)
+    clocks = {**read_all(cpu_clock_files(root), 1e3), **read_all(clock_files(root), 1e6)}
     cooling = cooling_files(root)
     temperatures = {name: value for name, value in read_all(zone_files(root), 1e3).items() if value > COLDEST_C}
     return {
         "cpu_governor": cpu_governor(root),
-        "cpu_mhz": clocks.get("CPU"),
-        "gpu_mhz": clocks.get("GPU"),
-        "emc_mhz": clocks.get("EMC"),
+        **{f"{name.lower()}_mhz": clocks.get(name) for name in ("CPU", "GPU", "EMC")},
         "temperature_c": max(temperatures.values(), default=None),
         "temperatures_c": temperatures,
         "throttled": sorted(name for name, state in read_all(cooling).items() if state > 0) if cooling else None,
@@ -81,27 +78,24 @@ def machine_state(root: Path = ROOT) -> dict[str, Any]:
     }
 
 
-# --- which files say what -----------------------------------------------------------------------------------------------
+Files = Mapping[str, Sequence[Path]]
+"""By name of a quantity: the files that hold it."""
 
-Files = Mapping[str, tuple[tuple[Path, float], ...]]
-"""By name of a quantity: the files that hold it, each with what its integer is multiplied by."""
+
+def cpu_clock_files(root: Path = ROOT) -> Files:
+    """`CPU`: the processors' clocks in kHz."""
+    return _without_empty({"CPU": sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*/scaling_cur_freq"))})
 
 
 def clock_files(root: Path = ROOT) -> Files:
-    """`CPU`, `GPU` and `EMC` (a Jetson's memory): clocks in Hz; of several files the fastest counts."""
-    cpus = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*/scaling_cur_freq"))
-    gpus = sorted(
-        folder / "cur_freq"
-        for folder in (root / "sys/class/devfreq").glob("*")
-        if _GPU_NAMES.search(folder.name) and not folder.name.startswith("gpu-nvd")  # the video part of Thor's GPU
+    """`GPU` and `EMC` (memory): a Jetson's clocks in Hz; of several files the fastest counts."""
+    devices = (root / "sys/class/devfreq").glob("*")
+    return _without_empty(
+        {
+            "GPU": sorted(folder / "cur_freq" for folder in devices if _GPU_NAMES.search(folder.name)),
+            "EMC": [root / path for path in _EMC_RATES if read_number(root / path) is not None][:1],
+        }
     )
-    memories = [root / path for path in _EMC_RATES if read_number(root / path) is not None][:1]
-    candidates = {
-        "CPU": tuple((path, 1e3) for path in cpus),
-        "GPU": tuple((path, 1.0) for path in gpus),
-        "EMC": tuple((path, 1.0) for path in memories),
-    }
-    return {name: files for name, files in candidates.items() if files}
 
 
 def zone_files(root: Path = ROOT) -> Files:
@@ -109,22 +103,20 @@ def zone_files(root: Path = ROOT) -> Files:
 
     The zone of a GPU that is switched off cannot be read (EAGAIN) until it is used.
     """
-    zones: dict[str, tuple[tuple[Path, float], ...]] = {}
-    for folder in _numbered(root / "sys/class/thermal", "thermal_zone"):
+    zones: dict[str, Sequence[Path]] = {}
+    for number, folder in _numbered(root, "thermal_zone"):
         name = (read_text(folder / "type") or folder.name).removesuffix("-thermal").removesuffix("-therm")
-        zones[name if name not in zones else f"{name} {folder.name.removeprefix('thermal_zone')}"] = (
-            (folder / "temp", 1.0),
-        )
+        zones[name if name not in zones else f"{name} {number}"] = [folder / "temp"]
     return zones
 
 
 def cooling_files(root: Path = ROOT) -> Files:
     """Cooling devices that take performance away, by name; a state above 0 means that they do so now."""
-    devices: dict[str, tuple[tuple[Path, float], ...]] = {}
-    for folder in _numbered(root / "sys/class/thermal", "cooling_device"):
+    devices: dict[str, list[Path]] = {}
+    for _, folder in _numbered(root, "cooling_device"):
         name = read_text(folder / "type")
         if name and _THROTTLING.fullmatch(name):
-            devices[name] = (*devices.get(name, ()), (folder / "cur_state", 1.0))
+            devices.setdefault(name, []).append(folder / "cur_state")
     return devices
 
 
@@ -133,16 +125,19 @@ def count_files(root: Path = ROOT) -> Files:
 
     The latter are added up over the processors, so a core's event is counted once for each of its threads.
     """
-    counters: dict[str, tuple[tuple[Path, float], ...]] = {}
+    counters: dict[str, Sequence[Path]] = {}
     for path in sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
         name = path.name.removesuffix("_event_cnt")
-        counters[_OVER_CURRENT.get(name, name)] = ((path, 1.0),)
+        counters[_OVER_CURRENT.get(name, name)] = [path]
+    cpus = root / "sys/devices/system/cpu"
     for kind in ("core", "package"):
-        pattern = f"cpu[0-9]*/thermal_throttle/{kind}_throttle_count"
-        paths = sorted((root / "sys/devices/system/cpu").glob(pattern))
-        if paths:
-            counters[f"processor {kind} too hot"] = tuple((path, 1.0) for path in paths)
-    return counters
+        paths = sorted(cpus.glob(f"cpu[0-9]*/thermal_throttle/{kind}_throttle_count"))
+        counters[f"processor {kind} too hot"] = paths
+    return _without_empty(counters)
+
+
+def _without_empty(files: Files) -> Files:
+    return {name: paths for name, paths in files.items() if paths}
 
 
 def read_all(
@@ -151,7 +146,7 @@ def read_all(
     """Each quantity over `divisor`, of several files the largest; one that cannot be read now is left out."""
     quantities = {}
     for name, paths in files.items():
-        values = [number * factor for path, factor in paths if (number := read_number(path)) is not None]
+        values = [number for path in paths if (number := read_number(path)) is not None]
         if values:
             quantities[name] = of_several(values) / divisor
     return quantities
@@ -171,12 +166,10 @@ def read_number(path: Path) -> int | None:
         os.close(handle)
 
 
-def _numbered(folder: Path, prefix: str) -> list[Path]:
-    """Entries by number: `cooling_device10` comes after `cooling_device2`."""
-    return sorted(
-        (path for path in folder.glob(f"{prefix}*") if path.name.removeprefix(prefix).isdigit()),
-        key=lambda path: int(path.name.removeprefix(prefix)),
-    )
+def _numbered(root: Path, kind: str) -> list[tuple[int, Path]]:
+    """Folders of /sys/class/thermal by number: `cooling_device10` comes after `cooling_device2`."""
+    folders = ((path.name.removeprefix(kind), path) for path in (root / "sys/class/thermal").glob(f"{kind}*"))
+    return sorted((int(number), path) for number, path in folders if number.isdigit())
 
 
 def peak_memory_bytes() -> int | None:
@@ -184,11 +177,5 @@ def peak_memory_bytes() -> int | None:
 
     Not `getrusage`: its figure survives `exec` and so includes the parent's size.
     """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return None
+    match = re.search(r"^VmHWM:\s*(\d+)", read_text(Path("/proc/self/status")) or "", re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
