@@ -39,18 +39,16 @@ def gpu_peaks(threads: int, seconds: float) -> Peaks:
             how["buffer_bytes"] = size
     read, how["read"] = copied, how["copy"]
     torch, reason = _torch_with_gpu()
-    speeds: dict[str, float | None] = {}
-    unavailable: dict[str, str] = {}
-    if torch is not None:
+    speeds: dict[str, float | None] = dict.fromkeys((*_TORCH_TYPES, *_NO_PUBLIC_PRODUCT))
+    unavailable = dict(_NO_PUBLIC_PRODUCT)
+    if torch is None:
+        unavailable = {**dict.fromkeys(_TORCH_TYPES, reason), **unavailable}
+    else:
         best, details = best_rate([_torch_read(torch, size)], seconds=0.1 * seconds)
         if best > read:
             read, how["read"] = best, details
         for element in _TORCH_TYPES:
             speeds[element], how[element] = _torch_peak(torch, element, seconds=0.15 * seconds)
-    for element in (*_TORCH_TYPES, *_NO_PUBLIC_PRODUCT):
-        if element not in speeds:
-            speeds[element] = None
-            unavailable[element] = _NO_PUBLIC_PRODUCT.get(element, reason)
     return Peaks(
         device="cuda",
         threads=threads,

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,21 +40,13 @@ class PowerMode:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clocks:
-    """What `jetson_clocks --show` says."""
+    """What `jetson_clocks --show` says; clocks in MHz as least, largest and present."""
 
     locked: bool
     """Whether the GPU, and every processor, is held at one clock."""
-    mhz: Mapping[str, tuple[float, float, float]]
-    """Least, largest and present clock of `GPU`, `EMC` and each processor, in MHz."""
     governor: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "locked": self.locked,
-            "governor": self.governor,
-            "gpu_mhz": list(self.mhz["GPU"]) if "GPU" in self.mhz else None,
-            "emc_mhz": list(self.mhz["EMC"]) if "EMC" in self.mhz else None,
-        }
+    gpu_mhz: list[float] | None
+    emc_mhz: list[float] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +56,10 @@ class ToolAnswer:
     code: int
     text: str
     """Standard output and standard error together."""
+
+    @property
+    def last_line(self) -> str:
+        return next((line.strip() for line in reversed(self.text.splitlines()) if line.strip()), "no answer")
 
 
 def find_tool(name: str, path: str | None = None) -> str | None:
@@ -78,12 +74,8 @@ def run_tool(
 ) -> ToolAnswer:
     """Run a command to its end, in a session of its own, so that Ctrl-C does not end it half-way.
 
-    Args:
-        tool: path of the command.
-        arguments: its arguments.
-        answer: what it reads from standard input; by default nothing.
-        timeout_s: it is killed then, and its code is -9.
-        hold: descriptors that it holds open as long as it runs, even when this process is killed meanwhile.
+    `answer` is what it reads from standard input. After `timeout_s` it is killed, and its code is -9. It holds the
+    descriptors `hold` open as long as it runs, even when this process is killed meanwhile.
     """
     try:
         with subprocess.Popen(
@@ -122,20 +114,22 @@ def parse_mode(text: str) -> PowerMode | None:
 def parse_clocks(text: str) -> Clocks | None:
     """The answer of `jetson_clocks --show`; None for another answer, such as its refusal to run for a user."""
     mhz = {}
-    for name, least, largest, now in _CLOCKS.findall(text):
-        unit = 1e3 if name.startswith("cpu") else 1e6
-        mhz[name] = (int(least) / unit, int(largest) / unit, int(now) / unit)
+    for name, *clocks in _CLOCKS.findall(text):
+        mhz[name] = [int(clock) / (1e3 if name.startswith("cpu") else 1e6) for clock in clocks]
     if not mhz:
         return None
-    held = [least == largest for name, (least, largest, _) in mhz.items() if name != "EMC"]
     governors = set(_GOVERNOR.findall(text))
-    return Clocks(locked=all(held), mhz=mhz, governor=governors.pop() if len(governors) == 1 else None)
+    return Clocks(
+        locked=all(least == largest for name, (least, largest, _) in mhz.items() if name != "EMC"),
+        governor=governors.pop() if len(governors) == 1 else None,
+        gpu_mhz=mhz.get("GPU"),
+        emc_mhz=mhz.get("EMC"),
+    )
 
 
 def modes_of(root: Path = ROOT) -> list[PowerMode]:
     """The power modes in the board's `nvpmodel.conf`; none where it cannot be read."""
-    text = read_text(root / CONF)
-    return parse_modes(text) if text else []
+    return parse_modes(read_text(root / CONF) or "")
 
 
 def saved_mode(root: Path = ROOT) -> PowerMode | None:
@@ -162,27 +156,25 @@ def describe_power(root: Path = ROOT, *, path: str | None = None) -> dict[str, A
     """
     reasons: dict[str, str] = {}
     ask = root == ROOT or path is not None
-    nvpmodel = find_tool("nvpmodel", path) if ask else None
-    mode = parse_mode(run_tool(nvpmodel, "-q").text) if nvpmodel else None
-    mode = mode or saved_mode(root)
+    nvpmodel, jetson_clocks = (find_tool(name, path) if ask else None for name in ("nvpmodel", "jetson_clocks"))
+    mode = (parse_mode(run_tool(nvpmodel, "-q").text) if nvpmodel else None) or saved_mode(root)
     if mode is None:
         reasons["nvpmodel"] = "nvpmodel does not tell" if nvpmodel else "no nvpmodel here, which only a Jetson has"
     clocks = None
-    tool = find_tool("jetson_clocks", path) if ask else None
-    if tool is None:
+    if jetson_clocks is None:
         reasons["jetson_clocks"] = "no jetson_clocks here, which only a Jetson has"
     else:
-        answer = run_tool(tool, "--show")
-        clocks = parse_clocks(answer.text)
+        text = run_tool(jetson_clocks, "--show").text
+        clocks = parse_clocks(text)
         if clocks is None:
-            line = next((line.strip() for line in answer.text.splitlines() if line.strip()), "no answer")
+            line = next((line.strip() for line in text.splitlines() if line.strip()), "no answer")
             reasons["jetson_clocks"] = f"jetson_clocks --show: {line}"
     governor = cpu_governor(root)
     if governor is None:
         reasons["cpu_governor"] = "this kernel has no frequency governor, as in most virtual machines"
     return {
         "nvpmodel": None if mode is None else asdict(mode),
-        "jetson_clocks": None if clocks is None else clocks.to_json(),
+        "jetson_clocks": None if clocks is None else asdict(clocks),
         "cpu_governor": governor,
         "reasons": reasons,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,11 @@ def best_rate(kernels: Sequence[Kernel], *, seconds: float) -> tuple[float, dict
     The kernels take turns, so that a disturbance does not hit all runs of one. Every kernel has a run that does not count
     and at least `_MIN_RUNS` that do, however long that takes; then the ones that are far behind are left out.
     """
-    assert kernels
     times_s: dict[str, list[float]] = {kernel.name: [] for kernel in kernels}
+
+    def rate(kernel: Kernel) -> float:
+        return kernel.amount / min(times_s[kernel.name])
+
     for kernel in kernels:
         kernel.run_s()
     going = list(kernels)
@@ -58,25 +61,21 @@ def best_rate(kernels: Sequence[Kernel], *, seconds: float) -> tuple[float, dict
             times_s[kernel.name].append(kernel.run_s())
         rounds += 1
         if rounds == _MIN_RUNS:
-            best = max(_rate(kernel, times_s) for kernel in going)
-            going = [kernel for kernel in going if _rate(kernel, times_s) >= _HOPELESS * best]
-    best = max(_rate(kernel, times_s) for kernel in kernels)
+            best = max(map(rate, going))
+            going = [kernel for kernel in going if rate(kernel) >= _HOPELESS * best]
+    fastest = max(kernels, key=rate)
     how = {
-        "kernel": next(kernel.name for kernel in kernels if _rate(kernel, times_s) == best),
+        "kernel": fastest.name,
         "kernels": {
             kernel.name: {
-                "best": _rate(kernel, times_s),
+                "best": rate(kernel),
                 "amount": kernel.amount,
                 "samples_ns": [round(run * 1e9) for run in times_s[kernel.name]],
             }
             for kernel in kernels
         },
     }
-    return best, how
-
-
-def _rate(kernel: Kernel, times_s: Mapping[str, Sequence[float]]) -> float:
-    return kernel.amount / min(times_s[kernel.name])
+    return rate(fastest), how
 
 
 def growing(make: Callable[[int], Kernel]) -> list[Kernel]:

@@ -47,23 +47,20 @@ def best_of(measured: Sequence[Peaks]) -> Peaks:
     `how` and `unavailable` tell of the measurement that a figure is from; others kept as few processors busy as in the
     quietest of them.
     """
-    assert measured, "the best of nothing"
     rates: dict[str, float | None] = {}
     how = dict(measured[0].how)
+    unavailable: dict[str, str] = {}
     for peaks in measured:
+        unavailable |= peaks.unavailable
         for name, rate in _rates(peaks).items():
             if rate is not None and rate > (rates.get(name) or 0.0):
-                rates[name] = rate
-                how[name] = peaks.how.get(name)
+                rates[name], how[name] = rate, peaks.how.get(name)
             rates.setdefault(name, None)
     busy = [peaks.other_cpus for peaks in measured if peaks.other_cpus is not None]
-    missing = {
-        name: reason for peaks in measured for name, reason in peaks.unavailable.items() if rates.get(name) is None
-    }
     return replace(
         _with_rates(measured[0], rates),
         how=how,
-        unavailable=missing,
+        unavailable={name: reason for name, reason in unavailable.items() if rates.get(name) is None},
         other_cpus=min(busy, default=None),
         rounds=[{"best": _rates(peaks), "median": _rates(typical(peaks))} for peaks in measured],
     )
@@ -84,15 +81,11 @@ def typical(measured: Peaks) -> Peaks:
 
 def _rates(measured: Peaks) -> dict[str, float | None]:
     """In bytes and multiply-adds per second, by the names that `how` has."""
-    return {
-        "read": measured.read_bytes_per_s,
-        "copy": measured.copy_bytes_per_s,
-        **measured.multiply_adds_per_s,
-    }
+    return {"read": measured.read_bytes_per_s, "copy": measured.copy_bytes_per_s, **measured.multiply_adds_per_s}
 
 
 def _with_rates(measured: Peaks, rates: Mapping[str, float | None]) -> Peaks:
-    read = rates["read"]
+    speeds = dict(rates)
+    read, copied = speeds.pop("read"), speeds.pop("copy")
     assert read is not None, "every measurement reads"
-    speeds = {name: rate for name, rate in rates.items() if name not in ("read", "copy")}
-    return replace(measured, read_bytes_per_s=read, copy_bytes_per_s=rates["copy"], multiply_adds_per_s=speeds)
+    return replace(measured, read_bytes_per_s=read, copy_bytes_per_s=copied, multiply_adds_per_s=speeds)

@@ -12,9 +12,7 @@ import threading
 import time
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +22,15 @@ from alexnet_edge.bench.machine.meters import Meters
 from alexnet_edge.bench.machine.sources import Channel, Source
 from alexnet_edge.environment import cpu_governor
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 SUSTAINED = 5
 """Samples of which the median must have fallen: a single low reading is a reading during a change of clock."""
 
 MIN_SAMPLES = 10
 """Power samples that a window must hold for its energy: with fewer, one sample is more than a tenth of it."""
 
-
 Floats = NDArray[np.float64]
+Samples = tuple[NDArray[np.int64], Floats]
+"""One channel's: stamps in ns, strictly rising, and values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,18 +87,22 @@ class PowerWindow:
 
 
 class Series:
-    """One channel's samples: stamps in ns, strictly rising, and values. Written by one thread, read by another."""
+    """The samples of each channel, as they come. Written by one thread, read by another."""
 
     def __init__(self) -> None:
-        self._at_ns = array("q")
-        self._values = array("d")
+        self._of: dict[Channel, tuple[array[int], array[float]]] = {}
 
-    def add(self, at_ns: int, value: float) -> None:
-        self._at_ns.append(at_ns)
-        self._values.append(value)
+    def add(self, at_ns: int, values: Mapping[Channel, float]) -> None:
+        for channel, value in values.items():
+            stamps, samples = self._of.setdefault(channel, (array("q"), array("d")))
+            stamps.append(at_ns)
+            samples.append(value)
 
-    def arrays(self) -> tuple[NDArray[np.int64], Floats]:
-        return np.array(self._at_ns, dtype=np.int64), np.array(self._values, dtype=np.float64)
+    def arrays(self) -> dict[Channel, Samples]:
+        return {
+            channel: (np.array(stamps, dtype=np.int64), np.array(values, dtype=np.float64))
+            for channel, (stamps, values) in self._of.items()
+        }
 
 
 class Recorder:
@@ -116,20 +116,18 @@ class Recorder:
         assert interval_s > 0
         self.meters = meters
         self._interval_s = interval_s
-        self._series: dict[Channel, Series] = {}
+        self._series = Series()
         self._stamps: dict[Source, int] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="power", daemon=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Recorder:
         self._sample(self.meters.sources)
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         self.meters.close()
@@ -144,11 +142,9 @@ class Recorder:
         with self._lock:
             for source in sources:
                 reading = source.read()
-                if reading is None or self._stamps.get(source) == reading[0]:
-                    continue  # nothing new
-                self._stamps[source] = reading[0]
-                for channel, value in reading[1].items():
-                    self._series.setdefault(channel, Series()).add(reading[0], value)
+                if reading is not None and self._stamps.get(source) != reading[0]:  # something new
+                    self._stamps[source] = reading[0]
+                    self._series.add(*reading)
 
     def idle(self, seconds: float) -> PowerWindow:
         """What the machine draws in the next `seconds`, while this waits."""
@@ -161,32 +157,23 @@ class Recorder:
         assert start_ns < end_ns
         self._sample(self.meters.sources)  # so that there is one after the end
         with self._lock:
-            series = {channel: samples.arrays() for channel, samples in self._series.items()}
+            series = self._series.arrays()
         meters = self.meters
+        window = window_of(series, start_ns, end_ns, meter=meters.name, rails=meters.rails, reason=meters.reason)
         mode = jetson.saved_mode(meters.root)
-        return window_of(
-            series,
-            start_ns,
-            end_ns,
-            meter=meters.name,
-            rails=meters.rails,
-            reason=meters.reason,
-            mode=None if mode is None else str(mode),
-            governor=cpu_governor(meters.root),
-        )
+        return replace(window, mode=None if mode is None else str(mode), governor=cpu_governor(meters.root))
 
 
 def window_of(
-    series: Mapping[Channel, tuple[NDArray[np.int64], Floats]],
+    series: Mapping[Channel, Samples],
     start_ns: int,
     end_ns: int,
     *,
     meter: str | None,
     rails: Sequence[str],
     reason: str,
-    mode: str | None = None,
-    governor: str | None = None,
 ) -> PowerWindow:
+    """The window that these samples make, its mode and governor apart; `reason` is why they give no energy, if they don't."""
     joules: dict[str, float] = {}
     counts: dict[str, int] = {}
     clocks: dict[str, Clock] = {}
@@ -232,8 +219,6 @@ def window_of(
         temperatures_c=temperatures,
         events=events,
         throttled=tuple(throttled),
-        mode=mode,
-        governor=governor,
         reasons=tuple(reasons),
     )
 

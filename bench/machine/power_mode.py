@@ -30,7 +30,15 @@ from pathlib import Path
 from types import FrameType
 
 from alexnet_edge import records
-from alexnet_edge.bench.machine.jetson import PowerMode, find_tool, modes_of, parse_mode, parse_modes, run_tool
+from alexnet_edge.bench.machine.jetson import (
+    PowerMode,
+    ToolAnswer,
+    find_tool,
+    modes_of,
+    parse_mode,
+    parse_modes,
+    run_tool,
+)
 from alexnet_edge.environment import ROOT, read_text
 from alexnet_edge.errors import AlexNetEdgeError, UserError
 from alexnet_edge.files import write_json
@@ -80,9 +88,6 @@ class Setting:
         return ", ".join(parts)
 
 
-# --- for the benchmark --------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def power_mode(
     mode: str | int | None = None,
@@ -95,13 +100,10 @@ def power_mode(
 ) -> Iterator[Setting]:
     """Inside the block the machine is in `mode`, with its clocks locked if `clocks`; afterwards it is as it was.
 
-    Args:
-        mode: number or name of one of nvpmodel's modes; on a machine without it, a frequency governor. None leaves it.
-        clocks: lock clocks at the mode's highest (`jetson_clocks`); on other machines the governor `performance`.
-        root: folder in which `/sys`, `/etc`, `/proc` and `/var` are looked for.
-        state: folder of the journal, by default `STATE` under `root`.
-        path: where `nvpmodel` and `jetson_clocks` are looked up; by default `PATH`.
-        euid: for whom it is done, by default this process's user; only root (0) may.
+    `mode` is the number or name of one of nvpmodel's modes; on a machine without it, a frequency governor. Clocks are locked
+    at the mode's highest (`jetson_clocks`); on other machines by the governor `performance`. `/sys`, `/etc`, `/proc` and
+    `/var` are looked for under `root`, the journal is in `state`, by default `STATE` under `root`, and the commands are
+    looked up in `path`, by default `PATH`. Only root (0) may, by default `euid` is this process's user.
 
     Raises:
         UserError: when this is not root, another benchmark holds the mode, there is no such mode or no such command, or
@@ -114,7 +116,8 @@ def power_mode(
     if (os.geteuid() if euid is None else euid) != 0:
         raise UserError("only root can set the power mode", fix="run the benchmark with sudo, or without a power mode")
     with ExitStack() as stack:
-        stack.enter_context(_terminated_as_exception())
+        # SIGTERM and SIGHUP end the block as Ctrl-C does
+        stack.enter_context(_handled((signal.SIGTERM, signal.SIGHUP), _leave, only_default=True))
         lock = stack.enter_context(_locked(state))
         _restore_journal(state, [lock])
         setting = _plan(mode, clocks=clocks, root=root, state=state, path=path)
@@ -165,18 +168,14 @@ class BusyError(UserError):
     """Another benchmark holds the power mode."""
 
 
-# --- what to do ---------------------------------------------------------------------------------------------------------
-
-
 def _plan(mode: str | int | None, *, clocks: bool, root: Path, state: Path, path: str | None) -> Setting:
     nvpmodel, jetson_clocks = find_tool("nvpmodel", path), find_tool("jetson_clocks", path)
     setting = Setting(root=str(root), boot_id=read_text(root / _BOOT) or "", owner=os.getpid(), clocks=clocks)
     if nvpmodel is None:
         if jetson_clocks is not None or not any((root / _POLICIES).glob("policy*/scaling_governor")):
+            more = ", and the kernel has no frequency governors" if jetson_clocks is None else ""
             raise UserError(
-                "the power mode cannot be set: nvpmodel is not on PATH, and the kernel has no frequency governors"
-                if jetson_clocks is None
-                else "the power mode cannot be set: nvpmodel is not on PATH",
+                f"the power mode cannot be set: nvpmodel is not on PATH{more}",
                 fix="on a Jetson: sudo apt-get install nvidia-l4t-nvpmodel; elsewhere measure without a power mode",
             )
         governor = "performance" if mode is None else str(mode)
@@ -193,10 +192,9 @@ def _plan(mode: str | int | None, *, clocks: bool, root: Path, state: Path, path
         clocks_file.unlink(missing_ok=True)  # jetson_clocks asks before it overwrites one
         answer = run_tool(jetson_clocks, "--store", str(clocks_file))
         if not clocks_file.exists():
-            raise UserError(
-                f"jetson_clocks --store failed: {_last_line(answer.text)}", fix="run it by hand and see why"
-            )
-        _sync(clocks_file)
+            raise UserError(f"jetson_clocks --store failed: {answer.last_line}", fix="run it by hand and see why")
+        with clocks_file.open("rb") as file:
+            os.fsync(file.fileno())
     return replace(
         setting,
         before=before,
@@ -243,20 +241,26 @@ def _apply(setting: Setting, hold: Sequence[int]) -> None:
             raise AlexNetEdgeError(f"cannot set the frequency governor ({error.strerror}): {root / file}") from error
     if setting.mode is not None and setting.mode != setting.before:
         assert setting.nvpmodel is not None
-        answer = run_tool(setting.nvpmodel, "-m", str(setting.mode.id), answer="no\n", hold=hold)
+        done, answer = _set_mode(setting.nvpmodel, setting.mode, hold)
         if _REBOOT in answer.text:
             raise UserError(
                 "this power mode needs a reboot",
                 value=setting.mode,
                 fix=f"run `sudo nvpmodel -m {setting.mode.id}`, reboot, and measure without a power mode",
             )
-        now = parse_mode(run_tool(setting.nvpmodel, "-q").text)
-        if now is None or now.id != setting.mode.id:
-            raise AlexNetEdgeError(f"nvpmodel did not set power mode {setting.mode}: {_last_line(answer.text)}")
+        if not done:
+            raise AlexNetEdgeError(f"nvpmodel did not set power mode {setting.mode}: {answer.last_line}")
     if setting.clocks and setting.jetson_clocks is not None:
         answer = run_tool(setting.jetson_clocks, hold=hold)
         if answer.code != 0:
-            raise AlexNetEdgeError(f"jetson_clocks did not lock the clocks: {_last_line(answer.text)}")
+            raise AlexNetEdgeError(f"jetson_clocks did not lock the clocks: {answer.last_line}")
+
+
+def _set_mode(nvpmodel: str, mode: PowerMode, hold: Sequence[int]) -> tuple[bool, ToolAnswer]:
+    """Whether the board is in this mode now, and what nvpmodel answered."""
+    answer = run_tool(nvpmodel, "-m", str(mode.id), answer="no\n", hold=hold)
+    now = parse_mode(run_tool(nvpmodel, "-q").text)
+    return now is not None and now.id == mode.id, answer
 
 
 def _restore_journal(state: Path, hold: Sequence[int]) -> str | None:
@@ -303,20 +307,16 @@ def _restore(setting: Setting, hold: Sequence[int]) -> str:
         if same_boot and setting.jetson_clocks is not None and setting.clocks_file is not None:
             answer = run_tool(setting.jetson_clocks, "--restore", setting.clocks_file, hold=hold)
             if answer.code != 0:
-                problems.append(f"jetson_clocks --restore {setting.clocks_file}: {_last_line(answer.text)}")
+                problems.append(f"jetson_clocks --restore {setting.clocks_file}: {answer.last_line}")
 
     restore_clocks()  # first, because locked clocks would keep the mode from setting its own
     if setting.before is not None and setting.nvpmodel is not None and setting.mode != setting.before:
-        answer = run_tool(setting.nvpmodel, "-m", str(setting.before.id), answer="no\n", hold=hold)
-        now = parse_mode(run_tool(setting.nvpmodel, "-q").text)
-        if now is None or now.id != setting.before.id:
-            problems.append(f"nvpmodel -m {setting.before.id}: {_last_line(answer.text)}")
-        else:
+        done, answer = _set_mode(setting.nvpmodel, setting.before, hold)
+        if done:
             restore_clocks()  # the mode has set its own limits: those that were there come after it
+        else:
+            problems.append(f"nvpmodel -m {setting.before.id}: {answer.last_line}")
     return "; ".join(problems)
-
-
-# --- the lock, and the guard --------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -349,11 +349,10 @@ def _locked(state: Path) -> Iterator[int]:
 
 
 def _try_lock(lock: int) -> bool:
-    try:
+    with suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _owner(state: Path) -> int:
@@ -413,62 +412,37 @@ def _guard(state: Path, lock: int) -> None:
     _restore_journal(state, [lock])
 
 
-# --- signals ------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _terminated_as_exception() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block like Ctrl-C does, where nobody else has a use for them."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    with _handlers(dict.fromkeys((signal.SIGTERM, signal.SIGHUP), leave), only_default=True):
-        yield
+def _leave(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """While it is being restored signals wait; SIGKILL does not, and then the guard goes on."""
     came: list[int] = []
-
-    def later(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-
-    with _handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), later), only_default=False):
+    with _handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda number, _frame: came.append(number)):
         yield
     if came:
         signal.raise_signal(came[0])
 
 
 @contextmanager
-def _handlers(
-    handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], None]], *, only_default: bool
+def _handled(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None], *, only_default: bool = False
 ) -> Iterator[None]:
+    """Inside the block these signals run `handler`, or where `only_default`, those for which nobody else has a use."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python runs handlers in the main thread, and only it may set them
         return
-    before = {number: signal.getsignal(number) for number in handlers}
-    chosen = [number for number in handlers if not only_default or before[number] == signal.SIG_DFL]
+    before = {number: signal.getsignal(number) for number in numbers}
+    chosen = [number for number in numbers if not only_default or before[number] == signal.SIG_DFL]
     try:
         for number in chosen:
-            signal.signal(number, handlers[number])
+            signal.signal(number, handler)
         yield
     finally:
         for number in chosen:
             signal.signal(number, before[number] or signal.SIG_DFL)
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no answer")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 if __name__ == "__main__":

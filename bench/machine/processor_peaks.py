@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from functools import partial
+from itertools import cycle, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,13 +34,6 @@ _PRODUCTS: dict[str, tuple[tuple[str, str, str], ...]] = {
 }
 """ONNX operator and element types of both operands, by the type it is a product in."""
 _OPSET, _IR_VERSION = 17, 8
-_DTYPES: dict[str, Any] = {
-    "FLOAT": np.float32,
-    "FLOAT16": np.float16,
-    "BFLOAT16": np.uint16,  # its bits: numpy has no such type
-    "INT8": np.int8,
-    "UINT8": np.uint8,
-}
 
 
 def processor_peaks(threads: int, seconds: float) -> Peaks:
@@ -49,16 +44,14 @@ def processor_peaks(threads: int, seconds: float) -> Peaks:
     how: dict[str, Any] = {}
     unavailable: dict[str, str] = {}
     with threadpoolctl.threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
-        buffer = np.ones(
-            buffer_bytes(environment.last_level_cache_bytes(), environment.memory_bytes()) // 4, np.float32
-        )
+        size = buffer_bytes(environment.last_level_cache_bytes(), environment.memory_bytes())
+        buffer = np.ones(size // 4, np.float32)
         read, how["read"] = best_rate(_read_kernels(buffer, pool, threads), seconds=0.35 * seconds)
         copied, how["copy"] = best_rate(_copy_kernels(buffer, pool, threads), seconds=0.1 * seconds)
         how["buffer_bytes"] = buffer.nbytes
         del buffer
     with threadpoolctl.threadpool_limits(threads):
-        kernels = growing(_numpy_product)
-        speeds["fp32"], how["fp32"] = best_rate(kernels, seconds=0.15 * seconds)
+        speeds["fp32"], how["fp32"] = best_rate(growing(_numpy_product), seconds=0.15 * seconds)
     for element in _PRODUCTS:
         kernels, reason = _onnxruntime_products(element, threads)
         if kernels:
@@ -103,11 +96,8 @@ def _read_kernels(buffer: npt.NDArray[np.float32], pool: ThreadPoolExecutor, thr
 def _copy_kernels(buffer: npt.NDArray[np.float32], pool: ThreadPoolExecutor, threads: int) -> list[Kernel]:
     """The first half of the buffer to the second."""
     half = len(buffer) // 2
-    targets = _pieces(buffer[half : 2 * half], threads)
-    pairs = [
-        list(zip(piece, target, strict=True))
-        for piece, target in zip(_pieces(buffer[:half], threads), targets, strict=True)
-    ]
+    halves = _pieces(buffer[:half], threads), _pieces(buffer[half : 2 * half], threads)
+    pairs = [list(zip(origins, targets, strict=True)) for origins, targets in zip(*halves, strict=True)]
     run_s = _in_turn(pool, lambda pair: np.copyto(pair[1], pair[0]), pairs)
     return [Kernel(name="numpy copy", amount=2 * buffer[:half].nbytes / _PIECES, run_s=run_s)]
 
@@ -126,15 +116,14 @@ def _in_turn(
     pool: ThreadPoolExecutor, work: Callable[[Any], object], pieces: Sequence[Sequence[Any]]
 ) -> Callable[[], float]:
     """A run that works on the next piece, all threads at once."""
-    at = 0
+    turns = cycle(pieces)
 
     def call() -> None:
-        nonlocal at
-        at = (at + 1) % len(pieces)
-        if len(pieces[at]) == 1:
-            work(pieces[at][0])
+        piece = next(turns)
+        if len(piece) == 1:
+            work(piece[0])
         else:
-            list(pool.map(work, pieces[at]))
+            list(pool.map(work, piece))
 
     return timed(call)
 
@@ -146,13 +135,16 @@ def _numpy_product(size: int) -> Kernel:
 
 
 def _operand(size: int, element: str) -> npt.NDArray[Any]:
-    """A random square matrix, FP32 unless it is of integers: constant data lets some processors clock higher."""
+    """A random square matrix, of BFLOAT16 its bits: constant data lets some processors clock higher."""
     rng = np.random.default_rng(size)
     if element == "INT8":
         return rng.integers(-127, 128, (size, size), np.int8)
     if element == "UINT8":
         return rng.integers(0, 256, (size, size), np.uint8)
-    return rng.standard_normal((size, size), np.float32)
+    fp32 = rng.standard_normal((size, size), np.float32)
+    if element == "BFLOAT16":  # the upper half of FP32
+        return (fp32.view(np.uint32) >> 16).astype(np.uint16)
+    return fp32.astype(np.float16) if element == "FLOAT16" else fp32
 
 
 class _NotComputedError(Exception):
@@ -161,24 +153,21 @@ class _NotComputedError(Exception):
 
 def _onnxruntime_products(element: str, threads: int) -> tuple[list[Kernel], str]:
     """Products of ONNX Runtime in this type, or why there is none."""
-    try:
-        import onnx
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        return [], f"{error.name} is not installed"
-    del onnx, onnxruntime
+    missing = next((name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None), None)
+    if missing is not None:
+        return [], f"{missing} is not installed"
     kernels: list[Kernel] = []
     reason = ""
     for product in _PRODUCTS[element]:
         try:
             _require_type(product, threads)
-            kernels += growing(lambda size, product=product: _onnxruntime_product(product, size, threads))  # type: ignore[misc]
+            kernels += growing(partial(_onnxruntime_product, product, threads))
         except _NotComputedError as error:
             reason = str(error)
     return kernels, reason
 
 
-def _onnxruntime_product(product: tuple[str, str, str], size: int, threads: int) -> Kernel:
+def _onnxruntime_product(product: tuple[str, str, str], threads: int, size: int) -> Kernel:
     operator, input_type, weight_type = product
     session = _session(product, size, threads)
     binding = session.io_binding()
@@ -226,7 +215,11 @@ def _session(product: tuple[str, str, str], size: int, threads: int, *, trace: P
             "product",
             [helper.make_tensor_value_info("a", element[input_type], [size, size])],
             [helper.make_tensor_value_info("y", out, [size, size])],
-            [helper.make_tensor("b", element[weight_type], [size, size], _bytes(weight_type, size), raw=True)],
+            [
+                helper.make_tensor(
+                    "b", element[weight_type], [size, size], _operand(size, weight_type).tobytes(), raw=True
+                )
+            ],
         ),
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
@@ -252,12 +245,5 @@ def _value(element: str, size: int) -> Any:
     import onnxruntime
     from onnx import TensorProto
 
-    raw = np.frombuffer(_bytes(element, size), _DTYPES[element]).reshape(size, size)
-    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, getattr(TensorProto, element))
-
-
-def _bytes(element: str, size: int) -> bytes:
-    operand = _operand(size, element)
-    if element == "BFLOAT16":  # the upper half of FP32
-        return (operand.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    return operand.astype(_DTYPES[element]).tobytes()
+    onnx_type = getattr(TensorProto, element)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(_operand(size, element), onnx_type)

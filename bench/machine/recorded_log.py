@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from alexnet_edge.bench.machine.meters import total_of
 from alexnet_edge.bench.machine.power import PowerWindow, Series, window_of
-from alexnet_edge.bench.machine.sources import Channel, channels_of
+from alexnet_edge.bench.machine.sources import channels_of
 from alexnet_edge.bench.machine.tegrastats import TegrastatsLine, read_log
 
 BUSY_PERCENT = 50
@@ -32,27 +30,29 @@ def tegrastats_window(path: Path) -> PowerWindow:
     """
     lines = read_log(path)
     spacing_ns = _spacing_ns(lines)
-    at_ns = np.arange(len(lines), dtype=np.int64) * spacing_ns
-    series: dict[Channel, Series] = {}
-    for stamp, line in zip(at_ns, lines, strict=True):
+    series = Series()
+    for index, line in enumerate(lines):
         gpu_busy = "GPU" in line.clocks_mhz if line.gpu_percent is None else line.gpu_percent >= BUSY_PERCENT
         cpu_busy = line.cpu_percent is not None and line.cpu_percent >= BUSY_PERCENT
+        values = {}
         for channel, value in channels_of(line).items():
             loaded = {"mhz": cpu_busy if channel.name == "CPU" else gpu_busy, "celsius": gpu_busy or cpu_busy}
             if loaded.get(channel.kind, True):
-                series.setdefault(channel, Series()).add(int(stamp), value)
-    rails = total_of([channel.name for channel in series if channel.kind == "watts"])
+                values[channel] = value
+        series.add(index * spacing_ns, values)
+    samples = series.arrays()
+    means = {name: float(watts.mean()) for (kind, name), (_, watts) in samples.items() if kind == "watts"}
+    rails = total_of(means)
     window = window_of(
-        {channel: samples.arrays() for channel, samples in series.items()},
+        samples,
         0,
-        max(int(at_ns[-1]), 1),
+        max((len(lines) - 1) * spacing_ns, 1),
         meter=f"recorded tegrastats log, {len(lines)} lines",
         rails=rails,
         reason="a recorded log cannot be matched with the measurements: it is judged as a whole",
     )
-    means = {name: float(values.arrays()[1].mean()) for (kind, name), values in series.items() if kind == "watts"}
-    watts = math.fsum(means[name] for name in rails) if rails else None
-    return replace(window, samples=len(lines), rail_watts=means, watts=watts)
+    total = math.fsum(means[name] for name in rails) if rails else None
+    return replace(window, samples=len(lines), rail_watts=means, watts=total)
 
 
 def _spacing_ns(lines: Sequence[TegrastatsLine]) -> int:

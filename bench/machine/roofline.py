@@ -27,7 +27,7 @@ from typing import Any
 
 from alexnet_edge.artifact import LayerPrecision
 from alexnet_edge.bench.machine.peaks import Peaks
-from alexnet_edge.network.layers import Architecture, LayerCost, LayerSpec, layer_costs
+from alexnet_edge.network.layers import Architecture, LayerSpec, layer_costs
 from alexnet_edge.network.quantize import INT4_BLOCK
 from alexnet_edge.proof.stats import bootstrap_ratios
 from alexnet_edge.sessions.base import NodeTime
@@ -42,20 +42,15 @@ _FLOAT32_BYTES = 4
 """Of one element of the network's own input and output, in every precision."""
 
 _ELEMENTS = {
-    "float": "fp32",
-    "float32": "fp32",
-    "f32": "fp32",
-    "tf32": "tf32",
-    "float16": "fp16",
-    "half": "fp16",
-    "c10::half": "fp16",
-    "f16": "fp16",
-    "bfloat16": "bf16",
-    "c10::bfloat16": "bf16",
-    "int8": "int8",
-    "uint8": "int8",
-    "i8": "int8",
-    "u8": "int8",
+    name: element
+    for element, names in {
+        "fp32": ("float", "float32", "f32"),
+        "tf32": ("tf32",),
+        "fp16": ("float16", "half", "c10::half", "f16"),
+        "bf16": ("bfloat16", "c10::bfloat16"),
+        "int8": ("int8", "uint8", "i8", "u8"),
+    }.items()
+    for name in names
 }
 """How runtimes write the element types that a product is computed in."""
 _INSPECTED = ("tensorrt", "openvino")
@@ -70,11 +65,13 @@ _MAX_OTHER_CPUS = 0.25
 """Processors kept busy by others while the peaks were measured that are not worth a note."""
 _MAX_DIFFERENCE = 0.2
 """Largest relative difference of the nodes' sum from the median latency that is not worth a note."""
+_NO_PROFILE = "the runtime has no profile that tells layers apart"
+_NOTHING_ALONE = "no node of the runtime's profile belongs to one layer alone"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LayerRoofline:
-    """One layer: what it must move and multiply, how long that takes at least, and how long it took."""
+class LayerWork:
+    """What one layer must move and multiply."""
 
     name: str
     bytes: int
@@ -84,15 +81,34 @@ class LayerRoofline:
     """Type the weights are stored in; where that is not known, the requested one."""
     computed_in: str
     """Element type of its products; `unknown` where the runtime does not tell."""
+
+    def floors_ns(self, peaks: Peaks) -> tuple[float, float | None]:
+        """The least time for its bytes and for its multiply-adds; None for these where no peak of their type was measured.
+
+        Of an unknown type the highest peak there is counts, which still bounds from below.
+        """
+        speeds = peaks.multiply_adds_per_s
+        if self.computed_in == "unknown":
+            peak = max((peak for peak in speeds.values() if peak is not None), default=None)
+        else:
+            peak = speeds.get(self.computed_in)
+        compute_ns = None if peak is None else self.multiply_adds / peak * 1e9
+        return self.bytes / peaks.read_bytes_per_s * 1e9, compute_ns
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerRoofline(LayerWork):
+    """One layer: how long its work takes at least, and how long it took."""
+
     memory_floor_ns: float
     compute_floor_ns: float | None
     """None where no peak of that type was measured; of an unknown type, by the highest peak there is."""
     floor_ns: float
     bound: str
     """`memory` or `compute`: the longer of the two."""
-    measured_ns: float | None = None
-    share: float | None = None
-    above_ns: float | None = None
+    measured_ns: float | None
+    share: float | None
+    above_ns: float | None
 
 
 def roofline(
@@ -122,22 +138,22 @@ def roofline(
         UserError: when `batch` is not positive.
     """
     notes = _Notes()
-    names = [spec.name for spec in architecture.layers]
-    stored = _stored(layers, names, runtime, notes)
-    mapped = _Mapping.of(nodes or (), names, notes)
-    rooflines, work = [], []
-    for spec, cost, total_bytes in _costs(architecture, stored, batch):
-        computed_in = mapped.computed_in.get(spec.name) or _by_build(layers, spec.name, runtime)
-        measured = mapped.measured.get(spec.name)
-        rooflines.append(_layer(spec.name, cost, total_bytes, stored[spec.name], computed_in, peaks, measured, notes))
-        work.append((cost, total_bytes, computed_in))
+    stored = _stored(layers, architecture, runtime, notes)
+    owned = _Owners(nodes or (), [spec.name for spec in architecture.layers], notes)
+    computed_in = {name: owned.computed_in.get(name) or _by_build(layers, name, runtime) for name in stored}
+    work = list(_work(architecture, stored, computed_in, batch))
+    rooflines = [_layer(layer, peaks, owned.measured_ns.get(layer.name), notes) for layer in work]
     floor_ns = sum(layer.floor_ns for layer in rooflines)
     timed = [layer for layer in rooflines if layer.above_ns is not None]
     nodes_ns = None if nodes is None else sum(node.ns for node in nodes)
     fits = None if nodes_ns is None else abs(nodes_ns / p50_ns - 1) <= _MAX_DIFFERENCE
     if nodes_ns is not None and not fits:
         notes.add(f"the profiled nodes add up to {_ms(nodes_ns)}, the median latency is {_ms(p50_ns)}")
-    _note_busy_machine(peaks, notes)
+    if peaks.other_cpus is not None and peaks.other_cpus > _MAX_OTHER_CPUS:
+        notes.add(
+            f"other processes kept {peaks.other_cpus:.1f} processors busy while the peaks were measured: they may be higher, "
+            "and the floors lower"
+        )
     return {
         "batch": batch,
         "floor_ns": floor_ns,
@@ -147,70 +163,42 @@ def roofline(
         "layers": [asdict(layer) for layer in rooflines],
         "nodes_ns": nodes_ns,
         "profile_fits": fits,
-        "other_ns": None if nodes is None else mapped.other_ns,
+        "other_ns": None if nodes is None else owned.other_ns,
         "worst": max(timed, key=lambda layer: layer.above_ns or 0.0).name if timed else None,
-        "unavailable": _why_untimed(nodes, timed),
+        "unavailable": "" if timed else _NO_PROFILE if nodes is None else _NOTHING_ALONE,
         "notes": notes.lines(),
-        "nodes": [
-            {"name": node.name, "kind": node.kind, "ns": node.ns, "layer": layer}
-            for node, layer in zip(nodes or (), mapped.layers, strict=True)
-        ],
+        "nodes": [{**asdict(node), "layer": layer} for node, layer in zip(nodes or (), owned.layers, strict=True)],
     }
 
 
-def _round_by_round(
-    work: Sequence[tuple[LayerCost, int, str]], rounds: Sequence[tuple[Peaks, Sequence[int]]]
-) -> dict[str, Any]:
+def _round_by_round(work: Sequence[LayerWork], rounds: Sequence[tuple[Peaks, Sequence[int]]]) -> dict[str, Any]:
     """The share of the floor, each round's latencies against the rates of the same round."""
-    floors_ns = [sum(max(_bounds_ns(*layer, peaks)) for layer in work) for peaks, _ in rounds]
+    floors_ns = [sum(_floor_ns(*layer.floors_ns(peaks)) for layer in work) for peaks, _ in rounds]
     pairs = [([floor], samples_ns) for floor, (_, samples_ns) in zip(floors_ns, rounds, strict=True)]
     share, interval = bootstrap_ratios(pairs)
     return {"share": share, "interval": list(interval), "floors_ns": floors_ns}
 
 
-def _note_busy_machine(peaks: Peaks, notes: _Notes) -> None:
-    if peaks.other_cpus is not None and peaks.other_cpus > _MAX_OTHER_CPUS:
-        notes.add(
-            f"other processes kept {peaks.other_cpus:.1f} processors busy while the peaks were measured: they may be higher, "
-            "and the floors lower"
-        )
+def _floor_ns(memory_ns: float, compute_ns: float | None) -> float:
+    return max(memory_ns, compute_ns or 0.0)
 
 
-def _why_untimed(nodes: Sequence[NodeTime] | None, timed: Sequence[LayerRoofline]) -> str:
-    if nodes is None:
-        return "the runtime has no profile that tells layers apart"
-    return "" if timed else "no node of the runtime's profile belongs to one layer alone"
-
-
-def _layer(
-    name: str,
-    cost: LayerCost,
-    total_bytes: int,
-    precision: str,
-    computed_in: str,
-    peaks: Peaks,
-    measured_ns: float | None,
-    notes: _Notes,
-) -> LayerRoofline:
-    memory_ns, known_ns = _bounds_ns(cost, total_bytes, computed_in, peaks)
-    compute_ns = None if _peak(peaks, computed_in) is None else known_ns
+def _layer(work: LayerWork, peaks: Peaks, measured_ns: float | None, notes: _Notes) -> LayerRoofline:
+    memory_ns, compute_ns = work.floors_ns(peaks)
     if compute_ns is None:
-        notes.add(f"no peak of {computed_in} was measured: the floor is the memory's alone", name)
-    floor_ns = max(memory_ns, known_ns)
+        notes.add(f"no peak of {work.computed_in} was measured: the floor is the memory's alone", work.name)
+    floor_ns = _floor_ns(memory_ns, compute_ns)
     share = None if not measured_ns else floor_ns / measured_ns
     if share is not None and share > 1:
         notes.add(
             "faster than the floor: the peak was underestimated, or data came from a cache",
-            f"{name} ({_percent(share)})",
+            f"{work.name} ({_percent(share)})",
         )
-    if computed_in not in ("unknown", "tf32", precision) and (precision, computed_in) != ("int4", "fp16"):
-        notes.add(f"stored in {precision}, computed in {computed_in}", name)
+    stored, computed_in = work.precision, work.computed_in
+    if computed_in not in ("unknown", "tf32", stored) and (stored, computed_in) != ("int4", "fp16"):
+        notes.add(f"stored in {stored}, computed in {computed_in}", work.name)
     return LayerRoofline(
-        name=name,
-        bytes=total_bytes,
-        multiply_adds=cost.multiply_adds,
-        precision=precision,
-        computed_in=computed_in,
+        **asdict(work),
         memory_floor_ns=memory_ns,
         compute_floor_ns=compute_ns,
         floor_ns=floor_ns,
@@ -221,50 +209,39 @@ def _layer(
     )
 
 
-def _bounds_ns(cost: LayerCost, total_bytes: int, computed_in: str, peaks: Peaks) -> tuple[float, float]:
-    """The least time for a layer's bytes and for its multiply-adds; 0 for these where no peak of their type was measured."""
-    peak = _peak(peaks, computed_in)
-    compute_ns = 0.0 if peak is None else cost.multiply_adds / peak * 1e9
-    return total_bytes / peaks.read_bytes_per_s * 1e9, compute_ns
-
-
-def _peak(peaks: Peaks, computed_in: str) -> float | None:
-    """Multiply-adds per second of a type; of an unknown one the highest there is, which still bounds from below."""
-    if computed_in != "unknown":
-        return peaks.multiply_adds_per_s.get(computed_in)
-    return max((peak for peak in peaks.multiply_adds_per_s.values() if peak is not None), default=None)
-
-
-# --- what must be moved -----------------------------------------------------------------------------------------------
-
-
-def _stored(layers: Sequence[LayerPrecision], names: Iterable[str], runtime: str, notes: _Notes) -> dict[str, str]:
+def _stored(
+    layers: Sequence[LayerPrecision], architecture: Architecture, runtime: str, notes: _Notes
+) -> dict[str, str]:
     """Type that each layer's weights are stored in; the requested one where it is not known what was built."""
     if not layers:
-        return dict.fromkeys(names, "fp32")
-    types = {}
+        return {spec.name: "fp32" for spec in architecture.layers}
+    if runtime == _STORES_AS_ASKED:
+        return {layer.name: layer.requested for layer in layers}
+    types = {layer.name: layer.built if layer.built in _STORED_BYTES else layer.requested for layer in layers}
     for layer in layers:
-        if runtime == _STORES_AS_ASKED:
-            types[layer.name] = layer.requested
-            continue
-        types[layer.name] = layer.built if layer.built in _STORED_BYTES else layer.requested
         if types[layer.name] != layer.built:
             notes.add(f"built precision is {layer.built}: counted as {layer.requested}, as asked for", layer.name)
     return types
 
 
-def _costs(
-    architecture: Architecture, stored: Mapping[str, str], batch: int
-) -> Iterable[tuple[LayerSpec, LayerCost, int]]:
-    """Each layer, its cost, and the bytes that must cross memory at least once."""
+def _work(
+    architecture: Architecture, stored: Mapping[str, str], computed_in: Mapping[str, str], batch: int
+) -> Iterable[LayerWork]:
+    """Each layer's, with the bytes that must cross memory at least once."""
     costs = layer_costs(architecture, batch=batch)
     shape: tuple[int, ...] = (3, architecture.input_size, architecture.input_size)
-    for index, (spec, cost) in enumerate(zip(architecture.layers, costs, strict=True)):
-        last = index == len(costs) - 1
-        in_bytes = _PASSED_BYTES[stored[spec.name]] if index else _FLOAT32_BYTES
-        out_bytes = _FLOAT32_BYTES if last else _PASSED_BYTES[stored[architecture.layers[index + 1].name]]
+    passed = [_PASSED_BYTES[stored[spec.name]] for spec in architecture.layers]
+    for spec, cost, in_bytes, out_bytes in zip(
+        architecture.layers, costs, [_FLOAT32_BYTES, *passed[1:]], [*passed[1:], _FLOAT32_BYTES], strict=True
+    ):
         activations = batch * (math.prod(shape) * in_bytes + math.prod(cost.passed_on_shape) * out_bytes)
-        yield spec, cost, int(_weight_bytes(spec, stored[spec.name]) + activations)
+        yield LayerWork(
+            name=spec.name,
+            bytes=int(_weight_bytes(spec, stored[spec.name]) + activations),
+            multiply_adds=cost.multiply_adds,
+            precision=stored[spec.name],
+            computed_in=computed_in[spec.name],
+        )
         shape = cost.passed_on_shape
 
 
@@ -287,26 +264,20 @@ def _by_build(layers: Sequence[LayerPrecision], name: str, runtime: str) -> str:
     return "fp16" if layer.built == "int4" else layer.built
 
 
-# --- whose a node is --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Mapping:
+class _Owners:
     """Which layer each node is part of, and what follows from it."""
 
-    layers: tuple[str | None, ...]
+    layers: list[str | None]
     """By node."""
-    measured: Mapping[str, float]
-    """Time of each layer that has a node of its own with its product, in nanoseconds."""
-    computed_in: Mapping[str, str]
+    measured_ns: dict[str, float]
+    """Time of each layer that has a node of its own with its product."""
+    computed_in: dict[str, str]
     """Type of each layer's product, where the runtime names it."""
     other_ns: float
 
-    @classmethod
-    def of(cls, nodes: Sequence[NodeTime], names: Sequence[str], notes: _Notes) -> _Mapping:
-        layers: list[str | None] = []
+    def __init__(self, nodes: Sequence[NodeTime], names: Sequence[str], notes: _Notes) -> None:
+        self.layers, self.computed_in = [], {}
         shared: set[str] = set()
-        computed_in: dict[str, str] = {}
         multiplied: set[str] = set()
         last: str | None = None
         for node in nodes:
@@ -324,24 +295,21 @@ class _Mapping:
             if layer is not None and (multiplies or (not kind and own)):
                 multiplied.add(layer)
                 if element:
-                    computed_in.setdefault(layer, element)
-            layers.append(layer)
+                    self.computed_in.setdefault(layer, element)
+            self.layers.append(layer)
+        nodes_of = {
+            name: [node for node, layer in zip(nodes, self.layers, strict=True) if layer == name] for name in names
+        }
         for name in names:
-            if name in layers and name not in multiplied | shared:
+            if nodes_of[name] and name not in multiplied | shared:
                 notes.add("no node multiplies the weights under this name, so it is not timed", name)
-        timed = multiplied - shared
-        for name in names:
-            if name in timed:
-                _note_side_work(name, [node for node, layer in zip(nodes, layers, strict=True) if layer == name], notes)
-        return cls(
-            layers=tuple(layers),
-            measured={
-                name: sum(node.ns for node, layer in zip(nodes, layers, strict=True) if layer == name)
-                for name in names
-                if name in timed
-            },
-            computed_in=computed_in,
-            other_ns=sum(node.ns for node, layer in zip(nodes, layers, strict=True) if layer not in timed),
+        self.measured_ns = {
+            name: sum(node.ns for node in nodes_of[name]) for name in names if name in multiplied - shared
+        }
+        for name in self.measured_ns:
+            _note_side_work(name, nodes_of[name], notes)
+        self.other_ns = sum(
+            node.ns for node, layer in zip(nodes, self.layers, strict=True) if layer not in self.measured_ns
         )
 
 
@@ -388,9 +356,6 @@ def _named(node: str, names: Sequence[str]) -> tuple[str | None, tuple[str, ...]
 def _bare(after: str, names: Sequence[str]) -> bool:
     """Whether a layer's name ends where it was found, but for a compiler's mark or the next name."""
     return not after or after[0] not in "./_" or after.startswith(("_myl", *(f"_{name}" for name in names)))
-
-
-# --- words ------------------------------------------------------------------------------------------------------------
 
 
 class _Notes:

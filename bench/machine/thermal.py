@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,13 +32,9 @@ _BLIND: dict[tuple[str | None, str | None], str] = {
 def energy_of(
     windows: Sequence[PowerWindow], idle: PowerWindow | None, *, images: int, device: str | None = None
 ) -> tuple[dict[str, Any] | None, str]:
-    """Energy per image over the timed parts of all rounds, or None and the reason why there is none.
+    """Energy per image over the timed parts of all rounds, one window each, or None and the reason why there is none.
 
-    Args:
-        windows: the timed parts, one per round.
-        idle: the same meters with nothing running, for the net figure.
-        images: answered in all windows together.
-        device: `cpu` or `cuda`, where they were answered: NVML does not see the processor, RAPL does not see the GPU.
+    `idle` is read with nothing running, `images` were answered in all windows together, on `device`.
 
     Returns:
         `rail`; `watts`, the mean; `idle_watts`; `mj_per_image`, all that was drawn; `net_mj_per_image`, what was drawn
@@ -58,14 +55,11 @@ def energy_of(
     if joules <= 0:
         return None, f"{windows[0].rail} reads {joules / seconds:.3f} W, which is less than its sensor can tell"
     idle_watts, reasons = (None, ["idle power was not measured"]) if idle is None else (idle.watts, list(idle.reasons))
-    net = None
-    if idle_watts is not None:
-        net = joules - idle_watts * seconds
-        if net <= 0:
-            reasons = [f"{joules / seconds:.2f} W is not above idle, {idle_watts:.2f} W"]
-            net = None
+    net = None if idle_watts is None else joules - idle_watts * seconds
+    if net is not None and net <= 0:
+        reasons = [f"{joules / seconds:.2f} W is not above idle, {idle_watts:.2f} W"]
+        net = None
     first, last = windows[0].hottest_c, windows[-1].hottest_c
-    names = sorted({name for window in windows for name in window.clocks})
     return {
         "rail": windows[0].rail,
         "watts": joules / seconds,
@@ -75,11 +69,8 @@ def energy_of(
         "images_per_s_per_watt": images / joules,
         "temperature_c": None if first is None or last is None else [first[0], last[1]],
         "clocks": {
-            name: [
-                min(window.clocks[name].min for window in windows if name in window.clocks),
-                max(window.clocks[name].max for window in windows if name in window.clocks),
-            ]
-            for name in names
+            name: [min(clock.min for clock in clocks), max(clock.max for clock in clocks)]
+            for name, clocks in sorted(_by_name(windows).items())
         },
         "reasons": reasons,
     }, ""
@@ -88,34 +79,34 @@ def energy_of(
 def thermal_reasons(windows: Sequence[PowerWindow], *, device: str) -> list[str]:
     """Why a measurement is INVALID: it was throttled, its clocks fell, it drifted thermally, its power mode changed.
 
-    Args:
-        windows: the timed parts of all rounds of one measurement, in order of time.
-        device: `cpu`, whose clock is the processors'; or `cuda`, whose clocks are the GPU's and the memory's, while those
-            of the processors may follow the load.
+    `windows` are the timed parts of all its rounds, in order of time. The clock of `device` `cpu` is the processors'; the
+    clocks of `cuda` are the GPU's and the memory's, while those of the processors may follow the load.
     """
-    reasons = []
-    events: dict[str, int] = {}
+    events: Counter[str] = Counter()
     for window in windows:
-        for name, count in window.events.items():
-            events[name] = events.get(name, 0) + count
-    reasons += [f"throttled: {name}, {count} event{'s' if count > 1 else ''}" for name, count in events.items()]
+        events.update(window.events)
+    reasons = [f"throttled: {name}, {count} event{'s' if count > 1 else ''}" for name, count in events.items()]
     reasons += [f"throttled: {name}" for name in dict.fromkeys(name for window in windows for name in window.throttled)]
-    for name in dict.fromkeys(name for window in windows for name in window.clocks):
-        if (name == "CPU") == (device == "cpu"):
-            fall = _largest_fall([window.clocks[name] for window in windows if name in window.clocks])
-            if fall is not None:
-                reasons.append(f"{name} clock fell from {fall[0]:.0f} to {fall[1]:.0f} MHz")
+    for name, clocks in _by_name(windows).items():
+        fall = _largest_fall(clocks) if (name == "CPU") == (device == "cpu") else None
+        if fall is not None:
+            reasons.append(f"{name} clock fell from {fall[0]:.0f} to {fall[1]:.0f} MHz")
     hottest = [window.hottest_c for window in windows if window.hottest_c is not None]
     if hottest and (rise := hottest[-1][1] - hottest[0][0]) > MAX_RISE_C:
         reasons.append(f"temperature rose by {rise:.0f} °C (drifting thermally)")
-    for quantity, values in (
-        ("power mode", [window.mode for window in windows if window.mode is not None]),
-        ("CPU governor", [window.governor for window in windows if window.governor is not None]),
-    ):
-        changed = next((value for value in values if value != values[0]), None)
-        if changed is not None:
-            reasons.append(f"{quantity} changed from {values[0]} to {changed}")
+    for quantity, field in (("power mode", "mode"), ("CPU governor", "governor")):
+        values = list(dict.fromkeys(value for window in windows if (value := getattr(window, field)) is not None))
+        if len(values) > 1:
+            reasons.append(f"{quantity} changed from {values[0]} to {values[1]}")
     return reasons
+
+
+def _by_name(windows: Sequence[PowerWindow]) -> dict[str, list[Clock]]:
+    clocks: dict[str, list[Clock]] = {}
+    for window in windows:
+        for name, clock in window.clocks.items():
+            clocks.setdefault(name, []).append(clock)
+    return clocks
 
 
 def _largest_fall(clocks: Sequence[Clock]) -> tuple[float, float] | None:
