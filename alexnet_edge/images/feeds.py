@@ -358,12 +358,11 @@ def compute_features(
     width: int,
     *,
     views: int,
-    batch: int,
-    device: torch.device,
     reporter: Reporter,
-    description: str,
+    split: str,
+    batch: int = 64,
 ) -> FeatureFeed:
-    """Run `features` once over `views` fixed views of every image.
+    """Run `features`, which gives `width` numbers per image, once over `views` fixed views of every image of a split.
 
     Raises:
         UserError: when the features would not fit into half of the memory.
@@ -377,17 +376,16 @@ def compute_features(
             f"the features of {count} images in {views} views take {size / 2**30:.1f} GiB of memory",
             fix="use fewer views or images, or train without freezing",
         )
-    order = range(count)
     tables, labels_N = list[Tensor](), torch.empty(0, dtype=torch.int64)
-    reporter.start(description, views * count)
+    reporter.start(f"Features, {split}", views * count)
     done = 0
     for draw in fixed_views(views):
         rows, labels = list[Tensor](), list[Tensor]()
-        for x_NCHW, labels_n in feed.batches(order, [draw] * count, batch):
+        for x_NCHW, labels_n in feed.batches(range(count), [draw] * count, batch):
             with torch.inference_mode():
                 if len(labels_n):
-                    rows.append(features(x_NCHW.to(device)).cpu())
-            labels.append(labels_n)
+                    rows.append(features(x_NCHW).cpu())
+            labels.append(labels_n.cpu())
             done += len(labels_n)
             reporter.update(done)
         if not rows:

@@ -1,7 +1,7 @@
 """Several processes that train one network, as `torchrun` starts them: NCCL between GPUs, Gloo between processors.
 
 `torchrun` gives each process its place in the environment: https://docs.pytorch.org/docs/stable/elastic/run.html. Without
-it there is one process, and everything here returns what it was given.
+it there is one process, and every exchange returns that process's own value.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ with needs("train"):
 Value = TypeVar("Value")
 
 JOIN_TIMEOUT_S = 600.0
-"""Processes that start together wait so long for the slowest."""
+"""How long processes that start together wait for the slowest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class World:
         return self.rank == 0
 
     def part(self, begin: int, end: int) -> range:
-        """This process's part of the places from `begin` to `end`; the parts of all ranks, in order, make up the whole."""
+        """This process's part of the places from `begin` to `end`; the parts in order of the ranks make up the whole."""
         count = end - begin
         return range(begin + count * self.rank // self.size, begin + count * (self.rank + 1) // self.size)
 
@@ -67,7 +67,7 @@ class World:
         return [float(value) for value in self.sum(torch.tensor(values, dtype=torch.float64, device=self.device))]
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        """What `make` returns in the first process, in every one; an error it raises is raised in every one, too."""
+        """Call `make` in the first process alone; every process returns its value, or raises its error."""
         if self.size == 1:
             return make()
         answer: list[Any] = [None, None]
@@ -95,15 +95,12 @@ class World:
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """Join the processes that the launcher started, and leave them at the end.
-
-    Args:
-        device: `auto`, `cpu` or `cuda`.
+    """Join the processes that the launcher started, and leave them at the end. `device` is `auto`, `cpu` or `cuda`.
 
     Raises:
         UserError: when the launcher's environment is incomplete, there are fewer GPUs than processes on this machine, or
             other processes do not come.
-        MissingComponentError: when a GPU is asked for and none is here.
+        MissingComponentError: when a GPU is required and this machine has none.
     """
     world = _world_from_environment(device)
     if not world.launched:
@@ -130,13 +127,10 @@ def joined(device: str) -> Iterator[World]:
 def meet(store: Store, world: World) -> tuple[str, int]:
     """Agree on a name that no earlier start had, and on the number of restarts.
 
-    `torchrun` keeps one store through its restarts (seen in torch 2.15): the address that a killed process left in it passes
-    for its successor's until that one writes its own, and whoever is quicker cannot connect. So the first process makes up
-    a name, every other one answers it with a number of its own, and believes a name only when that number comes back.
+    `torchrun` keeps one store through its restarts (seen in torch 2.15). A killed process leaves its address there. Until its
+    successor writes a new one, quicker processes read the old one and cannot connect. So the first process makes up a name,
+    every other one answers it with a number of its own, and believes a name only when that number comes back.
     Each machine's launcher counts restarts by itself: the highest number is everyone's.
-
-    Returns:
-        The name, and the number of restarts.
 
     Raises:
         UserError: when other processes do not come.
@@ -165,7 +159,7 @@ def _answer(store: Store, world: World) -> tuple[str, int]:
     own, until = uuid.uuid4().hex, time.monotonic() + JOIN_TIMEOUT_S
     while time.monotonic() < until:
         if store.check(["token"]):
-            token = store.get("token").decode()  # perhaps of an earlier start: then nobody replies
+            token = store.get("token").decode()  # of an earlier start, perhaps: then nobody replies
             store.set(f"{token}/{world.rank}", json.dumps([own, world.restarts]))
             if store.check([f"{token}/{world.rank}/{own}"]):
                 return token, int(store.get(f"{token}/{world.rank}/{own}"))
@@ -187,6 +181,16 @@ def rank_from_environment() -> int:
     return int(value) if value.isdecimal() else 0
 
 
+_VARIABLES = {
+    "rank": ("RANK", "0"),
+    "size": ("WORLD_SIZE", "1"),
+    "local_rank": ("LOCAL_RANK", "0"),
+    "local_size": ("LOCAL_WORLD_SIZE", "1"),
+    "restarts": ("TORCHELASTIC_RESTART_COUNT", "0"),
+}
+"""Fields of `World`: the launcher's variable and its default."""
+
+
 def _world_from_environment(device: str) -> World:
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingComponentError("torch sees no CUDA GPU here", fix="use --device cpu")
@@ -194,35 +198,21 @@ def _world_from_environment(device: str) -> World:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World(device=torch.device("cuda" if cuda else "cpu"))
     numbers = {}
-    for name, default in (
-        ("RANK", ""),
-        ("WORLD_SIZE", ""),
-        ("LOCAL_RANK", "0"),
-        ("LOCAL_WORLD_SIZE", "1"),
-        ("TORCHELASTIC_RESTART_COUNT", "0"),
-    ):
+    for field_name, (name, default) in _VARIABLES.items():
         value = os.environ.get(name, default)
         if not value.isdecimal():
             raise UserError(f"{name} must be a whole number", value=value or "''", fix="start the run with torchrun")
-        numbers[name] = int(value)
+        numbers[field_name] = int(value)
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise UserError(
             f"RANK and WORLD_SIZE are set, {missing[0]} is not", fix="start the run with torchrun, or unset them"
         )
-    local_rank = numbers["LOCAL_RANK"]
+    local_rank = numbers["local_rank"]
     if cuda and local_rank >= torch.cuda.device_count():
         raise UserError(
             f"process {local_rank} on this machine has no GPU of its own",
             value=f"{torch.cuda.device_count()} GPUs",
             fix="start as many processes as there are GPUs, or use --device cpu",
         )
-    return World(
-        rank=numbers["RANK"],
-        size=numbers["WORLD_SIZE"],
-        local_rank=local_rank,
-        local_size=numbers["LOCAL_WORLD_SIZE"],
-        launched=True,
-        restarts=numbers["TORCHELASTIC_RESTART_COUNT"],
-        device=torch.device("cuda", local_rank) if cuda else torch.device("cpu"),
-    )
+    return World(**numbers, launched=True, device=torch.device("cuda", local_rank) if cuda else torch.device("cpu"))

@@ -1,8 +1,8 @@
 """How fast training gets its images, and whether it has to wait for them.
 
-For each way to read them: images per second of the feed alone, with nobody using them, and inside training steps, with the
-share of time that the steps waited. The steps alone, on one batch over and over, are the bound. Rounds are interleaved. The
-images come from the operating system's cache after the first round: this does not measure a disk.
+Each way to read them is measured alone (images per second that nobody uses) and inside training steps (with the share of
+time that the steps waited). Steps on one batch over and over are the bound. Rounds are interleaved. After the first round
+the operating system's cache serves the images: this does not measure a disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -59,40 +59,28 @@ class Way:
 
     @property
     def label(self) -> str:
-        if not self.workers:
-            readers = "training thread"
-        else:
-            singular = {"threads": "thread", "processes": "process"}[self.pool]
-            readers = f"{self.workers} {singular if self.workers == 1 else self.pool}"
+        singular = {"threads": "thread", "processes": "process"}[self.pool]
+        readers = (
+            f"{self.workers} {singular if self.workers == 1 else self.pool}" if self.workers else "training thread"
+        )
         return f"{readers}{', light on the device' if self.augment_on == 'device' else ''}"
 
 
 def ways(settings: LoaderSettings) -> list[Way]:
     """The ways to compare: images are kept only with threads, which share them; the device augments only on a GPU."""
-    listed = []
-    for workers in settings.workers or (usable_cpus(),):
-        pools: Sequence[Pool] = ("threads", "processes") if workers else ("threads",)
-        for pool in pools:
-            places: Sequence[AugmentOn] = ("workers", "device") if settings.device == "cuda" else ("workers",)
-            for place in places:
-                listed += [
-                    Way(pool=pool, workers=workers, augment_on=place, kept=kept)
-                    for kept in ((False, True) if pool == "threads" else (False,))
-                ]
-    return listed
+    return [
+        Way(pool=pool, workers=workers, augment_on=place, kept=kept)
+        for workers in settings.workers or (usable_cpus(),)
+        for pool in (get_args(Pool) if workers else ("threads",))
+        for place in (get_args(AugmentOn) if settings.device == "cuda" else ("workers",))
+        for kept in ((False, True) if pool == "threads" else (False,))
+    ]
 
 
 def measure_loader(
     images: ImageSet, arch: Architecture, settings: LoaderSettings, *, command: Sequence[str], reporter: Reporter
 ) -> dict[str, Any]:
-    """The result as JSON: `rows` has an entry per way, with a figure per round.
-
-    Args:
-        images: what to read.
-        arch: the network that is trained.
-        settings: what to measure.
-        command: the command line, for the record.
-        reporter: where progress goes.
+    """The result as JSON: `rows` has an entry per way, with a figure per round. `command` is the command line, for the record.
 
     Raises:
         UserError: when a setting is out of range.
@@ -102,57 +90,62 @@ def measure_loader(
     settings = _checked(settings)
     torch.set_num_threads(settings.threads or usable_cpus())
     images = images.spread(MOST_IMAGES)
-    device = torch.device(settings.device)
-    compared = ways(settings)
-    feeds = _feeds(images, arch, compared, device)
-    rows: list[dict[str, Any]] = [
-        {**asdict(way), "label": way.label, "feed_images_per_s": [], "training_images_per_s": [], "wait_share": []}
-        for way in compared
-    ]
-    alone: list[float] = []
-    step = _training_step(arch, device)
-    batch = min(settings.batch, len(images))
-    reporter.start("Loader", settings.rounds * (1 + 2 * len(compared)) + 1)
-    done = itertools.count(1)
-    try:
-        for way, feed in zip(compared, feeds, strict=True):
-            held = _warm_up(feed, batch, whole=way.kept)
-        _timed(_repeated(held), step, seconds=0.0)
-        reporter.update(next(done), "warm-up")
-        for _ in range(settings.rounds):
-            alone.append(_timed(_repeated(held), step, seconds=settings.seconds).images_per_s)
-            reporter.update(next(done), "training step alone")
-            for way, feed, row in zip(compared, feeds, rows, strict=True):
-                timing = _timed(_endless(feed, batch), _drop, seconds=settings.seconds)
-                row["feed_images_per_s"].append(timing.images_per_s)
-                reporter.update(next(done), way.label)
-                timing = _timed(_endless(feed, batch), step, seconds=settings.seconds)
-                row["training_images_per_s"].append(timing.images_per_s)
-                row["wait_share"].append(timing.wait_share)
-                reporter.update(next(done), f"{way.label}, in training")
-    finally:
-        for feed in feeds:
-            feed.close()
-    reporter.finish(f"{len(compared)} ways to read, {settings.rounds} rounds")
+    step_images_per_s, rows = _measured(images, arch, settings, reporter)
+    reporter.finish(f"{len(rows)} ways to read, {settings.rounds} rounds")
     return {
         "schema": SCHEMA,
         "command": list(command),
         "settings": asdict(settings),
         "architecture": arch.name,
         "data": {"source": images.source.get("path", images.source["kind"]), "images": len(images)},
-        "step_images_per_s": alone,
+        "step_images_per_s": step_images_per_s,
         "rows": rows,
         "environment": describe(),
     }
 
 
+def _measured(
+    images: ImageSet, arch: Architecture, settings: LoaderSettings, reporter: Reporter
+) -> tuple[list[float], list[dict[str, Any]]]:
+    """Images per second of the steps alone, by round, and the figures of every way to read."""
+    compared = ways(settings)
+    rows: list[dict[str, Any]] = [
+        {**asdict(way), "label": way.label, "feed_images_per_s": [], "training_images_per_s": [], "wait_share": []}
+        for way in compared
+    ]
+    feeds = _feeds(images, arch, compared, torch.device(settings.device))
+    alone: list[float] = []
+    step = _training_step(arch, torch.device(settings.device))
+    batch = min(settings.batch, len(images))
+    reporter.start("Loader", settings.rounds * (1 + 2 * len(compared)) + 1)
+    done = itertools.count(1)
+    try:
+        for way, feed in zip(compared, feeds, strict=True):
+            held = _warm_up(feed, batch, whole=way.kept)
+        _timed((held for _ in itertools.count()), step, seconds=0.0)
+        reporter.update(next(done), "warm-up")
+        for _ in range(settings.rounds):
+            timing = _timed((held for _ in itertools.count()), step, seconds=settings.seconds)
+            alone.append(timing.images_per_s)
+            reporter.update(next(done), "training step alone")
+            for feed, row in zip(feeds, rows, strict=True):
+                timing = _timed(_endless(feed, batch), _drop, seconds=settings.seconds)
+                row["feed_images_per_s"].append(timing.images_per_s)
+                reporter.update(next(done), row["label"])
+                timing = _timed(_endless(feed, batch), step, seconds=settings.seconds)
+                row["training_images_per_s"].append(timing.images_per_s)
+                row["wait_share"].append(timing.wait_share)
+                reporter.update(next(done), f"{row['label']}, in training")
+    finally:
+        for feed in feeds:
+            feed.close()
+    return alone, rows
+
+
 def _checked(settings: LoaderSettings) -> LoaderSettings:
     """The settings with the device decided."""
-    for name, value, least in (
-        ("batch", settings.batch, 1),
-        ("rounds", settings.rounds, 1),
-        ("workers", min(settings.workers, default=0), 0),
-    ):
+    workers = min(settings.workers, default=0)
+    for name, value, least in (("batch", settings.batch, 1), ("rounds", settings.rounds, 1), ("workers", workers, 0)):
         if value < least:
             raise UserError(f"{name} must be {least} or more", value=value, fix="raise it")
     if not 0 < settings.seconds < 3600:
@@ -231,11 +224,6 @@ def _warm_up(feed: ImageFeed, batch: int, *, whole: bool) -> tuple[Tensor, Tenso
     for _ in feed.batches(range(batch, count), epoch_draws(count - batch, seed=0, epoch=0), batch):
         pass
     return first
-
-
-def _repeated(held: tuple[Tensor, Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
-    while True:
-        yield held
 
 
 def _drop(x: Tensor, labels_N: Tensor) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from alexnet_edge import records
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,15 +56,7 @@ class TrainResult:
     """Whether this is the process that reports; with `torchrun` one of them does."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "run": str(self.run),
-            "checkpoint": str(self.checkpoint),
-            "best": asdict(self.best),
-            "history": [asdict(row) for row in self.history],
-            "seconds": self.seconds,
-            "complete": self.complete,
-            "skipped": list(self.skipped),
-        }
+        return {name: value for name, value in records.to_builtins(self).items() if name != "first"}
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, over all processes, in the precision asked for; and the state that it leaves.
+"""One step of training, over all processes and in the chosen precision, and the state that it leaves.
 
 PyTorch's own parts do the work: `DistributedDataParallel`, `autocast`, `GradScaler`, `AveragedModel`, `torch.compile`, the
 fused SGD. What each returns is the same for every process.
@@ -38,22 +38,18 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """What one step found, over all processes."""
+    """The figures of one step, over all processes."""
 
     loss: float
-    """Mean over the batch, of the batch as it was seen: with dropout and label smoothing."""
+    """Mean over the batch, with dropout and label smoothing."""
     correct: int
-    """Images answered rightly."""
+    """Images with the right answer."""
     count: int
     """Images in the batch; 0 when every one of them was skipped, and nothing was learned."""
     gradient_norm: float
     """Euclidean norm of the whole gradient, before it is clipped."""
     flags: tuple[float, ...]
-    """The sums of what each process gave as its own."""
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+    """Sums of the flags of all processes."""
 
 
 class _Trained(nn.Module):
@@ -84,26 +80,18 @@ class Learner:
     """The network, its optimizer, and what belongs to them."""
 
     def __init__(self, model: AlexNet, recipe: Recipe, world: World, *, seed: int, steps: int) -> None:
-        """Take over `model`, whose weights are the first ones.
+        """Train the parameters of `model` that have gradients, from its present weights.
 
-        Args:
-            model: the network; layers that stay as they are have parameters without gradient.
-            recipe: how to train.
-            world: the processes that train together.
-            seed: of dropout.
-            steps: of the whole run; the weights are averaged over a share of them.
+        `seed` is that of dropout; `steps` is the length of the whole run: `recipe.ema` averages over a share of it.
         """
         self.recipe, self.world, self.seed = recipe, world, seed
         self.model = model
         self.precision = resolved_precision(recipe.precision, world.device)
-        trained = _Trained(model, classifier_only=recipe.freeze == "features")
-        self._plain = trained
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        trained.to(world.device)
+        trained = _Trained(model, classifier_only=recipe.freeze == "features").to(world.device)
+        self._layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         if recipe.channels_last:
-            trained.to(memory_format=layout)
-        self._layout = layout
-        self._network: nn.Module = trained if recipe.qat == "none" else Rounding(trained, model, recipe.qat)
+            trained.to(memory_format=self._layout)
+        self._network: nn.Module = trained if recipe.qat == "none" else Rounding(trained, recipe.qat)
         self._kept_weights: dict[str, Tensor] | None = None
         if world.size > 1:
             self._network = DistributedDataParallel(
@@ -114,13 +102,9 @@ class Learner:
         self._call: Any = torch.compile(self._network) if recipe.compile else self._network
         features = [value for name, value in self.trainable().items() if name.startswith("conv")]
         classifier = [value for name, value in self.trainable().items() if not name.startswith("conv")]
-        groups = [
-            {"params": parameters, "share": share}
-            for parameters, share in ((features, recipe.features_lr), (classifier, 1.0))
-            if parameters
-        ]
+        groups = [{"params": features, "share": recipe.features_lr}, {"params": classifier, "share": 1.0}]
         self.optimizer = torch.optim.SGD(
-            groups,
+            [group for group in groups if group["params"]],
             lr=recipe.lr,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
@@ -138,7 +122,7 @@ class Learner:
         return cast("AlexNet", self._average.module) if self._average is not None else self.model
 
     def kept_weights(self) -> dict[str, Tensor]:
-        """The weights of that network, those of fc6 to fc8 rounded where they are trained so."""
+        """The weights of `kept`; those of fc6 to fc8 are rounded where they are trained rounded."""
         if self._kept_weights is None:
             with torch.no_grad():
                 weights = {name: value.detach() for name, value in self.kept.named_parameters()}
@@ -149,10 +133,8 @@ class Learner:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
     def finite(self) -> bool:
-        """Whether every weight is."""
+        """Whether every weight is finite."""
         return all(bool(torch.isfinite(value).all()) for value in self.model.parameters())
-
-    # --- a step -----------------------------------------------------------------------------------------------------
 
     def step(
         self,
@@ -179,27 +161,22 @@ class Learner:
         """
         self._kept_weights = None
         self.model.train()
-        self._seed(place)
+        entropy = np.random.SeedSequence((self.seed, *place, self.world.rank))
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         self.optimizer.zero_grad()
         sums = self._gradients(x.to(self.world.device), labels_N.to(self.world.device), count)
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.trainable().values())
         norm = nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])
         own = torch.tensor(flags, dtype=torch.float64, device=self.world.device)
-        *totals, gradient_norm = torch.cat(
-            [self.world.sum(torch.cat([sums, own])), norm.to(torch.float64)[None]]
-        ).tolist()
-        loss, correct = totals[:2]
+        totals = torch.cat([self.world.sum(torch.cat([sums, own])), norm.to(torch.float64)[None]])
+        loss, correct, *all_flags, gradient_norm = totals.tolist()
         step = Step(
-            loss=loss / count,
-            correct=int(correct),
-            count=count,
-            gradient_norm=gradient_norm,
-            flags=tuple(totals[2:]),
+            loss=loss / count, correct=int(correct), count=count, gradient_norm=gradient_norm, flags=tuple(all_flags)
         )
-        scaled = self.scaler.is_enabled()
-        if step.finite or (scaled and math.isfinite(step.loss)):  # the scaler leaves out a step that overflowed
-            if self.recipe.clip > 0 and step.finite:
+        finite = math.isfinite(step.loss) and math.isfinite(gradient_norm)
+        if finite or (self.scaler.is_enabled() and math.isfinite(step.loss)):  # the scaler drops a step that overflowed
+            if self.recipe.clip > 0 and finite:
                 nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["share"]
@@ -211,18 +188,18 @@ class Learner:
 
     def _gradients(self, x: Tensor, labels_N: Tensor, count: int) -> Tensor:
         """Add up the gradients of the mean loss over the batch; this process's summed loss and right answers, in float64."""
-        share = 1.0
+        device, share = self.world.device, 1.0
         if not len(x):  # all processes must meet in the backward pass
             x, labels_N, share = x.new_zeros((1, *x.shape[1:])), labels_N.new_zeros(1), 0.0
         if x.dim() == 4:
             x = x.contiguous(memory_format=self._layout)
         size = -(-len(x) // self.recipe.accumulate)
         parts = list(zip(torch.split(x, size), torch.split(labels_N, size), strict=True))
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
         for number, (x_n, labels_n) in enumerate(parts):
             waits = isinstance(self._network, DistributedDataParallel) and number + 1 < len(parts)
             with self._network.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                with self.autocast():
+                with torch.autocast(device.type, dtype=_TYPES.get(self.precision), enabled=self.precision in _TYPES):
                     y_NK = self._forward(x_n).float()
                     loss = F.cross_entropy(y_NK, labels_n, label_smoothing=self.recipe.label_smoothing, reduction="sum")
                 # DistributedDataParallel takes the mean over the processes: times their number it is the sum
@@ -243,18 +220,6 @@ class Learner:
                 f"torch.compile does not work here ({reason})", fix="install a C++ compiler, or leave --compile out"
             ) from error
 
-    def autocast(self) -> torch.autocast:
-        """The precision of training steps; validation is FP32 and does not use it."""
-        return torch.autocast(
-            self.world.device.type, dtype=_TYPES.get(self.precision), enabled=self.precision in _TYPES
-        )
-
-    def _seed(self, place: tuple[int, int]) -> None:
-        entropy = np.random.SeedSequence((self.seed, *place, self.world.rank))
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-
-    # --- validation -------------------------------------------------------------------------------------------------
-
     def logits(self, x: Tensor) -> Tensor:
         """Logits of the network that is kept, in FP32, without dropout."""
         network = self.kept.eval()
@@ -265,10 +230,8 @@ class Learner:
         with torch.inference_mode():
             return cast("Tensor", functional_call(_Trained(network, classifier_only=classifier_only), weights, (x,)))
 
-    # --- state ------------------------------------------------------------------------------------------------------
-
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, momentum and averaged weights, by name: with `state`, all that `restore` needs."""
+        """Weights, momentum and averaged weights, by name; `restore` takes these and `state`."""
         named = {f"weights/{name}": value.detach() for name, value in self.model.named_parameters()}
         for name, parameter in self.trainable().items():
             buffer = self.optimizer.state[parameter].get("momentum_buffer")
@@ -284,7 +247,7 @@ class Learner:
         return {"scaler": self.scaler.state_dict(), "averaged": averaged}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Take over what `tensors` and `state` returned.
+        """Continue from the values of `tensors` and `state`.
 
         Raises:
             KeyError, ValueError, RuntimeError: when something is missing or of the wrong shape.
@@ -311,7 +274,7 @@ def restore_weights(model: AlexNet, tensors: Mapping[str, Tensor], *, prefix: st
 
 
 def prepare_network(model: AlexNet, recipe: Recipe, device: torch.device) -> None:
-    """Make `model` the one that is trained: its dropout, its normalisation on a processor, the layers that stay."""
+    """Prepare `model` for training: set its dropout, replace LRN on a processor, freeze layers as the recipe says."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = recipe.dropout

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: curves and the first layer's filters, as TensorBoard reads them.
+"""TensorBoard's view of a run while it trains: curves and the first layer's filters.
 
 Letters: O filters, C channels, H height, W width.
 """
@@ -6,6 +6,7 @@ Letters: O filters, C channels, H height, W width.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,21 +23,18 @@ FOLDER = "tensorboard"
 """Below the run's folder."""
 
 FLUSH_S = 10
-"""A run that is killed loses at most so many seconds of its curves."""
+"""A killed run loses at most this many seconds of its curves."""
 
 _EPOCH_CURVES = {
-    "epoch/loss": "loss",
-    "epoch/accuracy": "accuracy",
-    "epoch/val_loss": "val_loss",
-    "epoch/val_top1": "top1",
-    "epoch/val_top5": "top5",
-    "epoch/images_per_s": "images_per_s",
-    "epoch/wait_share": "wait_share",
+    **{name: name for name in ("loss", "accuracy", "val_loss", "images_per_s", "wait_share")},
+    "val_top1": "top1",
+    "val_top5": "top5",
 }
+"""Field of `EpochRow` by name of its curve."""
 
 
 def require_tensorboard() -> None:
-    """Say before the work begins that it could not be shown.
+    """Check before the work begins that it can be shown.
 
     Raises:
         MissingComponentError: when tensorboardX is not installed.
@@ -46,13 +44,10 @@ def require_tensorboard() -> None:
 
 
 class TensorBoardLog:
-    """Writes event files into the folder `tensorboard` of a run; the curves of a resumed run go on where it does."""
+    """Writes event files into the folder `tensorboard` of a run; a resumed run continues its curves."""
 
     def __init__(self, run: Path, *, steps_done: int) -> None:
-        """
-        Args:
-            run: the run's folder.
-            steps_done: of the whole run; what an earlier process wrote after these is forgotten: they are done again.
+        """Open a new event file; what an earlier process wrote after `steps_done` is dropped: these steps are repeated.
 
         Raises:
             OutputError: when the folder cannot be written.
@@ -73,30 +68,13 @@ class TensorBoardLog:
     ) -> None:
         self._writer.close()
 
-    def step(
-        self,
-        number: int,
-        *,
-        loss: float,
-        accuracy: float,
-        lr: float,
-        gradient_norm: float,
-        images_per_s: float,
-        wait_share: float,
-    ) -> None:
-        """Add one step: its number over the whole run, from 1, and its figures; shares are 0-1."""
-        for name, value in (
-            ("loss", loss),
-            ("accuracy", accuracy),
-            ("lr", lr),
-            ("gradient_norm", gradient_norm),
-            ("images_per_s", images_per_s),
-            ("wait_share", wait_share),
-        ):
+    def step(self, number: int, figures: Mapping[str, float]) -> None:
+        """Add one step, whose number over the whole run is from 1, and its figures by name; shares are 0-1."""
+        for name, value in figures.items():
             self._writer.add_scalar(f"step/{name}", value, number)
 
     def epoch(self, row: EpochRow, step: int, filters_OCHW: FloatArray) -> None:
         """Add one epoch that ended before `step`: its line of the history, and conv1's filters as a picture."""
-        for name, key in _EPOCH_CURVES.items():
-            self._writer.add_scalar(name, getattr(row, key), step)
+        for name, field in _EPOCH_CURVES.items():
+            self._writer.add_scalar(f"epoch/{name}", getattr(row, field), step)
         self._writer.add_image("conv1", filter_grid(filters_OCHW), step, dataformats="HWC")

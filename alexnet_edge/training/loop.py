@@ -1,4 +1,4 @@
-"""The state of a training run and its loop: feeds, first weights or a snapshot's, epochs, and what is written.
+"""The state of a training run and its loop: feeds, first or resumed weights, epochs, and the files that it writes.
 
 Letters: N batch, C channels, H height, W width, K classes, F features.
 """
@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,14 @@ from alexnet_edge.errors import CheckpointError, DataError, DivergedError, Inter
 from alexnet_edge.files import MALFORMED, write_json
 from alexnet_edge.images.augment import CENTRE, Lighting, epoch_draws, measure_lighting
 from alexnet_edge.images.datasets import ImageSet, open_split
-from alexnet_edge.images.feeds import Feed, ImageFeed, compute_features
+from alexnet_edge.images.feeds import FeatureFeed, Feed, ImageFeed, compute_features
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import HISTORY_FILE, CheckpointInfo, save_checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES, architecture
 from alexnet_edge.progress import Reporter
 from alexnet_edge.proof.evaluate import Evaluation, score
 from alexnet_edge.training import snapshot as snapshots
-from alexnet_edge.training.folder import (
-    MODEL_FILE,
-    SCHEMA,
-)
+from alexnet_edge.training.folder import MODEL_FILE, SCHEMA
 from alexnet_edge.training.history import EpochRow, Sums, TrainResult
 from alexnet_edge.training.log import TensorBoardLog, require_tensorboard
 from alexnet_edge.training.recipe import TrainSettings, recipe_json
@@ -95,8 +91,6 @@ class TrainingRun:
         if settings.tensorboard:
             require_tensorboard()
 
-    # --- preparing --------------------------------------------------------------------------------------------------
-
     def prepare(self, folder: Path, snapshot: Snapshot | None) -> None:
         """Open the feeds, fit the first weights or take over those of a snapshot, and make the optimizer."""
         self.folder = folder
@@ -108,28 +102,23 @@ class TrainingRun:
         prepare_network(self.model, self.recipe, self.world.device)
         self.model.to(self.world.device)
         self.lighting = self._measured_lighting(snapshot)
-        self.image_feeds = images = [
-            self._image_feed(self.images, self.lighting),
-            self._image_feed(self.val_images, None),
-        ]
-        self.feed: Feed
-        self.val_feed: Feed
-        self.feed, self.val_feed = images
-        forward: Callable[[Tensor], Tensor] = self.model.logits
-        new = [name for name in LAYER_NAMES if name not in self.loaded] if snapshot is None else []
+        self.image_feeds = [self._image_feed(self.images, self.lighting), self._image_feed(self.val_images, None)]
+        self.feed: Feed = self.image_feeds[0]
+        self.val_feed: Feed = self.image_feeds[1]
         self.input_shape: tuple[int, ...] = (3, self.arch.input_size, self.arch.input_size)
+        forward: Callable[[Tensor], Tensor] = self.model.logits
+        fitted = [name for name in LAYER_NAMES if name not in self.loaded]
+        if snapshot is not None or not self.recipe.rescale:
+            fitted = []
         if self.recipe.freeze == "features":
-            if self.recipe.rescale:
-                self._rescale(forward, [name for name in new if name.startswith("conv")])
-            self.feed, self.val_feed = self._features(images)
+            self._rescale(forward, [name for name in fitted if name.startswith("conv")])
+            self.feed, self.val_feed = self._features()
             forward = self.model.classifier
-            new = [name for name in new if name.startswith("fc")]
-        if self.recipe.rescale:
-            self._rescale(forward, new)
+            fitted = [name for name in fitted if name.startswith("fc")]
+        self._rescale(forward, fitted)
         self.steps = -(-len(self.feed) // self.recipe.batch)
-        self.learner = Learner(
-            self.model, self.recipe, self.world, seed=self.settings.seed, steps=self.steps * self.recipe.epochs
-        )
+        total = self.steps * self.recipe.epochs
+        self.learner = Learner(self.model, self.recipe, self.world, seed=self.settings.seed, steps=total)
         if snapshot is not None:
             with _fitting(snapshot):
                 self._restore(snapshot)
@@ -164,30 +153,20 @@ class TrainingRun:
             )
         )
 
-    def _features(self, images: Sequence[ImageFeed]) -> Sequence[Feed]:
-        """What the frozen layers answer, computed once, by every process for itself."""
+    def _features(self) -> list[FeatureFeed]:
+        """The answers of the frozen layers, which every process computes once for itself."""
         self.model.eval()
         width = next(spec.in_channels for spec in self.arch.layers if spec.kind == "fc")
         self.input_shape = (width,)
         return [
-            compute_features(
-                each,
-                self.model.features,
-                width,
-                views=views,
-                batch=64,
-                device=self.world.device,
-                reporter=self.reporter,
-                description=f"Features, {split}",
-            )
-            for each, views, split in zip(images, (self.recipe.views, 1), ("train", "val"), strict=True)
+            compute_features(feed, self.model.features, width, views=views, reporter=self.reporter, split=split)
+            for feed, views, split in zip(self.image_feeds, (self.recipe.views, 1), ("train", "val"), strict=True)
         ]
 
     def _rescale(self, forward: Callable[[Tensor], Tensor], layers: Sequence[str]) -> None:
         if not layers:
             return
-        count = len(self.feed)
-        sample = sorted({place * count // RESCALE_SAMPLE for place in range(RESCALE_SAMPLE)})
+        sample = sorted({place * len(self.feed) // RESCALE_SAMPLE for place in range(RESCALE_SAMPLE)})
         x, _ = next(iter(self.feed.batches(sample, [CENTRE] * len(sample), len(sample))))
         if not len(x):
             raise DataError("no training image can be used", value=self.settings.data, fix="replace them")
@@ -201,9 +180,8 @@ class TrainingRun:
         self.history = [EpochRow(**row) for row in state["history"]]
         self.best = EpochRow(**state["best"]) if state["best"] else None
 
-    # --- training ---------------------------------------------------------------------------------------------------
-
     def go(self) -> TrainResult:
+        """Train to the end or the time limit; snapshots, history and the best weights are in the folder."""
         self.last_saved = time.monotonic()
         self.stop.preparing = False
         complete = True
@@ -264,7 +242,8 @@ class TrainingRun:
             f"loss {row.loss:.3f}, accuracy {row.accuracy:.1%}, val loss {row.val_loss:.3f}, top-1 {row.top1:.1%}, "
             f"{row.images_per_s:.0f} images/s"
         )
-        return not (self._agreed(self._late()) and self.epoch < self.recipe.epochs)
+        late = self.world.sums([float(self._late())])[0] > 0
+        return not (late and self.epoch < self.recipe.epochs)
 
     def _steps(self, begin: float) -> tuple[bool, float]:
         """Take the steps left in the epoch; whether the time limit left time for it, and seconds waited for images."""
@@ -275,9 +254,13 @@ class TrainingRun:
         mine = [place for first, end in ends for place in self.world.part(first, end)]
         seen_before, waited_s = self.sums.seen, 0.0
         batches = self.feed.batches(order_N[mine].tolist(), draws.at(mine), batch // self.world.size)
+        nothing = (
+            torch.empty((0, *self.input_shape)),
+            torch.empty(0, dtype=torch.int64),
+        )  # a last batch may be too small
         for first, end in ends:
             begin_s = time.monotonic()
-            x, labels_N = next(batches, None) or self._nothing()
+            x, labels_N = next(batches, None) or nothing
             batch_wait_s = time.monotonic() - begin_s
             waited_s += batch_wait_s
             late = self._take(x, labels_N, end - first, begin_s=begin_s, wait_s=batch_wait_s)
@@ -294,12 +277,8 @@ class TrainingRun:
                 self._write_snapshot()
         return True, waited_s
 
-    def _nothing(self) -> tuple[Tensor, Tensor]:
-        """The part of a batch of a process that has none."""
-        return torch.empty((0, *self.input_shape)), torch.empty(0, dtype=torch.int64)
-
     def _take(self, x: Tensor, labels_N: Tensor, expected: int, *, begin_s: float, wait_s: float) -> bool:
-        """One step; whether the time is up. It began at `begin_s`, and waited `wait_s` for its batch.
+        """Take one step, which began at `begin_s` and waited `wait_s` for its batch; returns whether the time is up.
 
         Raises:
             InterruptedRunError: when a signal asked any process to stop, after a snapshot was written.
@@ -318,15 +297,15 @@ class TrainingRun:
             self.sums.add(step.loss, step.correct, step.count, step.gradient_norm)
             if self.log is not None:
                 seconds = time.monotonic() - begin_s
-                self.log.step(
-                    self.epoch * self.steps + self.step + 1,
-                    loss=step.loss,
-                    accuracy=step.correct / step.count,
-                    lr=rate,
-                    gradient_norm=step.gradient_norm,
-                    images_per_s=step.count / seconds,
-                    wait_share=wait_s / seconds,
-                )
+                figures = {
+                    "loss": step.loss,
+                    "accuracy": step.correct / step.count,
+                    "lr": rate,
+                    "gradient_norm": step.gradient_norm,
+                    "images_per_s": step.count / seconds,
+                    "wait_share": wait_s / seconds,
+                }
+                self.log.step(self.epoch * self.steps + self.step + 1, figures)
         self.step += 1
         if stop or (self.world.size == 1 and self.stop.asked):
             self._leave()
@@ -361,7 +340,7 @@ class TrainingRun:
         for x, labels_N in self.val_feed.batches(mine, [CENTRE] * len(mine), 64):
             if len(x):
                 outputs.append(self.learner.logits(x).cpu().numpy())
-                labels.append(labels_N.numpy())
+                labels.append(labels_N.cpu().numpy())
             if self.world.size == 1 and self.stop.asked:
                 self._leave()
         gathered = self.world.gather((outputs, labels))
@@ -401,9 +380,6 @@ class TrainingRun:
         limit = self.settings.max_minutes
         return limit is not None and time.monotonic() - self.started >= limit * 60
 
-    def _agreed(self, mine: bool) -> bool:
-        return self.world.sums([float(mine)])[0] > 0
-
     def _skipped(self) -> tuple[str, ...]:
         """What was wrong with each image left out, by any process."""
         bad = [{index: str(error) for index, error in feed.bad.items()} for feed in self.image_feeds]
@@ -413,8 +389,6 @@ class TrainingRun:
                 split.update(more)
         return tuple(text for split in faults for _, text in sorted(split.items()))
 
-    # --- writing ----------------------------------------------------------------------------------------------------
-
     def _keep_if_best(self, row: EpochRow) -> None:
         """Write the weights when the epoch is the best, by top-1, then by loss."""
         if self.best is not None and (row.top1, -row.val_loss) <= (self.best.top1, -self.best.val_loss):
@@ -423,29 +397,19 @@ class TrainingRun:
         skipped = self._skipped()
         if not self.world.first:
             return
+        recipe = {**self.settings.to_json(), **recipe_json(self.recipe)}
         info = CheckpointInfo(
             architecture=self.arch.name,
             classes=self.images.classes,
             preprocessing=self.spec,
-            recipe={
-                **self.settings.to_json(),
-                **recipe_json(self.recipe),
-                "computed_in": self.learner.precision,
-                "processes": self.world.size,
-            },
+            recipe={**recipe, "computed_in": self.learner.precision, "processes": self.world.size},
             data={
-                "source": self.images.source,
-                "hash": self.images.content_hash(),
-                "images": len(self.images),
-                "val": {
-                    "source": self.val_images.source,
-                    "hash": self.val_images.content_hash(),
-                    "images": len(self.val_images),
-                },
+                **_described(self.images),
+                "val": _described(self.val_images),
                 "skipped": list(skipped),
                 "lighting": records.to_builtins(self.lighting),
             },
-            metrics=asdict(row),
+            metrics=records.to_builtins(row),
             tools=versions(),
         )
         weights = {name: value.cpu().numpy() for name, value in self.learner.kept_weights().items()}
@@ -456,38 +420,42 @@ class TrainingRun:
         if not self.world.first or not self.learner.finite():
             return
         state = {
-            "settings": self.settings.to_json(),
-            "recipe": recipe_json(self.recipe),
-            "processes": self.world.size,
+            **self._begun_as(),
             "data_hash": self.images.content_hash(),
             "epoch": self.epoch,
             "step": self.step,
-            "sums": asdict(self.sums),
-            "best": asdict(self.best) if self.best else None,
-            "history": [asdict(row) for row in self.history],
+            "sums": self.sums,
+            "best": self.best,
+            "history": self.history,
             "learner": self.learner.state(),
-            "lighting": records.to_builtins(self.lighting),
+            "lighting": self.lighting,
         }
-        snapshots.write(self.folder, self.learner.tensors(), state, keep=max(self.settings.keep, 1))
+        snapshots.write(
+            self.folder, self.learner.tensors(), records.to_builtins(state), keep=max(self.settings.keep, 1)
+        )
         self.last_saved = time.monotonic()
 
     def _write_history(self, *, complete: bool = False) -> None:
         skipped = self._skipped() if self.history else ()
         if not self.world.first:
             return
-        write_json(
-            self.folder / HISTORY_FILE,
-            {
-                "schema": SCHEMA,
-                "settings": self.settings.to_json(),
-                "recipe": recipe_json(self.recipe),
-                "processes": self.world.size,
-                "complete": complete,
-                "best": asdict(self.best) if self.best else None,
-                "epochs": [asdict(row) for row in self.history],
-                "skipped": list(skipped),
-            },
-        )
+        history = {
+            "schema": SCHEMA,
+            **self._begun_as(),
+            "complete": complete,
+            "best": self.best,
+            "epochs": self.history,
+            "skipped": skipped,
+        }
+        write_json(self.folder / HISTORY_FILE, records.to_builtins(history))
+
+    def _begun_as(self) -> dict[str, Any]:
+        recipe = recipe_json(self.recipe)
+        return {"settings": self.settings.to_json(), "recipe": recipe, "processes": self.world.size}
+
+
+def _described(images: ImageSet) -> dict[str, Any]:
+    return {"source": images.source, "hash": images.content_hash(), "images": len(images)}
 
 
 @contextmanager

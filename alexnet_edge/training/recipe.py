@@ -266,7 +266,7 @@ class TrainSettings(Recipe):
         return recipe
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same one: all settings except the run's folder, its duration and the machine's."""
+        """The settings that two runs must share to be the same run: all but folder, duration and those of the machine."""
         same = {key: value for key, value in self.to_json().items() if key not in (*CHANGEABLE, "runs", "name")}
         return {**same, "recipe": recipe_json(self.resolved()), "overrides": {}}
 
@@ -282,7 +282,7 @@ class TrainSettings(Recipe):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderSettings:
-    """How the feed of training is measured: `alexnet_edge.training.feed_speed`."""
+    """How `alexnet_edge.training.feed_speed` measures the feed of training."""
 
     batch: int = 64
     """Images per step."""
@@ -303,38 +303,18 @@ def recipe_json(recipe: Recipe) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}
 
 
-_Range = tuple[Callable[[Any], bool], str]
-_ABOVE_0: _Range = (lambda value: 0 < value < math.inf, "above 0")
-_FROM_0: _Range = (lambda value: 0 <= value < math.inf, "0 or more")
-_FROM_1: _Range = (lambda value: 1 <= value < math.inf, "1 or more")
-_SHARE: _Range = (lambda value: 0 <= value < 1, "from 0 to below 1")
-
-RANGES: dict[str, _Range] = {
-    "epochs": _FROM_1,
-    "batch": _FROM_1,
-    "accumulate": _FROM_1,
-    "lr": _ABOVE_0,
-    "milestones": (lambda value: all(0 < place < math.inf for place in value), "above 0"),
-    "patience": _FROM_1,
-    "reductions": _FROM_0,
-    "warmup": _SHARE,
-    "momentum": _SHARE,
-    "weight_decay": _FROM_0,
-    "label_smoothing": _SHARE,
-    "dropout": _SHARE,
-    "clip": _FROM_0,
-    "ema": _SHARE,
-    "lighting_sigma": _FROM_0,
-    "features_lr": _FROM_0,
-    "views": (lambda value: 1 <= value <= 10, "from 1 to 10"),
-    "seed": _FROM_0,
-    "max_minutes": _ABOVE_0,
-    "save_minutes": _FROM_0,
-    "keep": _FROM_0,
-    "threads": _FROM_1,
-    "workers": _FROM_0,
-}
-"""The ranges of the numbers of `TrainSettings`."""
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("above 0", lambda value: 0 < value < math.inf, "lr milestones max_minutes"),
+    (
+        "0 or more",
+        lambda value: 0 <= value < math.inf,
+        "reductions weight_decay clip lighting_sigma features_lr seed save_minutes keep workers",
+    ),
+    ("1 or more", lambda value: 1 <= value < math.inf, "epochs batch accumulate patience threads"),
+    ("from 0 to below 1", lambda value: 0 <= value < 1, "warmup momentum label_smoothing dropout ema"),
+    ("from 1 to 10", lambda value: 1 <= value <= 10, "views"),
+)
+"""The ranges of the numbers of `TrainSettings`, and the names of those numbers."""
 
 
 def check_numbers(settings: TrainSettings) -> None:
@@ -343,10 +323,12 @@ def check_numbers(settings: TrainSettings) -> None:
     Raises:
         UserError: when a number is out of its range or a word is not one of its choices.
     """
-    for name, (holds, range_text) in RANGES.items():
-        value = getattr(settings, name)
-        if value is not None and not holds(value):
-            raise UserError(f"{name} must be {range_text}", value=value, fix="change it")
+    for range_text, holds, names in _RANGES:
+        for name in names.split():
+            value = getattr(settings, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if value is not None and not all(map(holds, numbers)):
+                raise UserError(f"{name} must be {range_text}", value=value, fix="change it")
     for name, hint in get_type_hints(TrainSettings).items():
         value = getattr(settings, name)
         if get_origin(hint) is Literal and value is not None and value not in get_args(hint):

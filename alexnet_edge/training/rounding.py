@@ -1,9 +1,9 @@
-"""Training with rounded weights: fc6 to fc8 compute with the values that an export stores, and learn as if they had not.
+"""Training with rounded weights: fc6 to fc8 compute with the values that an export stores.
 
-Forwards each weight is rounded exactly as `alexnet_edge.network.quantize` rounds it for a processor; backwards its gradient goes
-to the unrounded weight as it is (the straight-through estimator), so that small steps add up until a value changes. What is
-validated and kept are the rounded weights: rounding them again, as an export does, changes nothing, and the checkpoint in
-FP32 answers as its fully connected layers in INT4 or INT8 do.
+The forward pass rounds each weight exactly as `alexnet_edge.network.quantize` does for a processor. The backward pass gives
+the gradient to the unrounded weight (the straight-through estimator), so small steps add up until a rounded value changes.
+The rounded weights are validated and kept. An export rounds them again, which changes nothing: the FP32 checkpoint answers
+as its INT4 or INT8 export does.
 
 Sources: Y. Bengio, N. Leonard, A. Courville, "Estimating or Propagating Gradients Through Stochastic Neurons"
 (arXiv:1308.3432); B. Jacob et al., "Quantization and Training of Neural Networks" (arXiv:1712.05877).
@@ -26,26 +26,29 @@ with needs("train"):
 
 
 class Rounding(nn.Module):
-    """Calls `inner`, in which `model` is `inner.model`, with the weights of fc6 to fc8 rounded on the way."""
+    """Calls `inner`, whose network is `inner.model`, with the weights of fc6 to fc8 rounded."""
 
-    def __init__(self, inner: nn.Module, model: AlexNet, kind: Qat) -> None:
+    def __init__(self, inner: nn.Module, kind: Qat) -> None:
         super().__init__()
         self.inner = inner
         self.kind = kind
-        self._names = [f"{spec.name}.weight" for spec in model.arch.layers if spec.kind == "fc"]
 
     def forward(self, x: Tensor) -> Tensor:
-        model = self.inner.get_submodule("model")
-        weights = {f"model.{name}": _Straight.apply(model.get_parameter(name), self.kind) for name in self._names}
-        return cast("Tensor", functional_call(self.inner, weights, (x,)))
+        weights = _classifier_weights(cast("AlexNet", self.inner.get_submodule("model")))
+        straight = {f"model.{name}": _Straight.apply(value, self.kind) for name, value in weights.items()}
+        return cast("Tensor", functional_call(self.inner, straight, (x,)))
 
 
 def rounded_weights(model: AlexNet, kind: Qat) -> dict[str, Tensor]:
     """The rounded weights of fc6 to fc8, by name; none where `kind` rounds none."""
     if kind == "none":
         return {}
+    return {name: rounded(value.detach(), kind) for name, value in _classifier_weights(model).items()}
+
+
+def _classifier_weights(model: AlexNet) -> dict[str, nn.Parameter]:
     names = [f"{spec.name}.weight" for spec in model.arch.layers if spec.kind == "fc"]
-    return {name: rounded(model.get_parameter(name).detach(), kind) for name in names}
+    return {name: model.get_parameter(name) for name in names}
 
 
 def rounded(weight_OI: Tensor, kind: Qat) -> Tensor:

@@ -49,11 +49,8 @@ with needs("train"):
 def train(settings: TrainSettings, *, go_on: bool = False, reporter: Reporter | None = None) -> TrainResult:
     """Train a network and leave its best weights in a run folder.
 
-    Args:
-        settings: what to train, and how.
-        go_on: go on with the run that these settings began, or return what it left when it is finished; without one, and
-            without this, a new one begins. Processes that `torchrun` starts again always go on.
-        reporter: where progress goes.
+    With `go_on`, continue the run that these settings began, or return its result when it is finished; a new one begins only
+    where there is none. Processes that `torchrun` starts again always go on.
 
     Raises:
         UserError: when a setting is out of range.
@@ -79,11 +76,7 @@ def train(settings: TrainSettings, *, go_on: bool = False, reporter: Reporter | 
 def resume(folder: Path, *, changes: Mapping[str, Any] | None = None, reporter: Reporter | None = None) -> TrainResult:
     """Go on with a run that was stopped or killed, from its furthest snapshot.
 
-    Args:
-        folder: the run's folder.
-        changes: settings of the machine that are otherwise now: `device`, `threads`, `workers`, `pool`, `augment_on`,
-            `tensorboard`, `keep`, `save_minutes`; and a new time limit, `max_minutes`, which is not taken over.
-        reporter: where progress goes.
+    `changes` are settings that may differ now: those of `recipe.CHANGEABLE`. An earlier `max_minutes` no longer holds.
 
     Raises:
         CheckpointError: when there is nothing to resume.
@@ -146,11 +139,7 @@ def _furthest(folder: Path, run: TrainingRun, world: World, reporter: Reporter) 
 
     def newest_whole() -> Path | None:
         snapshots.remove_leftovers(folder)
-        newest, faults = snapshots.read_newest(folder)
-        for fault in faults:
-            reporter.note(f"{fault.problem}: {fault.value} is set aside")
-            snapshots.set_aside(Path(str(fault.value)))
-        return newest.path if newest is not None else None
+        return snapshots.newest_whole(folder, reporter.note)
 
     path = world.from_first(newest_whole)
     if path is None:

@@ -1,4 +1,4 @@
-"""The learning rate: a function of the recipe, the place in the run and the validation errors so far. It has no state of its own."""
+"""The learning rate: a function, without state, of the recipe, the place in the run and the validation errors so far."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from alexnet_edge.training.recipe import Recipe
 
 
 def learning_rate(recipe: Recipe, epoch: float, errors: Sequence[float] = ()) -> float:
-    """The learning rate when `epoch` epochs (with their fraction) are done.
+    """The learning rate when `epoch` epochs, from 0 to `recipe.epochs` with their fraction, are done.
 
-    Args:
-        recipe: its schedule and numbers.
-        epoch: from 0 to `recipe.epochs`.
-        errors: the validation error after each whole epoch, for `plateau`.
+    `errors` are the validation errors after each whole epoch, for `plateau`.
     """
     share = epoch / recipe.epochs
     if share < recipe.warmup:
@@ -29,10 +26,10 @@ def learning_rate(recipe: Recipe, epoch: float, errors: Sequence[float] = ()) ->
 
 
 def plateaus(errors: Sequence[float], *, patience: int, most: int) -> int:
-    """How often the validation error stood still: `patience` epochs in a row without one lower than every earlier.
+    """How often the validation error stopped falling: `patience` epochs in a row without a new lowest error.
 
     The paper (section 5) divides the rate by ten "when the validation error rate stopped improving with the current
-    learning rate", three times. After each division the count of epochs begins anew, the lowest error stays.
+    learning rate", three times. After each division the count of epochs starts again; the lowest error stays.
     """
     lowest, waited, count = math.inf, 0, 0
     for error in errors:

@@ -1,9 +1,9 @@
-"""Snapshots: all that a run needs to go on as if nothing had happened, each in one file that is whole or not there.
+"""Snapshots: the whole state of a run, each in one file that is written whole or not at all.
 
 A snapshot is a safetensors file `snapshots/epoch-0003-step-000012.safetensors` in the run's folder: weights, momentum and
 averaged weights, and in its header settings, recipe, place in the run, history and the state of the loss scaler. Random
-numbers need no state: they are a function of the seed and the place. A SHA-256 over everything is in the header, too; a file
-that does not match is set aside, and the one before it is taken.
+numbers need no state: they are a function of the seed and the place. The header also has a SHA-256 over everything; a file
+that does not match is set aside, and the run continues from the one before it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,16 +42,12 @@ class Snapshot:
 
 
 def write(run: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int) -> Path:
-    """Write a snapshot into the folder of `run`, and remove all but the newest `keep`.
+    """Write a snapshot into the folder of `run`, and remove all but the newest `keep`, 1 or more.
 
-    Args:
-        run: the run's folder.
-        tensors: by name; on any device, in any memory layout.
-        state: JSON, with the place as `epoch` and `step`.
-        keep: snapshots that stay, 1 or more.
+    The tensors may be on any device, in any memory layout. `state` is JSON, with the place as `epoch` and `step`.
 
     Raises:
-        OutputError: when it cannot be written; those before it stay.
+        OutputError: when it cannot be written; earlier snapshots stay.
     """
     path = run / FOLDER / f"epoch-{state['epoch']:04d}-step-{state['step']:06d}.safetensors"
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -67,11 +63,9 @@ def write(run: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *,
 
 def newest_first(run: Path) -> list[Path]:
     """The snapshots of a run, the furthest first."""
-    snapshots = []
-    for path in (run / FOLDER).glob("*.safetensors"):
-        if match := _NAME.fullmatch(path.name):
-            snapshots.append(((int(match.group(1)), int(match.group(2))), path))
-    return [path for _, path in sorted(snapshots, reverse=True)]
+    named = [(_NAME.fullmatch(path.name), path) for path in (run / FOLDER).glob("*.safetensors")]
+    places = [(int(match[1]), int(match[2]), path) for match, path in named if match]
+    return [path for *_, path in sorted(places, reverse=True)]
 
 
 def read(path: Path) -> Snapshot:
@@ -97,29 +91,24 @@ def read(path: Path) -> Snapshot:
     return Snapshot(path=path, tensors=tensors, state=state)
 
 
-def read_newest(run: Path) -> tuple[Snapshot | None, list[CheckpointError]]:
-    """The furthest snapshot of a run that is whole, if there is one, and what was wrong with those beyond it."""
-    faults = list[CheckpointError]()
-    for path in newest_first(run):
-        try:
-            return read(path), faults
-        except CheckpointError as error:
-            faults.append(error)
-    return None, faults
-
-
-def set_aside(path: Path) -> None:
-    """Rename a damaged snapshot, so that it does not pass for the furthest one.
+def newest_whole(run: Path, note: Callable[[str], None]) -> Path | None:
+    """The furthest snapshot of a run that is whole, if there is one; damaged ones beyond it are renamed, with a note.
 
     Raises:
-        OutputError: when it cannot be renamed.
+        OutputError: when one cannot be renamed.
     """
-    with writing(path):
-        path.replace(path.with_suffix(".damaged"))
+    for path in newest_first(run):
+        try:
+            return read(path).path
+        except CheckpointError as error:
+            note(f"{error.problem}: {path} is set aside")
+            with writing(path):
+                path.replace(path.with_suffix(".damaged"))
+    return None
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove what a killed process left half written."""
+    """Remove the half-written files of a killed process."""
     for folder in (run, run / FOLDER):
         for path in folder.glob(".*.tmp*"):
             with suppress(OSError):
@@ -127,7 +116,7 @@ def remove_leftovers(run: Path) -> None:
 
 
 def remove_all(run: Path) -> None:
-    """Remove every snapshot of a run that needs none any more."""
+    """Remove every snapshot of a run that no longer needs any."""
     for path in newest_first(run):
         with writing(path), suppress(FileNotFoundError):
             path.unlink()

@@ -286,14 +286,7 @@ def test_features_of_images_of_which_a_whole_batch_is_broken(image_folder: Path,
         (root / f"train/blue/{index}.jpg").write_bytes(b"broken")
     feed = make(open_split(root, "train"), on_bad_image="skip")
     found = compute_features(
-        feed,
-        lambda x_NCHW: x_NCHW.flatten(1)[:, :5],
-        5,
-        views=2,
-        batch=2,
-        device=torch.device("cpu"),
-        reporter=QuietReporter(),
-        description="",
+        feed, lambda x_NCHW: x_NCHW.flatten(1)[:, :5], 5, views=2, batch=2, reporter=QuietReporter(), split=""
     )
     assert found.features_VNF.shape == (2, 20, 5)
     assert found.labels_N.tolist() == feed.images.labels_N[4:].tolist()
