@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from alexnet_edge import records
 from alexnet_edge.cli.common import (
     ArtifactsFolder,
     BadImage,
@@ -66,7 +67,9 @@ def bisect(
     if json:
         print_json(
             {
-                str(path): {"passed": None, "reason": result} if isinstance(result, str) else result.to_json()
+                str(path): {"passed": None, "reason": result}
+                if isinstance(result, str)
+                else records.to_builtins(result)
                 for path, result in results
             }
         )

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
 from alexnet_edge.artifact import Artifact
-from alexnet_edge.errors import ImageError, UserError
+from alexnet_edge.errors import UserError
 from alexnet_edge.images.datasets import ImageSet, OnBadImage, batches
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
@@ -70,10 +70,10 @@ class Point:
     own_error: float | None
     """Relative error that the step adds by itself; None where something is not finite, and of an input's quantisation where
     the runtime's operators take the integers as they are."""
-    worst_channel: int | None
+    worst_channel: int | None = None
     """Channel with the largest error of its own."""
-    worst_channel_error: float | None
-    total_error: float | None
+    worst_channel_error: float | None = None
+    total_error: float | None = None
     """Relative error since the image; None for an input's quantisation, and where something is not finite."""
     tolerance: float
     reasons: tuple[str, ...] = ()
@@ -96,14 +96,9 @@ class Bisection:
     """What is wrong there; where nothing is, which layer adds most."""
     fix: str
     """What to do about it."""
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        return self.first is None
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "passed": self.passed}
+    warnings: tuple[str, ...]
+    passed: bool
+    """Whether no point is out of tolerance."""
 
 
 def bisect(
@@ -114,20 +109,16 @@ def bisect(
     limit: int = IMAGES,
     threads: int | None = None,
     on_bad_image: OnBadImage = "fail",
-    bad: list[ImageError] | None = None,
-    observer: Observer | None = None,
 ) -> Bisection:
-    """Judge every step of an artifact against the checkpoint's layer on the same input.
+    """Judge every step of an ONNX or OpenVINO file against the layer of the checkpoint it was exported from.
 
     Args:
-        artifact: an ONNX or OpenVINO file of this package.
+        artifact: the file.
         checkpoint: what it was exported from.
         images: real images; `limit` of them are used, evenly spread.
         limit: how many.
         threads: processor threads of the runtime.
         on_bad_image: what to do with an image that cannot be read.
-        bad: receives the error of each image left out.
-        observer: what reads the artifact's tensors; by default its runtime.
 
     Raises:
         UserError: for a format whose tensors cannot be read, or when there is no image.
@@ -139,11 +130,9 @@ def bisect(
     if scales is not None:
         checkpoint = equalised(checkpoint, from_text(scales, checkpoint.info.arch))
     spec = checkpoint.info.preprocessing
-    chosen = images.spread(limit)
-    inputs = [batch.x_NCHW for batch in batches(chosen, spec, batch=limit, on_bad_image=on_bad_image, bad=bad)]
-    x_NCHW = np.concatenate(inputs)
-    observer = observer or open_observer(artifact, threads=threads)
-    return _Bisect(artifact, checkpoint, observer, x_NCHW).run(threads)
+    parts = batches(images.spread(limit), spec, batch=limit, on_bad_image=on_bad_image)
+    x_NCHW = np.concatenate([part.x_NCHW for part in parts])
+    return _Bisect(artifact, checkpoint, open_observer(artifact, threads=threads), x_NCHW).run(threads)
 
 
 @dataclass(slots=True)
@@ -157,45 +146,46 @@ class _Bisect:
     layer_inputs: dict[str, FloatArray] = field(default_factory=dict)
     """What each layer took as its input."""
 
-    @np.errstate(invalid="ignore", over="ignore")  # what is not finite is found and told
+    @np.errstate(invalid="ignore", over="ignore")  # what is not finite is reported
     def run(self, threads: int | None) -> Bisection:
         all_steps = steps(self.checkpoint.info.arch)
         names = {step.name: name for step in all_steps if (name := self._tensor_of(step)) is not None}
-        if len(names) < 2 or all_steps[-1].name not in names:
+        end = names.get(all_steps[-1].name)
+        if len(names) < 2 or end is None:
             raise UserError(
                 "the file has none of the tensors that this package writes",
                 value=self.artifact.path,
                 fix="export again",
             )
         seen = self.observer.run(self.x_NCHW, list(names.values()))
-        points = self._points(all_steps, {step: seen[name] for step, name in names.items()})
+        points = self._with_inputs(self._points(all_steps, {step: seen[name] for step, name in names.items()}))
         first = next((point for point in points if not point.holds), None)
-        cause, fix = self._most(points) if first is None else self._explain(first)
+        cause, fix = _most(points) if first is None else self._explain(first)
         return Bisection(
             points=tuple(points),
             num_images=len(self.x_NCHW),
             first=first,
             cause=cause,
             fix=fix,
-            warnings=tuple(self._disturbed(seen[names[all_steps[-1].name]], threads)),
+            warnings=self._disturbed(seen[end].values, threads),
+            passed=first is None,
         )
 
     def _tensor_of(self, step: Step) -> str | None:
         """The artifact's name of the tensor that a step ends in; a lowered graph may have no ReLU of its own."""
-        head = self.checkpoint.info.arch.head
+        arch = self.checkpoint.info.arch
         candidates = [step.name, step.layer] if step.kind == "layer" else [step.name]
-        if step.layer == self.checkpoint.info.arch.layers[-1].name and head == "logits":
-            candidates = [head]
+        if step.layer == arch.layers[-1].name and arch.head == "logits":
+            candidates = [arch.head]
         return next((name for name in candidates if name in self.observer.names), None)
 
     def _points(self, all_steps: Sequence[Step], seen: Mapping[str, Observed]) -> list[Point]:
-        weights = self.checkpoint.weights
-        types = {layer.name: layer.built for layer in self.artifact.manifest.layers}
-        halves = ("fp16", "bf16", "fp8", "int4-fc")
-        plain = "fp16" if self.artifact.manifest.precision in halves else "fp32"  # of what is no layer
-        points: list[Point] = []
+        weights, manifest = self.checkpoint.weights, self.artifact.manifest
+        types = {layer.name: layer.built for layer in manifest.layers}
+        plain = "fp16" if manifest.precision in ("fp16", "bf16", "fp8", "int4-fc") else "fp32"  # of what is no layer
+        points = list[Point]()
         expected = exact = self.x_NCHW  # from the artifact's own last tensor, and from the image
-        segment: list[Step] = []
+        segment = list[Step]()
         for step in all_steps:
             if step.kind == "layer":
                 self.layer_inputs[step.layer] = expected
@@ -203,15 +193,15 @@ class _Bisect:
             segment.append(step)
             if step.name not in seen:
                 continue  # fused with what follows
-            observed = seen[step.name]
-            kinds = {plain, observed.stored}
-            kinds |= {types.get(step.layer, plain)} if any(part.kind == "layer" for part in segment) else set()
+            kinds = {plain, seen[step.name].stored}
+            if any(part.kind == "layer" for part in segment):
+                kinds.add(types.get(step.layer, plain))
             kind = max(kinds, key=lambda name: OWN_ERROR.get(name, 0.0))
-            values = observed.values.reshape(expected.shape)
+            values = seen[step.name].values.reshape(expected.shape)
             wrong = self._wrong_attributes(step.name) if step.kind == "lrn" else ""
-            points.append(_point(step.name, segment, kind, values, expected, exact, wrong))
+            points.append(_point(segment, kind, values, expected, exact, wrong))
             expected, segment = values, []
-        return self._with_inputs(points)
+        return points
 
     def _with_inputs(self, points: list[Point]) -> list[Point]:
         """The points with that of its input's quantisation before each layer that has one."""
@@ -222,7 +212,7 @@ class _Bisect:
             stored = self.observer.constant(f"{name}/input_scale")
             if name not in inputs and stored is not None:  # integer operators, whose inputs never are numbers
                 inputs[name] = self._input_point(name, None, stored)
-        merged = []
+        merged = list[Point]()
         for point in points:
             if "layer" in point.kind.split("+") and point.layer in inputs:
                 merged.append(inputs[point.layer])
@@ -248,9 +238,6 @@ class _Bisect:
             kind="input",
             type=kind,
             own_error=own,
-            worst_channel=None,
-            worst_channel_error=None,
-            total_error=None,
             tolerance=tolerance,
             reasons=tuple(reasons),
         )
@@ -264,46 +251,42 @@ class _Bisect:
         amax = (calibration.get("amax") or {}).get(layer)
         if not amax:
             return None
-        before = [spec.relu for spec, after in zip(arch.layers, arch.layers[1:], strict=False) if after.name == layer]
-        lowered = "target" in self.artifact.manifest.build
-        return float(amax) / (255 if lowered and before and before[0] else 127)
+        rectified = any(spec.relu and after.name == layer for spec, after in pairwise(arch.layers))
+        return float(amax) / (255 if rectified and "target" in self.artifact.manifest.build else 127)
 
-    def _disturbed(self, last: Observed, threads: int | None) -> list[str]:
+    def _disturbed(self, last: FloatArray, threads: int | None) -> tuple[str, ...]:
         """A warning where looking inside changed the answers by more than rounding."""
         with open_session(self.artifact, threads=threads) as session:
             answers = session.run(self.x_NCHW)
-        if self.checkpoint.info.arch.head != "logits":
-            return []
-        change = _relative(last.values.reshape(answers.shape), answers)
-        if change is None or change > OWN_ERROR["fp16"]:
-            by = "not finite" if change is None else f"{change:.2g} relative"
-            return [
-                f"looking inside changed the answers ({by}): the runtime fuses otherwise then, and a fault that only "
-                "the fused kernels have would not be seen"
-            ]
-        return []
-
-    # --- the cause ----------------------------------------------------------------------------------------------------
-
-    def _most(self, points: Sequence[Point]) -> tuple[str, str]:
-        """Where no step is out of tolerance: which adds most to the error at the end."""
-        judged = [point for point in points if point.own_error is not None]
-        most = max(judged, key=lambda point: point.own_error or 0.0)
-        cause = f"no step is out of tolerance; {most.name} adds most by itself ({most.own_error:.2g} relative)"
-        if most.type in ("int8", "fp8", "int4"):
-            return cause, f"if the answers are not good enough, give {most.layer} more bits: export --int8 auto"
-        return cause, "nothing: what differs is rounding"
+        change = _relative(last.reshape(answers.shape), answers)
+        if self.checkpoint.info.arch.head != "logits" or (change is not None and change <= OWN_ERROR["fp16"]):
+            return ()
+        by = "not finite" if change is None else f"{change:.2g} relative"
+        return (
+            f"looking inside changed the answers ({by}): the runtime fuses otherwise then, and a fault that only "
+            "the fused kernels have would not be seen",
+        )
 
     def _explain(self, first: Point) -> tuple[str, str]:
         if first.kind == "input":
             return self._explain_input(first)
         if first.own_error is None:
-            return f"{first.name} has values that are not finite", _overflow_fix(first.type)
-        if first.kind == "lrn":
-            return self._explain_lrn(first)
+            return f"{first.name} has values that are not finite", (
+                "FP16 ends at 65504: keep this layer in FP32, or export in --bf16, which has FP32's range"
+                if first.type == "fp16"
+                else "check the model: an FP32 graph of finite weights gives finite values"
+            )
         if first.kind == "pool":
             return f"the pooling in {first.name} is not the checkpoint's", "export again"
-        return self._explain_layer(first)
+        if first.kind != "lrn":
+            return self._explain_layer(first)
+        wrong = self._wrong_attributes(first.name)
+        if wrong:
+            return f"local response normalisation {first.name}: {wrong}", "export again with these values"
+        return (
+            f"the local response normalisation {first.name} is not the checkpoint's",
+            "check its window, alpha (divided by the window's size here), beta and k, and that it is computed in FP32",
+        )
 
     def _explain_input(self, first: Point) -> tuple[str, str]:
         name = f"{first.layer}/input_dq"
@@ -337,15 +320,6 @@ class _Bisect:
             "calibrate with --method mse or entropy, or keep this layer in higher precision: export --int8 auto",
         )
 
-    def _explain_lrn(self, first: Point) -> tuple[str, str]:
-        wrong = self._wrong_attributes(first.name)
-        if wrong:
-            return f"local response normalisation {first.name}: {wrong}", "export again with these values"
-        return (
-            f"the local response normalisation {first.name} is not the checkpoint's",
-            "check its window, alpha (divided by the window's size here), beta and k, and that it is computed in FP32",
-        )
-
     def _wrong_attributes(self, name: str) -> str:
         """What the file says of this local response normalisation that is not the network's; empty where nothing is."""
         attributes = self.observer.lrn(name) or {}
@@ -367,18 +341,18 @@ class _Bisect:
                     f"the weights of {layer} as stored are {gain:.3g} times the checkpoint's: their scale is wrong",
                     "export again; if they were scaled on purpose, scale the next layer's inversely",
                 )
-            rows = np.abs(stored - right).reshape(len(right), -1).max(axis=1)
-            wrong = np.flatnonzero(rows > 0.2 * np.abs(right).reshape(len(right), -1).max(axis=1) + 1e-12)
+            errors_C, peaks_C = (np.abs(some.reshape(len(right), -1)).max(axis=1) for some in (stored - right, right))
+            wrong = np.flatnonzero(errors_C > 0.2 * peaks_C + 1e-12)
             if len(wrong):
                 return (
                     f"the weights of {layer} as stored are not the checkpoint's in {len(wrong)} of {len(right)} "
                     f"output channels, first channel {wrong[0]}",
                     "export again from this checkpoint",
                 )
-        tensor = self._tensor_of(next(step for step in steps(self.checkpoint.info.arch) if step.name == first.name))
+        step = next(step for step in steps(self.checkpoint.info.arch) if step.name == first.name)
+        tensor = self._tensor_of(step)
         assert tensor is not None, "the point was observed"
         observed = self.observer.run(self.x_NCHW, [tensor])[tensor].values
-        step = next(step for step in steps(self.checkpoint.info.arch) if step.name == first.name)
         expected = step.run(self.layer_inputs[layer], weights) if first.kind.endswith("layer") else observed
         gain, remainder = _gain(observed.reshape(expected.shape), expected)
         if abs(gain - 1) > STEP_SLACK and remainder < max(first.tolerance, 0.05):
@@ -404,15 +378,19 @@ class _Bisect:
         )
 
 
+def _most(points: Sequence[Point]) -> tuple[str, str]:
+    """Where no step is out of tolerance: which adds most to the error at the end."""
+    most = max((point for point in points if point.own_error is not None), key=lambda point: point.own_error or 0.0)
+    cause = f"no step is out of tolerance; {most.name} adds most by itself ({most.own_error:.2g} relative)"
+    if most.type in ("int8", "fp8", "int4"):
+        return cause, f"if the answers are not good enough, give {most.layer} more bits: export --int8 auto"
+    return cause, "nothing: what differs is rounding"
+
+
 def _point(
-    name: str,
-    segment: Sequence[Step],
-    kind: str,
-    observed: FloatArray,
-    expected: FloatArray,
-    exact: FloatArray,
-    wrong: str,
+    segment: Sequence[Step], kind: str, observed: FloatArray, expected: FloatArray, exact: FloatArray, wrong: str
 ) -> Point:
+    """The point at the end of the steps of `segment`; `wrong` is what the file itself says that is not right."""
     tolerance = OWN_ERROR.get(kind, OWN_ERROR["int4"])
     own, total = _relative(observed, expected), _relative(observed, exact)
     channel, channel_error = _worst_channel(observed, expected) if own is not None else (None, None)
@@ -424,7 +402,7 @@ def _point(
     if wrong:
         reasons.append(wrong)
     return Point(
-        name=name,
+        name=segment[-1].name,
         layer=segment[-1].layer,
         kind="+".join(dict.fromkeys(step.kind for step in segment)),
         type=kind,
@@ -482,9 +460,3 @@ def _step_of(back: FloatArray) -> float | None:
     magnitudes = np.abs(back)
     steps_seen = magnitudes[magnitudes > 0.25 * magnitudes.max(initial=0.0) / 127]
     return float(steps_seen.min()) if steps_seen.size else None
-
-
-def _overflow_fix(kind: str) -> str:
-    if kind == "fp16":
-        return "FP16 ends at 65504: keep this layer in FP32, or export in --bf16, which has FP32's range"
-    return "check the model: an FP32 graph of finite weights gives finite values"

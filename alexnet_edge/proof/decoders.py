@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from alexnet_edge.artifact import Artifact
 from alexnet_edge.errors import DataError, ImageError, UserError
-from alexnet_edge.images.datasets import FileItem, ImageSet, OnBadImage
+from alexnet_edge.images.datasets import FileItem, ImageSet, IntArray, OnBadImage
 from alexnet_edge.images.preprocess import Preprocessing, centre_offset, load_rgb, normalise, resize_shorter
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.proof.evaluate import labels_for
@@ -93,15 +94,9 @@ def compare_preprocessing(
     on_bad_image: OnBadImage = "fail",
     limit: int = IMAGES,
 ) -> PreprocessingReport:
-    """Decode and resize the same files by every library that is here, and let the checkpoint answer each input.
+    """Decode and resize the same files by every library that is here, and let the checkpoint in FP32 answer each input.
 
-    Args:
-        checkpoint: answers in FP32.
-        images: image files; `limit` of them are used, evenly spread.
-        artifact: whose own changes are set beside those of the pipelines.
-        threads: processor threads.
-        on_bad_image: what to do with a file that cannot be read.
-        limit: how many images.
+    `limit` of the image files are used, evenly spread. The changes of the `artifact` are set beside those of the pipelines.
 
     Raises:
         UserError: when there is no image, or the images are not files.
@@ -113,71 +108,77 @@ def compare_preprocessing(
             value=images.source.get("kind"),
             fix="give a folder of images with --images",
         )
-    chosen = images.spread(limit)
+    chosen, spec = images.spread(limit), checkpoint.info.preprocessing
     libraries, missing = _libraries()
-    pil = _Inputs(name="PIL (this package)")
-    others = [_Inputs(name=library.name) for library in libraries]
-    used, num_resized = list[int](), 0
-    for index in range(len(chosen)):
-        path, content = Path(chosen.name(index)), chosen.items[index].content()
-        try:
-            reference = _reference(path, content, checkpoint.info.preprocessing)
-        except ImageError:
-            if on_bad_image == "fail":
-                raise
-            continue
-        used.append(index)
-        num_resized += reference.changes_size
-        pil.add(reference.input, 0.0, 0.0, 0.0 if reference.changes_size else None, reference.input)
-        for library, inputs in zip(libraries, others, strict=True):
-            _add_other(inputs, library, path, content, reference)
-    if not used:
-        raise DataError(f"none of the {len(chosen)} images can be used", fix="replace them")
+    used, all_inputs = _read(chosen, spec, libraries, on_bad_image)
+    own = all_inputs[0]
+    num_resized = len(own.resize)
     labels_N = None
     with suppress(DataError):
         labels_N = labels_for(checkpoint.info.classes, chosen)[used]
     with reference_session(checkpoint, threads=threads) as session:
-        right_N = _answers(session, pil, checkpoint)
-        ways = [
-            _way(inputs, right_N if inputs is pil else _answers(session, inputs, checkpoint), right_N, labels_N)
-            for inputs in (pil, *others)
-        ]
-    artifact_flips = None
+        answers = [_answers(session, inputs, spec) for inputs in all_inputs]
+    ways = [
+        _way(inputs, own, answers_N, answers[0], labels_N)
+        for inputs, answers_N in zip(all_inputs, answers, strict=True)
+    ]
+    artifact_flips, alone = None, ""
     if artifact is not None:
         with open_session(artifact, threads=threads) as session:
-            artifact_flips = int((_answers(session, pil, checkpoint) != right_N).sum())
+            artifact_flips = int((_answers(session, own, spec) != answers[0]).sum())
+        alone = f"; {artifact.label} alone changes {artifact_flips}"
+    findings = [_finding(way, len(used), alone) for way in ways[1:]]
+    if num_resized < len(used):
+        same = f"{len(used) - num_resized} of {len(used)} images"
+        findings.append(f"{same} have the right size already: on them nothing is resized")
     return PreprocessingReport(
         ways=tuple(ways),
         num_images=len(used),
         num_resized=num_resized,
         artifact_flips=artifact_flips,
-        findings=tuple(_findings(ways[1:], len(used), num_resized, artifact, artifact_flips)),
+        findings=tuple(findings),
         missing=tuple(missing),
     )
 
 
 @dataclass(slots=True)
 class _Inputs:
-    """The inputs that one way gives, and how far they are from ours, image by image."""
+    """The inputs that one way gives, and how far its steps are from this package's, image by image."""
 
     name: str
     pixels: list[Pixels] = field(default_factory=list)
-    decode_mean: list[float] = field(default_factory=list)
-    decode_max: list[float] = field(default_factory=list)
-    resize_mean: list[float] = field(default_factory=list)
-    input_mean: list[float] = field(default_factory=list)
-    input_max: list[float] = field(default_factory=list)
+    decode: list[tuple[float, float]] = field(default_factory=list)
+    """Mean and largest difference of the decoded pixels."""
+    resize: list[float] = field(default_factory=list)
+    """Mean difference of the resized pixels, of the images that had to be resized."""
 
-    def add(
-        self, pixels: Pixels, decode_mean: float, decode_max: float, resize_mean: float | None, expected: Pixels
-    ) -> None:
-        difference = np.abs(pixels.astype(np.int16) - expected)
+    def add(self, pixels: Pixels, decode: tuple[float, float], resize: float | None) -> None:
         self.pixels.append(pixels)
-        self.decode_mean.append(decode_mean)
-        self.decode_max.append(decode_max)
-        self.resize_mean += [] if resize_mean is None else [resize_mean]
-        self.input_mean.append(float(difference.mean()))
-        self.input_max.append(float(difference.max()))
+        self.decode.append(decode)
+        self.resize += [] if resize is None else [resize]
+
+
+def _read(
+    images: ImageSet, spec: Preprocessing, libraries: list[_Library], on_bad_image: OnBadImage
+) -> tuple[list[int], list[_Inputs]]:
+    """The positions of the images that can be used, and the inputs by this package and by each library."""
+    own, *others = all_inputs = [_Inputs(name) for name in ("PIL (this package)", *(entry.name for entry in libraries))]
+    used = list[int]()
+    for index in range(len(images)):
+        path, content = Path(images.name(index)), images.items[index].content()
+        try:
+            reference = _reference(path, content, spec)
+        except ImageError:
+            if on_bad_image == "fail":
+                raise
+            continue
+        used.append(index)
+        own.add(reference.input, (0.0, 0.0), 0.0 if reference.changes_size else None)
+        for library, inputs in zip(libraries, others, strict=True):
+            _add_other(inputs, library, path, content, reference)
+    if not used:
+        raise DataError(f"none of the {len(images)} images can be used", fix="replace them")
+    return used, all_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,43 +212,41 @@ def _add_other(inputs: _Inputs, library: _Library, path: Path, content: bytes, r
             value=path,
             fix="check its EXIF orientation",
         )
-    difference = np.abs(decoded.astype(np.int16) - reference.decoded)
     resized, resize_mean = decoded, None
     if reference.changes_size:
         height, width, _ = reference.resized.shape
-        alone = library.resize(reference.decoded, width, height).astype(np.int16)
-        resize_mean = float(np.abs(alone - reference.resized).mean())
+        resize_mean, _ = _difference(library.resize(reference.decoded, width, height), reference.resized)
         resized = library.resize(decoded, width, height)
-    crop = _crop(resized, reference.input.shape[0])
-    inputs.add(crop, float(difference.mean()), float(difference.max()), resize_mean, reference.input)
+    inputs.add(_crop(resized, len(reference.input)), _difference(decoded, reference.decoded), resize_mean)
 
 
-def _way(
-    inputs: _Inputs,
-    answers_N: npt.NDArray[np.int64],
-    right_N: npt.NDArray[np.int64],
-    labels_N: npt.NDArray[np.int64] | None,
-) -> Way:
+def _difference(first: Pixels, second: Pixels) -> tuple[float, float]:
+    """Mean and largest difference."""
+    difference = np.abs(first.astype(np.int16) - second)
+    return float(difference.mean()), float(difference.max())
+
+
+def _way(inputs: _Inputs, own: _Inputs, answers_N: IntArray, right_N: IntArray, labels_N: IntArray | None) -> Way:
+    decode_means, decode_largest = zip(*inputs.decode, strict=True)
+    input_means, input_largest = zip(*map(_difference, inputs.pixels, own.pixels), strict=True)
     flips = int((answers_N != right_N).sum())
-    labelled = None if labels_N is None else labels_N >= 0
     accuracy = None
-    if labels_N is not None and labelled is not None and labelled.any():
-        accuracy = float((answers_N == labels_N)[labelled].mean())
+    if labels_N is not None and (labels_N >= 0).any():
+        accuracy = float((answers_N == labels_N)[labels_N >= 0].mean())
     return Way(
         name=inputs.name,
-        decode_mean=float(np.mean(inputs.decode_mean)),
-        decode_max=max(inputs.decode_max),
-        resize_mean=float(np.mean(inputs.resize_mean)) if inputs.resize_mean else None,
-        input_mean=float(np.mean(inputs.input_mean)),
-        input_max=max(inputs.input_max),
+        decode_mean=float(np.mean(decode_means)),
+        decode_max=max(decode_largest),
+        resize_mean=float(np.mean(inputs.resize)) if inputs.resize else None,
+        input_mean=float(np.mean(input_means)),
+        input_max=max(input_largest),
         flips=flips,
         top1_agreement=1 - flips / len(right_N),
         accuracy=accuracy,
     )
 
 
-def _answers(session: Session, inputs: _Inputs, checkpoint: Checkpoint) -> npt.NDArray[np.int64]:
-    spec = checkpoint.info.preprocessing
+def _answers(session: Session, inputs: _Inputs, spec: Preprocessing) -> IntArray:
     parts = [
         session.run(normalise(np.stack(inputs.pixels[first : first + BATCH]), spec)).argmax(axis=1)
         for first in range(0, len(inputs.pixels), BATCH)
@@ -255,25 +254,11 @@ def _answers(session: Session, inputs: _Inputs, checkpoint: Checkpoint) -> npt.N
     return np.concatenate(parts).astype(np.int64)
 
 
-def _findings(
-    ways: list[Way], num_images: int, num_resized: int, artifact: Artifact | None, artifact_flips: int | None
-) -> list[str]:
-    findings = []
-    for way in ways:
-        if way.input_max == 0:
-            findings.append(f"{way.name}: the same input, bit for bit")
-            continue
-        resize = way.resize_mean or 0.0
-        part = "resizing" if resize > way.decode_mean else "decoding"
-        text = f"{way.name}: {way.flips} of {num_images} answers change, most of the drift is from {part}"
-        if artifact_flips is not None and artifact is not None:
-            text += f"; {artifact.label} alone changes {artifact_flips}"
-        findings.append(text)
-    if num_resized < num_images:
-        findings.append(
-            f"{num_images - num_resized} of {num_images} images have the right size already: on them nothing is resized"
-        )
-    return findings
+def _finding(way: Way, num_images: int, alone: str) -> str:
+    if way.input_max == 0:
+        return f"{way.name}: the same input, bit for bit"
+    part = "resizing" if (way.resize_mean or 0.0) > way.decode_mean else "decoding"
+    return f"{way.name}: {way.flips} of {num_images} answers change, most of the drift is from {part}{alone}"
 
 
 def _crop(pixels_HWC: Pixels, crop: int) -> Pixels:
@@ -283,12 +268,9 @@ def _crop(pixels_HWC: Pixels, crop: int) -> Pixels:
 
 def _libraries() -> tuple[list[_Library], list[str]]:
     """The libraries that are here, and what to run for those that are not."""
-    installed: list[_Library] = []
-    missing: list[str] = []
-    for name, package, build in (
-        ("OpenCV", "opencv-python-headless", _opencv),
-        ("torchvision", "torchvision", _torchvision),
-    ):
+    installed, missing = list[_Library](), list[str]()
+    packages = (("OpenCV", "opencv-python-headless", _opencv), ("torchvision", "torchvision", _torchvision))
+    for name, package, build in packages:
         try:
             installed += build()
         except ImportError:
@@ -305,14 +287,12 @@ def _opencv() -> list[_Library]:
             raise ImageError("OpenCV cannot decode an image that PIL can", fix="convert it to JPEG or PNG")
         return np.ascontiguousarray(decoded[:, :, ::-1])
 
-    def resize(method: int) -> Callable[[Pixels, int, int], Pixels]:
-        return lambda pixels, width, height: np.asarray(
-            cv2.resize(pixels, (width, height), interpolation=method), np.uint8
-        )
+    def resize(method: int, pixels: Pixels, width: int, height: int) -> Pixels:
+        return np.asarray(cv2.resize(pixels, (width, height), interpolation=method), np.uint8)
 
     return [
-        _Library(name="OpenCV, INTER_LINEAR", decode=decode, resize=resize(cv2.INTER_LINEAR)),
-        _Library(name="OpenCV, INTER_AREA", decode=decode, resize=resize(cv2.INTER_AREA)),
+        _Library(name=f"OpenCV, {method}", decode=decode, resize=partial(resize, getattr(cv2, method)))
+        for method in ("INTER_LINEAR", "INTER_AREA")
     ]
 
 
@@ -323,22 +303,18 @@ def _torchvision() -> list[_Library]:
 
     def decode(content: bytes) -> Pixels:
         data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        with (
-            warnings.catch_warnings()
-        ):  # from 0.29 on it points to TorchCodec, whose still images are not everywhere yet
+        # from 0.29 on it points to TorchCodec, whose still images are not everywhere yet
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             pixels_CHW = decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True)
         return np.ascontiguousarray(pixels_CHW.permute(1, 2, 0).numpy())
 
-    def resize(antialias: bool) -> Callable[[Pixels, int, int], Pixels]:
-        def call(pixels: Pixels, width: int, height: int) -> Pixels:
-            image_CHW = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-            scaled = functional.resize(image_CHW, [height, width], antialias=antialias)
-            return np.ascontiguousarray(scaled.permute(1, 2, 0).numpy())
-
-        return call
+    def resize(antialias: bool, pixels: Pixels, width: int, height: int) -> Pixels:
+        image_CHW = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        scaled = functional.resize(image_CHW, [height, width], antialias=antialias)
+        return np.ascontiguousarray(scaled.permute(1, 2, 0).numpy())
 
     return [
-        _Library(name="torchvision tensors, antialias", decode=decode, resize=resize(True)),
-        _Library(name="torchvision tensors, no antialias", decode=decode, resize=resize(False)),
+        _Library(name=f"torchvision tensors, {name}", decode=decode, resize=partial(resize, name == "antialias"))
+        for name in ("antialias", "no antialias")
     ]

@@ -15,16 +15,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from alexnet_edge.images.preprocess import FloatArray
-from alexnet_edge.network.layers import (
-    LRN_ALPHA,
-    LRN_BETA,
-    LRN_K,
-    LRN_SIZE,
-    POOL_KERNEL,
-    POOL_STRIDE,
-    Architecture,
-    LayerSpec,
-)
+from alexnet_edge.network import layers
+from alexnet_edge.network.layers import Architecture, LayerSpec
 
 StepKind = Literal["layer", "lrn", "pool"]
 
@@ -56,19 +48,17 @@ class Step:
 
 def steps(arch: Architecture) -> list[Step]:
     """The steps of an architecture in their order, without the head's softmax."""
-    all_steps = []
-    for spec in arch.layers:
-        kinds: list[tuple[StepKind, str, bool]] = [
-            ("layer", "/relu" if spec.relu else "", True),
-            ("lrn", "/lrn", spec.lrn),
-            ("pool", "/pool", spec.pool),
-        ]
-        all_steps += [
-            Step(name=f"{spec.name}{suffix}", layer=spec.name, kind=kind, spec=spec)
-            for kind, suffix, present in kinds
-            if present
-        ]
-    return all_steps
+    return [
+        Step(name=f"{spec.name}{suffix}", layer=spec.name, kind=kind, spec=spec)
+        for spec in arch.layers
+        for kind, suffix, present in _parts(spec)
+        if present
+    ]
+
+
+def _parts(spec: LayerSpec) -> tuple[tuple[StepKind, str, bool], ...]:
+    """Each step that a layer may have, with the end of its tensor's name, and whether it has it."""
+    return ("layer", "/relu" if spec.relu else "", True), ("lrn", "/lrn", spec.lrn), ("pool", "/pool", spec.pool)
 
 
 def tensors(
@@ -97,14 +87,16 @@ def convolve(x_NCHW: FloatArray, weight: FloatArray, spec: LayerSpec) -> FloatAr
 
 def normalise(x_NCHW: FloatArray) -> FloatArray:
     """Local response normalisation, as `alexnet_edge.network.layers` states it."""
-    reach = LRN_SIZE // 2
+    reach = layers.LRN_SIZE // 2
     squares = np.pad(x_NCHW.astype(np.float64) ** 2, ((0, 0), (reach, reach), (0, 0), (0, 0)))
-    sums = sum(squares[:, first : first + x_NCHW.shape[1]] for first in range(LRN_SIZE))
-    return np.asarray(x_NCHW / (LRN_K + LRN_ALPHA / LRN_SIZE * sums) ** LRN_BETA, np.float32)
+    sums = sum(squares[:, first : first + x_NCHW.shape[1]] for first in range(layers.LRN_SIZE))
+    return np.asarray(
+        x_NCHW / (layers.LRN_K + layers.LRN_ALPHA / layers.LRN_SIZE * sums) ** layers.LRN_BETA, np.float32
+    )
 
 
 def pool(x_NCHW: FloatArray) -> FloatArray:
     """3x3/2 max pooling without padding."""
-    windows = sliding_window_view(x_NCHW, (POOL_KERNEL, POOL_KERNEL), (2, 3))
-    y_NCHW: FloatArray = windows[:, :, ::POOL_STRIDE, ::POOL_STRIDE].max(axis=(4, 5))
+    windows = sliding_window_view(x_NCHW, (layers.POOL_KERNEL, layers.POOL_KERNEL), (2, 3))
+    y_NCHW: FloatArray = windows[:, :, :: layers.POOL_STRIDE, :: layers.POOL_STRIDE].max(axis=(4, 5))
     return y_NCHW

@@ -91,7 +91,7 @@ class OnnxObserver(Observer):
         graph = self._model.graph
         self._producers = {output: node for node in graph.node for output in node.output}
         self._constants = {entry.name: entry for entry in graph.initializer}
-        self._given = {value.name for value in graph.output}
+        self._answers = {value.name for value in graph.output}
 
     @property
     def names(self) -> frozenset[str]:
@@ -106,7 +106,7 @@ class OnnxObserver(Observer):
             import onnxruntime
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in self._given)
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in self._answers)
         options = OnnxRuntimeSession(self._artifact, threads=self._threads).session_options()
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         outputs = session.run(list(names), {self._artifact.manifest.input.name: x_NCHW})
@@ -120,48 +120,39 @@ class OnnxObserver(Observer):
 
     def _scale_of(self, name: str) -> tuple[np.float32, np.float32]:
         """Scale and zero point of an integer tensor: those of the node that made it, or of what a pooling or a reshape took."""
-        from onnx import numpy_helper
-
         node = self._producers[name]
         places = {"QuantizeLinear": (1, 2), "QLinearConv": (6, 7), "QGemm": (7, 8)}
         if node.op_type not in places:
             return self._scale_of(node.input[0])
-        scale, zero = (
-            np.float32(numpy_helper.to_array(self._constants[node.input[place]])) for place in places[node.op_type]
-        )
+        scale, zero = (np.float32(self._array(node.input[place])) for place in places[node.op_type])
         return scale, zero
 
-    def weight(self, layer: str) -> FloatArray | None:
-        from onnx import numpy_helper
-
-        stored, scale = (self._constants.get(f"{layer}.weight{end}") for end in ("", "_scale"))
-        if stored is None:
-            return None
-        values = np.asarray(numpy_helper.to_array(stored), np.float32)
-        if scale is None:
-            return values
-        scales = np.asarray(numpy_helper.to_array(scale), np.float32)
-        if scales.shape not in ((), (len(values),)):
-            return None
-        return np.asarray(values * scales.reshape(-1, *[1] * (values.ndim - 1)), np.float32)
-
-    def constant(self, name: str) -> float | None:
+    def _array(self, name: str) -> Any:
+        """The constant of that name as a NumPy array; None where none is."""
         from onnx import numpy_helper
 
         entry = self._constants.get(name)
-        return None if entry is None or list(entry.dims) else float(numpy_helper.to_array(entry))
+        return None if entry is None else numpy_helper.to_array(entry)
+
+    def weight(self, layer: str) -> FloatArray | None:
+        stored, scale = (self._array(f"{layer}.weight{end}") for end in ("", "_scale"))
+        if stored is None or scale is None:
+            return None if stored is None else np.asarray(stored, np.float32)
+        if scale.shape not in ((), (len(stored),)):
+            return None
+        return np.asarray(stored, np.float32) * np.asarray(scale, np.float32).reshape(-1, *[1] * (stored.ndim - 1))
+
+    def constant(self, name: str) -> float | None:
+        value = self._array(name)
+        return None if value is None or value.shape else float(value)
 
     def lrn(self, name: str) -> Mapping[str, float] | None:
         node = self._producers.get(name)
         if node is None or node.op_type != "LRN":
             return None
         attributes = {entry.name: float(entry.i if entry.name == "size" else entry.f) for entry in node.attribute}
-        return {
-            "alpha": 1e-4,
-            "beta": 0.75,
-            "bias": 1.0,
-            **attributes,
-        }  # what the operator takes where nothing is given
+        # what the operator takes where its node names nothing
+        return {"alpha": 1e-4, "beta": 0.75, "bias": 1.0, **attributes}
 
 
 class OpenVINOObserver(Observer):
@@ -210,8 +201,7 @@ class OpenVINOObserver(Observer):
             "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION,
             "INFERENCE_NUM_THREADS": self._threads or usable_cpus(),
         }
-        compiled = self._core.compile_model(model, "CPU", options)
-        outputs = compiled({self._artifact.manifest.input.name: x_NCHW})
+        outputs = self._core.compile_model(model, "CPU", options)({self._artifact.manifest.input.name: x_NCHW})
         return {name: Observed(values=np.asarray(outputs[name], np.float32).copy(), stored="fp32") for name in names}
 
     def weight(self, layer: str) -> FloatArray | None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,9 @@ from alexnet_edge.images.datasets import ImageSet, OnBadImage
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.proof.evaluate import Head, labels_for, outputs_NK
-from alexnet_edge.proof.stats import CONFIDENCE, mcnemar_exact, wilson_interval
+from alexnet_edge.proof.stats import CONFIDENCE, Array, mcnemar_exact, wilson_interval
 from alexnet_edge.sessions import Session, open_session, reference_session
 from alexnet_edge.sessions.base import Device
-
-Verdict = Literal["passed", "failed", "not run"]
 
 _SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 has no logarithm
 
@@ -48,6 +46,14 @@ class Tolerance:
     """Top-1 accuracy that may be lost against the labels, 0.01 meaning one point; applies when labels are there."""
 
 
+_COARSE = {
+    "int8": "8-bit weights and activations: some images near a tie change class, right and wrong ones alike",
+    "fp8": "4 significant bits of weights and activations, over a wide range: about INT8's error, spread otherwise",
+    "int8-int4-fc": "8-bit weights and activations in the convolutions, 16 values for the weights of fc6 to fc8, in blocks "
+    "with scales: some images near a tie change class, right and wrong ones alike",
+    "mixed": "a plan of types per layer, of which the coarsest decides: the bounds of INT8 and INT4",
+    "int4-fc": "15 values for the weights of fc6 to fc8, which are nearly all, in blocks with scales; activations stay FP16",
+}
 _ROUNDED: dict[str, Tolerance] = {
     "fp16": Tolerance(
         min_top1_agreement=0.995, reason="11 significant bits: only images near a tie may change their class"
@@ -56,34 +62,13 @@ _ROUNDED: dict[str, Tolerance] = {
         min_top1_agreement=0.99,
         reason="8 significant bits, in FP32's range: images near a tie may change their class, a few more than with FP16",
     ),
-    "int8": Tolerance(
-        min_top1_agreement=0.98,
-        max_accuracy_drop=0.01,
-        reason="8-bit weights and activations: some images near a tie change class, right and wrong ones alike",
-    ),
-    "fp8": Tolerance(
-        min_top1_agreement=0.98,
-        max_accuracy_drop=0.01,
-        reason="4 significant bits of weights and activations, over a wide range: about INT8's error, spread otherwise",
-    ),
-    "int8-int4-fc": Tolerance(
-        min_top1_agreement=0.98,
-        max_accuracy_drop=0.01,
-        reason="8-bit weights and activations in the convolutions, 16 values for the weights of fc6 to fc8, in blocks with "
-        "scales: some images near a tie change class, right and wrong ones alike",
-    ),
-    "mixed": Tolerance(
-        min_top1_agreement=0.98,
-        max_accuracy_drop=0.01,
-        reason="a plan of types per layer, of which the coarsest decides: the bounds of INT8 and INT4",
-    ),
-    "int4-fc": Tolerance(
-        min_top1_agreement=0.98,
-        max_accuracy_drop=0.01,
-        reason="15 values for the weights of fc6 to fc8, which are nearly all, in blocks with scales; activations stay FP16",
-    ),
+    **{
+        precision: Tolerance(min_top1_agreement=0.98, max_accuracy_drop=0.01, reason=reason)
+        for precision, reason in _COARSE.items()
+    },
 }
 """By precision, where weights or activations are rounded: the same for a graph and for the engine built from it."""
+_SAME_ARITHMETIC = "the same float32 arithmetic by another library's kernels, which sum in another order"
 
 TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("torchscript", "fp32"): Tolerance(
@@ -92,14 +77,11 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("pt2", "fp32"): Tolerance(
         max_abs_error=1e-4, reason="the same float32 operators, from a graph instead of from Python"
     ),
-    ("onnx", "fp32"): Tolerance(
-        max_abs_error=1e-3,
-        reason="the same float32 arithmetic by another library's kernels, which sum in another order",
-    ),
+    ("onnx", "fp32"): Tolerance(max_abs_error=1e-3, reason=_SAME_ARITHMETIC),
     ("openvino", "fp32"): Tolerance(
         max_abs_error=1e-3,
-        reason="the same float32 arithmetic by another library's kernels, which sum in another order; BF16, which keeps 8 "
-        "significant bits and which OpenVINO takes by itself where the processor has it, is not allowed to it",
+        reason=f"{_SAME_ARITHMETIC}; BF16, which keeps 8 significant bits and which OpenVINO takes by itself where the "
+        "processor has it, is not allowed to it",
     ),
     ("trt", "fp32"): Tolerance(
         max_abs_error=1e-2,
@@ -169,72 +151,27 @@ def compare_outputs(
     labels_N: npt.NDArray[np.int64] | None = None,
     head: Head = "logits",
 ) -> ParityFigures:
-    """Compare two networks' outputs `(N, K)` on the same images.
+    """Compare two networks' float32 outputs `(N, K)` on the same images; the reference's must be finite.
 
-    Args:
-        reference_NK: the checkpoint's outputs, float32; must be finite.
-        candidate_NK: the artifact's outputs, float32.
-        labels_N: the true classes; negative where unlabelled.
-        head: whether the outputs are logits or already probabilities.
+    `labels_N` are the true classes, negative where unlabelled.
 
     Raises:
         UserError: when the shapes differ, there is no image, or the reference is not finite.
     """
-    reference = np.asarray(reference_NK, np.float64)
-    candidate = np.asarray(candidate_NK, np.float64)
-    num_images = len(reference)
-    labels = np.full(num_images, -1) if labels_N is None else np.asarray(labels_N)
+    reference, candidate = np.asarray(reference_NK, np.float64), np.asarray(candidate_NK, np.float64)
+    labels = np.full(len(reference), -1) if labels_N is None else np.asarray(labels_N)
     _require_comparable(reference, candidate, labels)
-    labelled = labels >= 0
-    num_labelled = int(labelled.sum())
-    top_reference = reference.argmax(axis=1)
-    right_reference = (top_reference == labels)[labelled]
     log_p = _log_probabilities(reference, head)
-    p = np.exp(log_p)
-    about_reference = _reference_figures(reference, p, log_p)
-    if num_labelled:
-        about_reference["reference_accuracy"] = float(right_reference.mean())
-        about_reference["majority_share"] = float(
-            np.unique(labels[labelled], return_counts=True)[1].max() / num_labelled
-        )
     num_not_finite = int((~np.isfinite(candidate)).sum())
-    if num_not_finite:
-        return ParityFigures(**about_reference, num_not_finite=num_not_finite, num_labelled=num_labelled)
-    error = candidate - reference
-    flips = int((candidate.argmax(axis=1) != top_reference).sum())
-    right_candidate = (candidate.argmax(axis=1) == labels)[labelled]
-    lost = int((right_reference & ~right_candidate).sum())
-    won = int((right_candidate & ~right_reference).sum())
-    cosine = _cosine(reference, candidate)
-    error_power = float((error**2).sum())
-    power = float((reference**2).sum())
-    return ParityFigures(
-        **about_reference,
-        num_not_finite=0,
-        max_abs_error=float(np.abs(error).max()),
-        mean_abs_error=float(np.abs(error).mean()),
-        cosine_min=float(cosine.min()),
-        cosine_mean=float(cosine.mean()),
-        sqnr_db=10 * math.log10(power / error_power) if error_power and power else None,
-        kl_mean=max(0.0, float((p * (log_p - _log_probabilities(candidate, head))).sum(axis=1).mean())),
-        top1_agreement=1 - flips / num_images,
-        top1_agreement_interval=wilson_interval(num_images - flips, num_images),
-        top5_agreement=_top_overlap(reference, candidate, 5) if reference.shape[1] > 5 else None,
-        flips=flips,
-        flip_rate=flips / num_images,
-        flip_rate_interval=wilson_interval(flips, num_images),
-        num_labelled=num_labelled,
-        candidate_accuracy=float(right_candidate.mean()) if num_labelled else None,
-        accuracy_change=(won - lost) / num_labelled if num_labelled else None,
-        lost=lost if num_labelled else None,
-        won=won if num_labelled else None,
-        mcnemar_p=mcnemar_exact(lost, won) if num_labelled else None,
-    )
+    figures = {"num_not_finite": num_not_finite, **_reference_figures(reference, labels, log_p)}
+    if not num_not_finite:
+        figures |= _differences(reference, candidate) | _label_differences(reference, candidate, labels)
+        log_q = _log_probabilities(candidate, head)
+        figures["kl_mean"] = max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
+    return ParityFigures(**figures)
 
 
-def _require_comparable(
-    reference: npt.NDArray[np.float64], candidate: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
-) -> None:
+def _require_comparable(reference: Array, candidate: Array, labels: npt.NDArray[np.int64]) -> None:
     if reference.ndim != 2 or reference.shape != candidate.shape:
         raise UserError(
             "outputs to compare must have one shape (N, K)",
@@ -251,44 +188,81 @@ def _require_comparable(
         raise UserError("labels must be one per image", value=labels.shape, fix=f"give {len(reference)} labels")
 
 
-def _reference_figures(
-    reference: npt.NDArray[np.float64], p: npt.NDArray[np.float64], log_p: npt.NDArray[np.float64]
-) -> dict[str, Any]:
-    """The figures of the checkpoint alone: how decided it is, and how much its outputs depend on the image."""
+def _reference_figures(reference: Array, labels: npt.NDArray[np.int64], log_p: Array) -> dict[str, Any]:
+    """The figures of the checkpoint alone: how decided it is, how much its outputs depend on the image, how often right."""
     num_images, num_classes = reference.shape
-    spread = float(reference.std())
-    return {
+    answers, spread, labelled = reference.argmax(axis=1), float(reference.std()), labels >= 0
+    entropy = -(np.exp(log_p) * log_p).sum(axis=1).mean()
+    figures = {
         "num_images": num_images,
         "num_classes": num_classes,
-        "reference_top_share": float(np.bincount(reference.argmax(axis=1)).max() / num_images),
-        "reference_entropy": float(-(p * log_p).sum(axis=1).mean() / math.log(num_classes)) if num_classes > 1 else 0.0,
+        "num_labelled": int(labelled.sum()),
+        "reference_top_share": float(np.bincount(answers).max() / num_images),
+        "reference_entropy": float(entropy / math.log(num_classes)) if num_classes > 1 else 0.0,
         "reference_variation": float(reference.std(axis=0).mean() / spread) if spread else 0.0,
+    }
+    if labelled.any():
+        figures["reference_accuracy"] = float((answers == labels)[labelled].mean())
+        figures["majority_share"] = float(np.bincount(labels[labelled]).max() / labelled.sum())
+    return figures
+
+
+def _differences(reference: Array, candidate: Array) -> dict[str, Any]:
+    """How far the outputs are apart, and how many answers change."""
+    num_images = len(reference)
+    error = candidate - reference
+    error_power, power = float((error**2).sum()), float((reference**2).sum())
+    flips = int((candidate.argmax(axis=1) != reference.argmax(axis=1)).sum())
+    cosine = _cosine(reference, candidate)
+    return {
+        "max_abs_error": float(np.abs(error).max()),
+        "mean_abs_error": float(np.abs(error).mean()),
+        "cosine_min": float(cosine.min()),
+        "cosine_mean": float(cosine.mean()),
+        "sqnr_db": 10 * math.log10(power / error_power) if error_power and power else None,
+        "top1_agreement": 1 - flips / num_images,
+        "top1_agreement_interval": wilson_interval(num_images - flips, num_images),
+        "top5_agreement": _top_overlap(reference, candidate, 5) if reference.shape[1] > 5 else None,
+        "flips": flips,
+        "flip_rate": flips / num_images,
+        "flip_rate_interval": wilson_interval(flips, num_images),
     }
 
 
-def _log_probabilities(outputs: npt.NDArray[np.float64], head: Head) -> npt.NDArray[np.float64]:
-    result: npt.NDArray[np.float64]
+def _label_differences(reference: Array, candidate: Array, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """How many labelled images only one of the two gets right; nothing without labels."""
+    labelled = labels >= 0
+    if not labelled.any():
+        return {}
+    before, after = ((outputs.argmax(axis=1) == labels)[labelled] for outputs in (reference, candidate))
+    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+    return {
+        "candidate_accuracy": float(after.mean()),
+        "accuracy_change": (won - lost) / len(after),
+        "lost": lost,
+        "won": won,
+        "mcnemar_p": mcnemar_exact(lost, won),
+    }
+
+
+def _log_probabilities(outputs: Array, head: Head) -> Array:
     if head == "probabilities":
-        result = np.log(np.maximum(outputs, _SMALLEST))
-        return result
+        return np.asarray(np.log(np.maximum(outputs, _SMALLEST)))
     shifted = outputs - outputs.max(axis=1, keepdims=True)
-    result = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def _cosine(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _cosine(first: Array, second: Array) -> Array:
+    """Of each image: 1 where both outputs are zero, 0 where one is."""
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    products = (first * second).sum(axis=1)
-    both_zero = ~first.any(axis=1) & ~second.any(axis=1)
-    cosine: npt.NDArray[np.float64] = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-    cosine[both_zero] = 1.0
+    cosine: Array = np.asarray(~first.any(axis=1) & ~second.any(axis=1), np.float64)
+    np.divide((first * second).sum(axis=1), lengths, out=cosine, where=lengths > 0)
     return cosine
 
 
-def _top_overlap(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], count: int) -> float:
+def _top_overlap(first: Array, second: Array, count: int) -> float:
     """Shared classes of the two lists of the `count` largest outputs, over `count`, mean over images."""
-    top_first = np.argsort(-first, axis=1, kind="stable")[:, :count]
-    top_second = np.argsort(-second, axis=1, kind="stable")[:, :count]
+    top_first, top_second = (np.argsort(-outputs, axis=1, kind="stable")[:, :count] for outputs in (first, second))
     return float((top_first[:, :, None] == top_second[:, None, :]).any(axis=2).mean())
 
 
@@ -315,12 +289,11 @@ class ParityReport:
 
     def to_json(self) -> dict[str, Any]:
         """The form kept in `Manifest.parity` and copied into results."""
-        verdict: Verdict = "passed" if self.passed else "failed"
         return {
-            "verdict": verdict,
+            "verdict": "passed" if self.passed else "failed",
             "reasons": list(self.reasons),
             "warnings": list(self.warnings),
-            "tolerance": asdict(self.tolerance),
+            "tolerance": records.to_builtins(self.tolerance),
             "figures": records.to_builtins(self.figures),
             "images": {
                 "count": self.figures.num_images,
@@ -345,8 +318,7 @@ class ParityReport:
 
 def parity_not_run(reason: str) -> dict[str, Any]:
     """What `Manifest.parity` holds for an artifact that could not be run where it was built."""
-    verdict: Verdict = "not run"
-    return {"verdict": verdict, "reasons": [reason], "warnings": []}
+    return {"verdict": "not run", "reasons": [reason], "warnings": []}
 
 
 def tolerance_of(artifact: Artifact) -> Tolerance:
@@ -438,10 +410,9 @@ def _reference_outputs(
                 "reference outputs must have one row per image", value=len(reference), fix=f"give {len(images)} rows"
             )
         return reference[indices_N]
-    with ExitStack() as stack:
-        if not isinstance(reference, Session):
-            reference = stack.enter_context(reference_session(reference, threads=threads))
-        return outputs_NK(reference, images.subset(list(indices_N)), batch=batch)[0]
+    opened = nullcontext(reference) if isinstance(reference, Session) else reference_session(reference, threads=threads)
+    with opened as session:
+        return outputs_NK(session, images.subset(list(indices_N)), batch=batch)[0]
 
 
 def judge(figures: ParityFigures, tolerance: Tolerance) -> list[str]:
@@ -482,19 +453,20 @@ def weaknesses(figures: ParityFigures, tolerance: Tolerance) -> list[str]:
             )
     if tolerance.max_accuracy_drop is not None and not figures.num_labelled:
         texts.append("the accuracy drop is not judged: no image has a label of this network's classes")
-    if figures.num_classes > 1:
-        little = "agreement on this network proves little"
-        if figures.num_images >= 10 and figures.reference_top_share >= 0.95:
-            texts.append(f"the checkpoint gives {figures.reference_top_share:.0%} of the images one class: {little}")
-        if figures.num_images >= 10 and figures.reference_variation < 0.1:
-            texts.append(f"the checkpoint's outputs hardly depend on the image: {little}")
-        if figures.reference_accuracy is not None and figures.majority_share is not None and figures.num_labelled >= 10:
-            hits = round(figures.reference_accuracy * figures.num_labelled)
-            if wilson_interval(hits, figures.num_labelled)[0] <= figures.majority_share:
-                texts.append(
-                    f"the checkpoint itself is right about {figures.reference_accuracy:.0%} of the labelled images, "
-                    f"where always answering one class gives {figures.majority_share:.0%}: {little}"
-                )
-        if figures.reference_entropy > 0.98:
-            texts.append(f"the checkpoint is undecided between its classes (untrained?): {little}")
+    if figures.num_classes == 1:
+        return texts
+    little = "agreement on this network proves little"
+    if figures.num_images >= 10 and figures.reference_top_share >= 0.95:
+        texts.append(f"the checkpoint gives {figures.reference_top_share:.0%} of the images one class: {little}")
+    if figures.num_images >= 10 and figures.reference_variation < 0.1:
+        texts.append(f"the checkpoint's outputs hardly depend on the image: {little}")
+    if figures.reference_accuracy is not None and figures.majority_share is not None and figures.num_labelled >= 10:
+        hits = round(figures.reference_accuracy * figures.num_labelled)
+        if wilson_interval(hits, figures.num_labelled)[0] <= figures.majority_share:
+            texts.append(
+                f"the checkpoint itself is right about {figures.reference_accuracy:.0%} of the labelled images, "
+                f"where always answering one class gives {figures.majority_share:.0%}: {little}"
+            )
+    if figures.reference_entropy > 0.98:
+        texts.append(f"the checkpoint is undecided between its classes (untrained?): {little}")
     return texts

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from alexnet_edge.artifact import (
-    SUFFIXES,
-)
-from alexnet_edge.errors import (
-    UserError,
-)
+from alexnet_edge.artifact import SUFFIXES
+from alexnet_edge.errors import UserError
 from alexnet_edge.images.datasets import ImageSet, open_images, reopen
 from alexnet_edge.network.checkpoint import Checkpoint
 
@@ -23,14 +19,10 @@ CALIBRATION_IMAGES = 512
 def calibration_images(
     checkpoint: Checkpoint, named: str | None, count: int | None, class_list: Path | None = None
 ) -> ImageSet:
-    """The images to calibrate on.
+    """The images to calibrate on: `count` of them, evenly spread, by default `CALIBRATION_IMAGES` of the training data.
 
-    Args:
-        checkpoint: by default its training data is taken.
-        named: a folder of images, `synthetic`, or `random` for random pixels: real activations look different, so
-            these are only used when asked for by name.
-        count: how many, evenly spread; by default `CALIBRATION_IMAGES`.
-        class_list: CSV file that gives the folders' classes.
+    `named` is a folder of images, whose classes `class_list` gives, `synthetic`, or `random` for random pixels: real
+    activations look different, so these are only used when asked for by name.
 
     Raises:
         UserError: when the checkpoint records no data and none is named, or `count` is not positive.
@@ -69,18 +61,11 @@ def validation_images(checkpoint: Checkpoint) -> ImageSet:
 def _recorded(checkpoint: Checkpoint, split: str, purpose: str, option: str) -> ImageSet:
     data = checkpoint.info.data
     source = (data if split == "train" else data.get(split, {})).get("source")
-    if not source and checkpoint.path.suffix == SUFFIXES["onnx"]:
-        raise UserError(
-            f"an ONNX file records no {purpose}",
-            value=checkpoint.path,
-            fix=f"name a folder of real images with {option}",
-        )
     if not source:
-        raise UserError(
-            f"the checkpoint records no {split} data to take {purpose} from",
-            value=checkpoint.path,
-            fix=f"name a folder of real images with {option}",
-        )
+        problem = f"the checkpoint records no {split} data to take {purpose} from"
+        if checkpoint.path.suffix == SUFFIXES["onnx"]:
+            problem = f"an ONNX file records no {purpose}"
+        raise UserError(problem, value=checkpoint.path, fix=f"name a folder of real images with {option}")
     return reopen(source)
 
 
@@ -91,16 +76,12 @@ class _RandomItem:
         self.name = f"random/{index:06d}"
         self._index = index
 
-    def _pixels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        return np.random.default_rng(self._index).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-
-    def image(self) -> Any:
-        from PIL import Image
-
-        return Image.fromarray(self._pixels())
+    def image(self) -> Image.Image:
+        pixels_HWC = np.random.default_rng(self._index).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        return Image.fromarray(pixels_HWC)
 
     def content(self) -> bytes:
-        return self._pixels().tobytes()
+        return self.image().tobytes()
 
 
 def random_images(count: int) -> ImageSet:

@@ -16,6 +16,7 @@ import pytest
 from narrow_network import CLASSES, write_checkpoint
 from onnx import numpy_helper
 
+from alexnet_edge import records
 from alexnet_edge.artifact import Artifact, Precision, commit, load_artifact
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.exporter import Exporter
@@ -417,7 +418,7 @@ def test_a_format_without_named_tensors_is_refused(
 
 def test_json(graphs: dict[str, Artifact], checkpoint: Checkpoint, images: ImageSet) -> None:
     found: Bisection = bisect(graphs["int8"], checkpoint, images, limit=2)
-    value = found.to_json()
+    value = records.to_builtins(found)
     assert value["passed"] is True
     assert value["num_images"] == 2
     assert value["points"][0]["name"] == "conv1/input"
