@@ -473,20 +473,20 @@ class Exporter:
         )
 
     def _build_engine(self, spec: EngineSpec, staging: Path) -> _Built:
-        from alexnet_edge.export.engines.engine import build_engine_files
+        from alexnet_edge.export.engines.engine import EngineBuild
 
         source, build = self._source(spec.precision)
-        files = build_engine_files(
-            source,
-            spec,
-            staging,
+        files = EngineBuild(
+            checkpoint=source,
+            spec=spec,
+            staging=staging,
             ranges=self._amax,
             table=self._table,
             images=self._images_to_calibrate_on,
             on_bad_image=self.on_bad_image,
             cache=self.cache / "calibration",
             reporter=self.reporter,
-        )
+        ).run()
         return _Built(
             path=files.engine,
             runtime=files.runtime,

@@ -36,9 +36,6 @@ _OUT_OF_MEMORY = 2
 """`cudaErrorMemoryAllocation`."""
 
 
-# --- the library --------------------------------------------------------------------------------------------------------
-
-
 @cache  # what fails is asked again
 def runtime_library() -> Any:
     """The module with the CUDA runtime's functions.
@@ -109,9 +106,6 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-# --- the GPU ------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuInfo:
     """One GPU, as the CUDA runtime describes it."""
@@ -162,9 +156,6 @@ def l2_cache_bytes(index: int = 0) -> int:
         MissingComponentError: when cuda-python, the driver or the GPU is not here.
     """
     return int(call("cudaDeviceGetAttribute", runtime_library().cudaDeviceAttr.cudaDevAttrL2CacheSize, index))
-
-
-# --- what is made on it -------------------------------------------------------------------------------------------------
 
 
 class _Resource:

@@ -106,8 +106,6 @@ class Session(ABC):
         """Time that loading took, in nanoseconds; set by `__enter__`."""
         self._state: Literal["closed", "open", "prepared", "enqueued"] = "closed"
 
-    # --- public ---------------------------------------------------------------------------------------------------------
-
     def __enter__(self) -> Self:
         if self._state != "closed":
             raise UserError("the session is already open", fix="open a second one")
@@ -216,8 +214,6 @@ class Session(ABC):
         """What really runs: provider, library version, threads."""
         return {"runtime": self.runtime, "device": self.device, "threads": self.threads}
 
-    # --- for a runtime to implement -------------------------------------------------------------------------------------
-
     @abstractmethod
     def _load(self) -> None: ...
 
@@ -253,8 +249,6 @@ class Session(ABC):
 
     def _close(self) -> None:
         """Runtimes that hold nothing outside Python's memory have nothing to release."""
-
-    # --- checks ---------------------------------------------------------------------------------------------------------
 
     def _need(self, call: str, *states: str) -> None:
         if self._state not in states:

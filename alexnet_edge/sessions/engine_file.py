@@ -28,9 +28,6 @@ TRUSTED_SIZES = {227: "imagenet-227", 224: "imagenet-224"}
 """Preprocessing assumed of an engine without manifest, by the height and width of its input."""
 
 
-# --- before an engine is loaded -------------------------------------------------------------------------------------------
-
-
 def refusal(artifact: Artifact, *, library_version: str, sm: str, platform: str) -> str | None:
     """Why this machine cannot run the engine, by its manifest alone; None where nothing speaks against it.
 
@@ -111,9 +108,6 @@ def rebuild_advice(manifest: Manifest) -> str:
     if manifest.build.get("trusted"):
         return "get one that was built with this library, for this GPU"
     return "rebuild it here"
-
-
-# --- an engine in memory --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,9 +235,6 @@ def _io(trt: Any, engine: Any, path: Path) -> tuple[TensorSpec, TensorSpec]:
 def _io_of(trt: Any, artifact: Artifact) -> tuple[TensorSpec, TensorSpec]:
     loaded = deserialise(trt, artifact, [])
     return _io(trt, loaded.engine, artifact.path)
-
-
-# --- an engine without manifest -------------------------------------------------------------------------------------------
 
 
 def trusted_engine(path: Path, *, trt: ModuleType | None = None, cuda: Any = None) -> Artifact:

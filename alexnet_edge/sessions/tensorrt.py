@@ -85,8 +85,6 @@ class TensorRTSession(ArtifactSession):
         self._given_trt = trt
         self._cuda: Any = cuda or real_cuda
 
-    # --- loading ------------------------------------------------------------------------------------------------------
-
     def _load(self) -> None:
         self._log: list[str] = []
         with library_calls(), ExitStack() as opened:
@@ -142,8 +140,6 @@ class TensorRTSession(ArtifactSession):
         engine = self._loaded.engine
         engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
         return int(engine.weight_streaming_budget_v2)
-
-    # --- one inference ------------------------------------------------------------------------------------------------
 
     def _prepare(self, x_NCHW: FloatArray) -> None:
         if len(x_NCHW) != self._batch:
@@ -292,8 +288,6 @@ class TensorRTSession(ArtifactSession):
         self._context = make()
         if self._context is None:
             raise self._failed("cannot make an execution context", value=self.artifact.path)
-
-    # --- release ------------------------------------------------------------------------------------------------------
 
     def _close(self) -> None:
         opened: ExitStack = self.__dict__.pop("_opened", None) or ExitStack()

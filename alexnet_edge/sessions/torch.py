@@ -160,9 +160,6 @@ class TorchSession(Session):
         return {**super().details(), "version": str(torch.__version__)}
 
 
-# --- inferences on a GPU, apart from the host ---------------------------------------------------------------------------
-
-
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.pin_memory()
 

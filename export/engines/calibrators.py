@@ -16,7 +16,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -30,12 +30,9 @@ from alexnet_edge.network.quantize import INT8_MAX
 
 CalibratorMethod = Literal["entropy2", "minmax"]
 
-CALIBRATORS: dict[CalibratorMethod, str] = {
-    "entropy2": "IInt8EntropyCalibrator2",
-    "minmax": "IInt8MinMaxCalibrator",
-}
+CALIBRATORS = {"entropy2": "IInt8EntropyCalibrator2", "minmax": "IInt8MinMaxCalibrator"}
 """TensorRT's class for each method."""
-HEADER = re.compile(r"TRT-(?P<version>\d+)-(?P<algorithm>\w+)")
+HEADER = re.compile(r"TRT-\d+-\w+")
 """First line of a table: TensorRT's version and the algorithm; TensorRT reads a table of its own version only."""
 
 _log = logging.getLogger(__name__)
@@ -46,6 +43,61 @@ class DeviceMemory(Protocol):
 
     def upload(self, array: FloatArray) -> int:
         """Copy a contiguous array to the GPU; returns its device address, valid until the next call."""
+
+
+class _Feed:
+    """What TensorRT calls from C++ while it builds an engine, where nothing may be raised: an error is kept instead."""
+
+    def __init__(
+        self, full_batches: Iterator[FloatArray], batch: int, cache: Path | None, memory: DeviceMemory
+    ) -> None:
+        self.error: BaseException | None = None
+        self.images = 0
+        """How many were used."""
+        self._full_batches = full_batches
+        self._batch = batch
+        self._cache = cache
+        self._memory = memory
+
+    def get_batch_size(self) -> int:
+        return self._batch
+
+    def get_batch(self, names: Any) -> list[int] | None:
+        try:
+            if list(names) != [INPUT]:
+                raise UserError("the network to calibrate has other inputs", value=list(names), fix="export it again")
+            x_NCHW = next(self._full_batches, None)
+            if x_NCHW is None:
+                if not self.images:
+                    raise UserError(
+                        f"fewer calibration images than a batch of {self._batch}",
+                        fix="give more images or a smaller batch",
+                    )
+                return None
+            address = int(self._memory.upload(x_NCHW))
+            self.images += len(x_NCHW)
+        except BaseException as error:  # noqa: BLE001  # see the class
+            self.error = error
+            return None
+        return [address]
+
+    def read_calibration_cache(self) -> bytes | None:
+        if self._cache is None or not self._cache.is_file():
+            return None
+        try:
+            text = self._cache.read_text(encoding="utf-8")
+            read_calibration_table(text)
+        except (ArtifactError, OSError, UnicodeError) as error:
+            _log.warning("calibrating again: %s: %s", self._cache, error)
+            return None
+        return text.encode()
+
+    def write_calibration_cache(self, table: Any) -> None:
+        try:
+            if self._cache is not None:
+                write_text(self._cache, bytes(table).decode())
+        except BaseException as error:  # noqa: BLE001  # see the class
+            self.error = error
 
 
 def make_calibrator(
@@ -69,75 +121,15 @@ def make_calibrator(
         memory: copies a batch to the GPU.
 
     Returns:
-        An instance of TensorRT's calibrator class. What goes wrong inside it cannot be raised through TensorRT: it stops the
-        calibration and is kept in the attribute `error` for the caller to raise. `images` counts those used.
-
-    Raises:
-        UserError: when this TensorRT has no calibrators, there is no such method or `batch` is not positive.
+        An instance of TensorRT's calibrator class. What goes wrong inside it stops the calibration and is kept in the
+        attribute `error` for the caller to raise. `images` counts those used.
     """
-    if method not in get_args(CalibratorMethod):
-        raise UserError("no such calibrator", value=method, fix=f"choose from {', '.join(CALIBRATORS)}")
-    if batch < 1:
-        raise UserError("a calibration batch has 1 image or more", value=batch, fix="give a positive number")
-    base: Any = getattr(trt, CALIBRATORS[method], None)
-    if base is None:
-        raise UserError(
-            "this TensorRT has no calibrators: it takes quantised graphs only",
-            value=getattr(trt, "__version__", "unknown version"),
-            fix="leave the calibrator out; INT8 is then built from the Q/DQ graph",
-        )
-    full_batches = _full_batches(x_NCHW_batches, batch)
+    base: Any = getattr(trt, CALIBRATORS[method])
 
-    class Calibrator(base):  # type: ignore[misc]  # the class is TensorRT's, known at run time only
-        """Called from C++ while the engine is built."""
-
+    class Calibrator(_Feed, base):  # type: ignore[misc]  # the class is TensorRT's, known at run time only
         def __init__(self) -> None:
             base.__init__(self)
-            self.error: BaseException | None = None
-            self.images = 0
-
-        def get_batch_size(self) -> int:
-            return batch
-
-        def get_batch(self, names: Any) -> list[int] | None:
-            try:
-                if list(names) != [INPUT]:
-                    raise UserError(
-                        "the network to calibrate has other inputs", value=list(names), fix="export it again"
-                    )
-                x_NCHW = next(full_batches, None)
-                if x_NCHW is None:
-                    if not self.images:
-                        raise UserError(
-                            f"fewer calibration images than a batch of {batch}",
-                            fix="give more images or a smaller batch",
-                        )
-                    return None
-                address = int(memory.upload(x_NCHW))
-                self.images += len(x_NCHW)
-            except BaseException as error:  # noqa: BLE001  # nothing may be raised through TensorRT
-                self.error = error
-                return None
-            return [address]
-
-        def read_calibration_cache(self) -> bytes | None:
-            if cache is None or not cache.is_file():
-                return None
-            try:
-                text = cache.read_text(encoding="utf-8")
-                read_calibration_table(text)
-            except (ArtifactError, OSError, UnicodeError) as error:
-                _log.warning("calibrating again: %s: %s", cache, error)
-                return None
-            return text.encode()
-
-        def write_calibration_cache(self, table: Any) -> None:
-            if cache is None:
-                return
-            try:
-                write_text(cache, bytes(table).decode())
-            except BaseException as error:  # noqa: BLE001  # nothing may be raised through TensorRT
-                self.error = error
+            _Feed.__init__(self, _full_batches(x_NCHW_batches, batch), batch, cache, memory)
 
     return Calibrator()
 
@@ -159,15 +151,8 @@ def calibration_key(
     checkpoint_sha256: str, preprocessing: Preprocessing, images_sha256: str, method: str, trt_version: str
 ) -> str:
     """Name of a calibration table by all that it depends on: weights, preprocessing, images, method and TensorRT."""
-    return sha256_json(
-        {
-            "checkpoint": checkpoint_sha256,
-            "preprocessing": records.to_builtins(preprocessing),
-            "images": images_sha256,
-            "method": method,
-            "tensorrt": trt_version,
-        }
-    )
+    parts = {"checkpoint": checkpoint_sha256, "images": images_sha256, "method": method, "tensorrt": trt_version}
+    return sha256_json({**parts, "preprocessing": records.to_builtins(preprocessing)})
 
 
 def calibration_table(
@@ -198,8 +183,7 @@ def calibration_table(
     """
     lines = [header]
     entries = [(name, amax.get(name), tensors) for name, tensors in _shared_tensors(arch, for_dla).items()]
-    for name, tensors in _own_tensors(arch, for_dla).items():
-        entries.append((name, output_amax.get(name), tensors))
+    entries += [(name, output_amax.get(name), tensors) for name, tensors in _own_tensors(arch, for_dla).items()]
     for name, largest, tensors in entries:
         if largest is None or not math.isfinite(largest) or largest <= 0:
             raise UserError("no calibrated range for a layer", value=name, fix="calibrate again with more images")
@@ -227,7 +211,7 @@ def _own_tensors(arch: Architecture, for_dla: bool) -> dict[str, list[str]]:
     return own
 
 
-def _shared_tensors(arch: Architecture, for_dla: bool = False) -> dict[str, list[str]]:
+def _shared_tensors(arch: Architecture, for_dla: bool) -> dict[str, list[str]]:
     """The tensors of the FP32 graph that have the range of each layer's input, in order; the last is that input."""
     shared: dict[str, list[str]] = {}
     chain = [INPUT]
@@ -251,24 +235,24 @@ def read_calibration_table(text: str) -> dict[str, float]:
     Raises:
         ArtifactError: when it is not such a table, with the first bad line.
     """
-    lines = text.splitlines()
-    if not lines or HEADER.fullmatch(lines[0].strip()) is None:
+    header, *lines = text.splitlines() or ["empty"]
+    if HEADER.fullmatch(header.strip()) is None:
         raise ArtifactError(
             "not a TensorRT calibration table: the first line is not like TRT-8601-EntropyCalibration2",
-            value=_shown(lines[0]) if lines else "empty",
+            value=_shown(header),
             fix="calibrate again",
         )
     ranges: dict[str, float] = {}
-    for number, line in enumerate(lines[1:], 2):
+    for number, line in enumerate(lines, 2):
         if not line.strip():
             continue
-        tensor, colon, digits = line.rpartition(":")
-        scale = _scale(digits.strip())
-        if not colon or not tensor.strip() or scale is None or tensor.strip() in ranges:
+        tensor, _, digits = map(str.strip, line.rpartition(":"))
+        scale = _scale(digits)
+        if not tensor or scale is None or tensor in ranges:
             raise ArtifactError(
                 f"damaged TensorRT calibration table, line {number}", value=_shown(line), fix="calibrate again"
             )
-        ranges[tensor.strip()] = scale * INT8_MAX
+        ranges[tensor] = scale * INT8_MAX
     if not ranges:
         raise ArtifactError("the TensorRT calibration table names no tensor", fix="calibrate again")
     return ranges

@@ -5,7 +5,7 @@ The builders themselves are in `tensorrt.py` (Python bindings of TensorRT and Te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,6 @@ from alexnet_edge.export.graphs.onnx import onnx_from_checkpoint, write_emulatio
 from alexnet_edge.export.precision import EMULATED, weight_bytes
 from alexnet_edge.files import write_text
 from alexnet_edge.images.datasets import ImageSet, OnBadImage, batches
-from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.nvidia.libraries import Runtime, load_library
 from alexnet_edge.progress import Reporter
@@ -45,86 +44,107 @@ class EngineFiles:
     built: BuiltEngine
 
 
-def build_engine_files(
-    checkpoint: Checkpoint,
-    spec: EngineSpec,
-    staging: Path,
-    *,
-    ranges: Callable[[Precision], Mapping[str, float] | None],
-    table: Callable[[str, bool], str],
-    images: Callable[[], ImageSet],
-    on_bad_image: OnBadImage,
-    cache: Path,
-    reporter: Reporter,
-) -> EngineFiles:
-    """Build one engine from a checkpoint.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineBuild:
+    """One engine to be built from a checkpoint."""
 
-    Args:
-        checkpoint: the network.
-        spec: the engine asked for, from `check_engine`.
-        staging: folder for the files.
-        ranges: the largest magnitudes at the layers' inputs in a precision, None where it needs none.
-        table: the INT8 ranges as a calibration table for a TensorRT version, for the plain graph or that for a DLA.
-        images: what TensorRT's own calibrator is fed with.
-        on_bad_image: what it does with an image that cannot be read.
-        cache: folder for the tables of TensorRT's own calibrators.
-        reporter: where progress goes.
+    checkpoint: Checkpoint
+    spec: EngineSpec
+    """The engine asked for, from `check_engine`."""
+    staging: Path
+    """Folder for the files."""
+    ranges: Callable[[Precision], Mapping[str, float] | None]
+    """The largest magnitudes at the layers' inputs in a precision, None where it needs none."""
+    table: Callable[[str, bool], str]
+    """The INT8 ranges as a calibration table for a TensorRT version, for the plain graph or that for a DLA."""
+    images: Callable[[], ImageSet]
+    """What TensorRT's own calibrator is fed with."""
+    on_bad_image: OnBadImage
+    """What it does with an image that cannot be read."""
+    cache: Path
+    """Folder for the tables of TensorRT's own calibrators."""
+    reporter: Reporter
 
-    Raises:
-        UserError: for an option that the builder refuses; nothing was built then.
-        ArtifactError: when the builder refuses the graph.
-        PrecisionError: when a layer was not built as asked.
-    """
-    for warning in spec.warnings:
-        reporter.note(warning)
-    options, precision, features, fed = spec.options, spec.precision, spec.features, spec.graph
-    for_dla = None if options.dla_core is None else options.batches[2]
-    graph = staging / f"building_{fed}.onnx"
-    write_onnx(onnx_from_checkpoint(checkpoint, precision=fed, amax=ranges(fed), for_dla=for_dla), graph)
-    engine = staging / "building.engine"
-    table_path = None
-    if options.calibrator == "table":
-        table_path = staging / "calibration.table"
-        write_text(table_path, table(features.version, for_dla is not None))
-    size = checkpoint.info.preprocessing.crop
-    expected = weight_bytes(checkpoint.info.arch, precision)
-    if spec.runtime == "trtexec":
-        from alexnet_edge.export.engines.trtexec import build_with_trtexec
+    def run(self) -> EngineFiles:
+        """Build it.
 
-        built = build_with_trtexec(
-            graph,
-            engine,
-            spec,
-            weight_bytes=expected,
-            calibration_table=table_path,
-            reporter=reporter,
+        Raises:
+            UserError: for an option that the builder refuses; nothing was built then.
+            ArtifactError: when the builder refuses the graph.
+            PrecisionError: when a layer was not built as asked.
+        """
+        spec, options = self.spec, self.spec.options
+        for warning in spec.warnings:
+            self.reporter.note(warning)
+        for_dla = None if options.dla_core is None else options.batches[2]
+        graph = self._write_graph(f"building_{spec.graph}.onnx", spec.graph, for_dla)
+        sources = {f"alexnet_{spec.graph}{'_dla' if for_dla else ''}.onnx": graph}
+        table = None
+        if options.calibrator == "table":
+            table = sources["calibration.table"] = self.staging / "calibration.table"
+            write_text(table, self.table(spec.features.version, for_dla is not None))
+        engine = self.staging / "building.engine"
+        return EngineFiles(
+            engine=engine,
+            stand_in=lambda: self._stand_in(graph),
+            runtime=MANIFEST_RUNTIME[spec.runtime],
+            sources=sources,
+            built=self._built(graph, engine, table),
         )
-    else:
+
+    def _write_graph(self, name: str, precision: Precision, for_dla: int | None = None) -> Path:
+        path = self.staging / name
+        model = onnx_from_checkpoint(self.checkpoint, precision=precision, amax=self.ranges(precision), for_dla=for_dla)
+        write_onnx(model, path)
+        return path
+
+    def _stand_in(self, graph: Path) -> Path:
+        precision = self.spec.precision
+        if precision in EMULATED:
+            return write_emulation(self.checkpoint, precision, self.staging)
+        return self._write_graph(f"typed_{precision}.onnx", precision) if self.spec.lowered else graph
+
+    def _built(self, graph: Path, engine: Path, table: Path | None) -> BuiltEngine:
+        info, reporter = self.checkpoint.info, self.reporter
+        expected = weight_bytes(info.arch, self.spec.precision)
+        if self.spec.runtime == "trtexec":
+            from alexnet_edge.export.engines.trtexec import build_with_trtexec
+
+            return build_with_trtexec(
+                graph, engine, self.spec, weight_bytes=expected, calibration_table=table, reporter=reporter
+            )
         from alexnet_edge.export.engines.tensorrt import build_engine
 
         with ExitStack() as stack:
-            calibrator = None
-            if options.calibrator is not None:
-                calibrator = _calibrator(checkpoint, features, options, table_path, images, on_bad_image, cache, stack)
-            built = build_engine(
+            return build_engine(
                 graph,
                 engine,
-                spec,
+                self.spec,
                 weight_bytes=expected,
-                size=size,
-                calibrator=calibrator,
+                size=info.preprocessing.crop,
+                calibrator=self._calibrator(table, stack),
                 reporter=reporter,
             )
-    sources = {f"alexnet_{fed}{'_dla' if for_dla else ''}.onnx": graph}
-    if table_path is not None:
-        sources["calibration.table"] = table_path
-    return EngineFiles(
-        engine=engine,
-        stand_in=lambda: _stand_in(checkpoint, precision, staging, fed, graph, ranges),
-        runtime=MANIFEST_RUNTIME[spec.runtime],
-        sources=sources,
-        built=built,
-    )
+
+    def _calibrator(self, table: Path | None, stack: ExitStack) -> Any:
+        """TensorRT's calibrator: fed with images, or, with our own table in its cache's place, with nothing; None for none."""
+        from alexnet_edge.export.engines.calibrators import calibration_key, make_calibrator
+        from alexnet_edge.nvidia import cuda
+
+        options, method = self.spec.options, self.spec.options.calibrator
+        if method is None:
+            return None
+        trt = load_library("tensorrt")
+        batch = options.batches[2] if options.dla_core is not None else CALIBRATION_BATCH  # that of the graph, or any
+        memory = stack.enter_context(cuda.DeviceBuffer())
+        if method == "table":
+            return make_calibrator(trt, "entropy2", [], batch=batch, cache=table, memory=memory)
+        images, preprocessing = self.images(), self.checkpoint.info.preprocessing
+        version = self.spec.features.version
+        key = calibration_key(self.checkpoint.sha256, preprocessing, images.content_hash(), method, version)
+        parts = batches(images, preprocessing, batch=batch, on_bad_image=self.on_bad_image)
+        inputs = (part.x_NCHW for part in parts)
+        return make_calibrator(trt, method, inputs, batch=batch, cache=self.cache / f"{key}.table", memory=memory)
 
 
 def check_engine(runtime: Runtime, options: EngineOptions, precision: Precision) -> EngineSpec:
@@ -132,7 +152,7 @@ def check_engine(runtime: Runtime, options: EngineOptions, precision: Precision)
 
     Raises:
         UserError: for an option or a precision that it lacks.
-        MissingComponentError: when the builder, or a GPU that an option needs, is not here.
+        MissingComponentError: when the builder, or a GPU that an option needs, is missing.
     """
     return check(options, precision, _features(runtime), runtime)
 
@@ -148,58 +168,3 @@ def _features(runtime: Runtime) -> Features:
 
         return probe().features
     return Features.detect(load_library(runtime))
-
-
-def _stand_in(
-    checkpoint: Checkpoint,
-    precision: Precision,
-    staging: Path,
-    fed: Precision,
-    graph: Path,
-    ranges: Callable[[Precision], Mapping[str, float] | None],
-) -> Path:
-    if precision in EMULATED:
-        return write_emulation(checkpoint, precision, staging)
-    if fed == precision:
-        return graph
-    path = staging / f"typed_{precision}.onnx"
-    write_onnx(onnx_from_checkpoint(checkpoint, precision=precision, amax=ranges(precision)), path)
-    return path
-
-
-def _calibrator(
-    checkpoint: Checkpoint,
-    features: Features,
-    options: EngineOptions,
-    table: Path | None,
-    images: Callable[[], ImageSet],
-    on_bad_image: OnBadImage,
-    cache: Path,
-    stack: ExitStack,
-) -> Any:
-    """TensorRT's calibrator: fed with images, or, with a table of ours in its cache's place, with nothing."""
-    from alexnet_edge.export.engines.calibrators import calibration_key, make_calibrator
-    from alexnet_edge.nvidia import cuda
-
-    trt = load_library("tensorrt")
-    batch = options.batches[2] if options.dla_core is not None else CALIBRATION_BATCH  # that of the graph, or any
-    memory = stack.enter_context(cuda.DeviceBuffer())
-    if table is not None:
-        return make_calibrator(trt, "entropy2", [], batch=batch, cache=table, memory=memory)
-    assert options.calibrator in ("entropy2", "minmax")
-    found = images()
-    preprocessing = checkpoint.info.preprocessing
-    key = calibration_key(checkpoint.sha256, preprocessing, found.content_hash(), options.calibrator, features.version)
-
-    def inputs() -> Iterator[FloatArray]:
-        for part in batches(found, preprocessing, batch=batch, on_bad_image=on_bad_image):
-            yield part.x_NCHW
-
-    return make_calibrator(
-        trt,
-        options.calibrator,
-        inputs(),
-        batch=batch,
-        cache=cache / f"{key}.table",
-        memory=memory,
-    )

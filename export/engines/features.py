@@ -11,11 +11,9 @@ guide".
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 from alexnet_edge.artifact import Precision
 from alexnet_edge.environment import l4t_release
@@ -166,18 +164,12 @@ class Features:
         """What `create_network` is called with: explicit batches, and strong typing where that is the way to build."""
         names = ("EXPLICIT_BATCH", "STRONGLY_TYPED") if self.typing == "strong" else ("EXPLICIT_BATCH",)
         kinds = trt.NetworkDefinitionCreationFlag
-        return sum(
-            1 << int(getattr(kinds, name)) for name in names if self.has(f"NetworkDefinitionCreationFlag.{name}")
-        )
+        return sum(1 << int(getattr(kinds, name)) for name in names if hasattr(kinds, name))
 
 
 def _has(trt: ModuleType, name: str) -> bool:
-    found: Any = trt
-    for part in name.split("."):
-        found = getattr(found, part, None)
-        if found is None:
-            return False
-    return True
+    owner, _, member = name.partition(".")
+    return hasattr(trt, owner) and (not member or hasattr(getattr(trt, owner), member))
 
 
 def _typing(version: str, members: frozenset[str]) -> Typing:
@@ -192,34 +184,7 @@ def at_least(version: str, first: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in match.group().split(".")) if match else ()
-
-
-def graph_precision(precision: Precision, features: Features, options: EngineOptions) -> Precision:
-    """The precision of the ONNX graph to feed the builder for an engine in `precision`.
-
-    Strong typing takes its types from the graph. A weakly typed builder lowers an FP32 graph itself to FP16 or BF16, and
-    to INT8 with a calibrator; quantised graphs carry their scales with them.
-    """
-    if features.typing == "strong":
-        return precision
-    if options.calibrator is not None or precision in ("fp16", "bf16"):
-        return "fp32"
-    return precision
-
-
-def capabilities(options: EngineOptions, precision: Precision, features: Features) -> tuple[str, ...]:
-    """The GPU architectures to build for: those asked for, or those that have the precision's type.
-
-    Returns:
-        Names as `sm89`; empty for the builder's own choice: the GPU it runs on, or, with TensorRT-RTX, a portable engine
-        for sm80 and later.
-    """
-    first = FIRST_SM.get(precision, 0)
-    if options.compute_capability or first <= FIRST_PORTABLE_SM:
-        return options.compute_capability
-    return tuple(name for name in features.compute_capabilities if int(name[2:]) >= first)
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition(".post")[0]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,129 +199,140 @@ class EngineSpec:
     """What the builder will ignore, or was chosen for the caller: one sentence each."""
 
     @property
+    def builder_name(self) -> str:
+        """The builder and its version, for messages."""
+        return f"{NAMES[self.runtime]} {self.features.version}"
+
+    @property
     def strong(self) -> bool:
         return self.features.typing == "strong"
 
     @property
     def graph(self) -> Precision:
-        """The precision of the ONNX graph to build it from."""
-        return graph_precision(self.precision, self.features, self.options)
+        """The precision of the ONNX graph to build it from.
+
+        Strong typing takes its types from the graph. A weakly typed builder lowers an FP32 graph itself to FP16 or BF16,
+        and to INT8 with a calibrator; quantised graphs carry their scales with them.
+        """
+        lowers = self.options.calibrator is not None or self.precision in ("fp16", "bf16")
+        return "fp32" if lowers and not self.strong else self.precision
+
+    @property
+    def lowered(self) -> bool:
+        """Whether the builder itself lowers the graph to the precision."""
+        return self.graph != self.precision
+
+    @property
+    def weak_flags(self) -> tuple[str, ...]:
+        """The types that a weakly typed builder is allowed besides FP32, as members of `BuilderFlag`."""
+        flags = WEAK_FLAGS[self.precision]
+        on_dla = self.precision == "int8" and self.options.dla_core is not None
+        return (*flags, "FP16") if on_dla else flags  # what the DLA has no INT8 for
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a weakly typed builder must be told the type of single layers."""
+        return self.lowered or "FP16" in self.weak_flags
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """The GPU architectures to build for; empty for the builder's own choice."""
-        return capabilities(self.options, self.precision, self.features)
+        """The GPU architectures to build for, as `sm89`: those asked for, or those that have the precision's type.
+
+        Empty for the builder's own choice: the GPU it runs on, or, with TensorRT-RTX, a portable engine for sm80 and later.
+        """
+        first = FIRST_SM.get(self.precision, 0)
+        if self.options.compute_capability or first <= FIRST_PORTABLE_SM:
+            return self.options.compute_capability
+        return tuple(name for name in self.features.compute_capabilities if int(name[2:]) >= first)
 
 
 def check(options: EngineOptions, precision: Precision, features: Features, runtime: Runtime) -> EngineSpec:
     """Refuse what this builder, or this machine, cannot do; called before any graph is built.
 
     Raises:
-        UserError: for an option or a precision that it lacks, and for memory that is not there.
+        UserError: for an option or a precision that it lacks, and for more memory than there is.
         MissingComponentError: for what needs a GPU where there is none.
     """
-    warnings = _check_version(options, precision, features, runtime)
-    _check_machine(options, precision, runtime)
-    return EngineSpec(runtime=runtime, features=features, precision=precision, options=options, warnings=warnings)
+    spec = EngineSpec(runtime=runtime, features=features, precision=precision, options=options)
+    _check_precision(spec)
+    _check_capabilities(spec)
+    _check_dla(spec)
+    _check_members(spec)
+    warnings = _warnings(spec)
+    _check_machine(spec)
+    return replace(spec, warnings=warnings)
 
 
-def _check_version(
-    options: EngineOptions, precision: Precision, features: Features, runtime: Runtime
-) -> tuple[str, ...]:
-    """The part of `check` that depends on the builder only."""
-    name = f"{NAMES[runtime]} {features.version}"
-    if runtime == "trtexec" and options.calibrator in ("entropy2", "minmax"):
-        raise UserError(
-            "trtexec calibrates on random data",
-            value=f"--calibrator {options.calibrator}",
-            fix="choose --calibrator table",
-        )
-    _check_precision(options, precision, features, name)
-    _check_capabilities(options, precision, features, name)
-    _check_dla(options, precision, features, runtime, name)
-    _check_members(options, features, name)
-    if options.weight_streaming and features.typing == "weak":
-        raise UserError(
-            f"weight streaming needs a strongly typed network, and {name} is built weakly typed",
-            fix=f"leave it out, or use TensorRT {FIRST_STRONG} or later",
-        )
-    warnings = []
-    if options.tf32 and precision != "fp32":
-        warnings.append(f"TF32 is for layers in FP32: with {precision} there is none to use it")
-    if runtime != "rtx":
-        return tuple(warnings)
-    if options.timing_cache is not None:
-        if options.timing_cache_mode == "require":
-            raise UserError(f"{name} has no timing cache, so it cannot require one", fix="leave --timing-cache out")
-        warnings.append(f"{name} has no timing cache: {options.timing_cache} is neither read nor written")
-    if options.hardware_compatibility != "none":
-        warnings.append(
-            f"{name} ignores hardware compatibility: its engines are made for each GPU when they are loaded"
-        )
-    chosen = capabilities(options, precision, features)
-    if chosen and not options.compute_capability:
-        warnings.append(f"{precision} runs on no older GPU: built for {', '.join(chosen)} only")
-    return tuple(warnings)
-
-
-def _check_precision(options: EngineOptions, precision: Precision, features: Features, name: str) -> None:
-    if options.calibrator is not None:
+def _check_precision(spec: EngineSpec) -> None:
+    calibrator, precision, name = spec.options.calibrator, spec.precision, spec.builder_name
+    if calibrator is not None:
+        if spec.runtime == "trtexec" and calibrator != "table":
+            raise UserError(
+                "trtexec calibrates on random data",
+                value=f"--calibrator {calibrator}",
+                fix="choose --calibrator table",
+            )
         if precision != "int8":
             raise UserError("a calibrator is for INT8", value=precision, fix="leave it out, or choose --int8")
-        method = "IInt8MinMaxCalibrator" if options.calibrator == "minmax" else "IInt8EntropyCalibrator2"
-        if features.typing == "strong" or not features.has(method):
+        method = "IInt8MinMaxCalibrator" if calibrator == "minmax" else "IInt8EntropyCalibrator2"
+        if spec.strong or not spec.features.has(method):
             raise UserError(
                 f"a calibrator needs weak typing, and {name} is built strongly typed",
                 fix="leave it out: INT8 ranges are then in the graph, as Q/DQ pairs",
             )
-    if features.typing == "strong":
+    if spec.strong:
         return
-    missing = [flag for flag in WEAK_FLAGS[precision] if not features.has(f"BuilderFlag.{flag}")]
-    if missing or (precision == "fp8" and not at_least(features.version, FIRST_FP8)):
+    has_flags = spec.features.has(*(f"BuilderFlag.{flag}" for flag in WEAK_FLAGS[precision]))
+    if not has_flags or (precision == "fp8" and not at_least(spec.features.version, FIRST_FP8)):
         raise UserError(f"{name} does not build this precision", value=precision, fix="choose fp32, fp16 or int8")
 
 
-def _check_capabilities(options: EngineOptions, precision: Precision, features: Features, name: str) -> None:
-    asked = options.compute_capability
-    if asked and not features.compute_capabilities:
+def _check_capabilities(spec: EngineSpec) -> None:
+    asked, built_for = spec.options.compute_capability, spec.features.compute_capabilities
+    if asked and not built_for:
         raise UserError(
-            f"{name} builds for the GPU it runs on", value=", ".join(asked), fix="leave --compute-capability out"
+            f"{spec.builder_name} builds for the GPU it runs on",
+            value=", ".join(asked),
+            fix="leave --compute-capability out",
         )
+    first = FIRST_SM_RTX.get(spec.precision, 0)
     for capability in asked:
-        if capability not in features.compute_capabilities:
+        if capability not in built_for:
             raise UserError(
-                f"{name} does not build for this GPU architecture",
+                f"{spec.builder_name} does not build for this GPU architecture",
                 value=capability,
-                fix=f"choose from {', '.join(features.compute_capabilities)}",
+                fix=f"choose from {', '.join(built_for)}",
             )
-        first = FIRST_SM_RTX.get(precision, 0)
         if int(capability[2:]) < first:
             raise UserError(
-                f"{precision} needs a GPU architecture from sm{first} on", value=capability, fix="leave that one out"
+                f"{spec.precision} needs a GPU architecture from sm{first} on",
+                value=capability,
+                fix="leave that one out",
             )
 
 
-def _check_dla(options: EngineOptions, precision: Precision, features: Features, runtime: Runtime, name: str) -> None:
-    if options.dla_core is None:
+def _check_dla(spec: EngineSpec) -> None:
+    core, precision, name = spec.options.dla_core, spec.precision, spec.builder_name
+    if core is None:
         return
-    if runtime == "rtx":
+    if spec.runtime == "rtx":
         raise UserError(
-            f"{name} is for desktop GPUs and would ignore a DLA", value=options.dla_core, fix="use TensorRT on a Jetson"
+            f"{name} is for desktop GPUs and would ignore a DLA", value=core, fix="use TensorRT on a Jetson"
         )
-    if at_least(features.version, DLA_ENDED) and not at_least(features.version, DLA_AGAIN):
-        raise UserError(
-            f"{name} has no DLA", value=options.dla_core, fix=f"use TensorRT up to 10.7, or {DLA_AGAIN} on AGX Orin"
-        )
+    version = spec.features.version
+    if at_least(version, DLA_ENDED) and not at_least(version, DLA_AGAIN):
+        raise UserError(f"{name} has no DLA", value=core, fix=f"use TensorRT up to 10.7, or {DLA_AGAIN} on AGX Orin")
     if precision not in ("fp16", "int8"):
         raise UserError("a DLA computes in FP16 and INT8 only", value=precision, fix="choose --fp16 or --int8")
-    if precision == "int8" and features.typing == "weak" and options.calibrator is None:
+    if precision == "int8" and not spec.strong and spec.options.calibrator is None:
         raise UserError(
             f"with {name} a DLA takes its INT8 ranges from a calibrator, not from Q/DQ pairs",
             fix="add --calibrator entropy2, or --calibrator table for the ranges of this package",
         )
 
 
-def _check_members(options: EngineOptions, features: Features, name: str) -> None:
+def _check_members(spec: EngineSpec) -> None:
+    options = spec.options
     needed = {f"MemoryPoolType.{pool_member(pool)}": f"memory pool {pool}" for pool in options.pool_limits()}
     for switch in SWITCHES:
         if getattr(options, switch.option):
@@ -367,9 +343,15 @@ def _check_members(options: EngineOptions, features: Features, name: str) -> Non
         level = LEVELS[options.hardware_compatibility]
         needed[f"HardwareCompatibilityLevel.{level}"] = f"hardware compatibility {options.hardware_compatibility}"
     for member, about in needed.items():
-        if not features.has(member):
-            first = PRESENT[member][0]
-            raise UserError(f"{name} lacks {about}", fix=f"leave it out, or use TensorRT {first} or later")
+        if not spec.features.has(member):
+            raise UserError(
+                f"{spec.builder_name} lacks {about}", fix=f"leave it out, or use TensorRT {PRESENT[member][0]} or later"
+            )
+    if options.weight_streaming and not spec.strong:
+        raise UserError(
+            f"weight streaming needs a strongly typed network, and {spec.builder_name} is built weakly typed",
+            fix=f"leave it out, or use TensorRT {FIRST_STRONG} or later",
+        )
 
 
 def pool_member(pool: str) -> str:
@@ -377,93 +359,43 @@ def pool_member(pool: str) -> str:
     return pool.upper().replace("-", "_")
 
 
-def _check_machine(options: EngineOptions, precision: Precision, runtime: Runtime) -> None:
+def _warnings(spec: EngineSpec) -> tuple[str, ...]:
+    """What the builder ignores, or was chosen for the caller; refuses a timing cache that TensorRT-RTX cannot require."""
+    options, precision, name = spec.options, spec.precision, spec.builder_name
+    warnings = []
+    if options.tf32 and precision != "fp32":
+        warnings.append(f"TF32 is for layers in FP32: with {precision} there is none to use it")
+    if spec.runtime != "rtx":
+        return tuple(warnings)
+    if options.timing_cache is not None:
+        if options.timing_cache_mode == "require":
+            raise UserError(f"{name} has no timing cache, so it cannot require one", fix="leave --timing-cache out")
+        warnings.append(f"{name} has no timing cache: {options.timing_cache} is neither read nor written")
+    if options.hardware_compatibility != "none":
+        warnings.append(
+            f"{name} ignores hardware compatibility: its engines are made for each GPU when they are loaded"
+        )
+    if spec.capabilities and not options.compute_capability:
+        warnings.append(f"{precision} runs on no older GPU: built for {', '.join(spec.capabilities)} only")
+    return tuple(warnings)
+
+
+def _check_machine(spec: EngineSpec) -> None:
     """The part of `check` that depends on this machine."""
-    gpu = gpu_info()
+    gpu, options, precision = gpu_info(), spec.options, spec.precision
     require_memory(options, gpu.memory_bytes if gpu is not None else None)
-    if options.hardware_compatibility != "none" and runtime != "rtx" and l4t_release() is not None:
+    if options.hardware_compatibility != "none" and spec.runtime != "rtx" and l4t_release() is not None:
         raise UserError(
             "hardware compatibility does not apply to a Jetson", fix="build the engine on the board it is for"
         )
-    if runtime == "rtx":
+    if spec.runtime == "rtx":
         if gpu is None and (options.refit or options.stripped):
             raise MissingComponentError(
                 "TensorRT-RTX builds refittable and stripped engines only with a GPU", fix="leave the option out here"
             )
-    elif gpu is not None and precision in FIRST_SM and int(gpu.sm[2:]) < FIRST_SM[precision]:
+    elif gpu is not None and int(gpu.sm[2:]) < FIRST_SM.get(precision, 0):
         raise UserError(
             f"{precision} needs a GPU architecture from sm{FIRST_SM[precision]} on",
             value=f"{gpu.name} is {gpu.sm}",
             fix="choose --fp16 or --int8",
         )
-
-
-TABLE_VERSIONS = ("8.6", "10.0", "10.3", "10.8", "10.9", "10.12", "11.0", "11.4.1")
-"""TensorRT releases in which something changes, the columns of `support_table`; TensorRT-RTX is the last."""
-
-
-def support_table() -> Mapping[str, Mapping[str, str]]:
-    """Which builder takes which precision and option: `{"--refit": {"8.6": "yes", ..., "RTX": "with a GPU"}}`.
-
-    Not written by hand: each cell is the answer of `check`. A `yes` says that the builder takes the option, not that every
-    GPU or board does: a DLA is only on Jetson Xavier and Orin.
-    """
-    cache = Path("timing.cache")
-    rows: dict[str, tuple[Precision, EngineOptions]] = {
-        "fp32": ("fp32", EngineOptions()),
-        "fp16": ("fp16", EngineOptions()),
-        "bf16": ("bf16", EngineOptions()),
-        "int8 (Q/DQ)": ("int8", EngineOptions()),
-        "int8 (calibrator)": ("int8", EngineOptions(calibrator="entropy2")),
-        "fp8": ("fp8", EngineOptions()),
-        "int4-fc": ("int4-fc", EngineOptions()),
-        "DLA, fp16": ("fp16", EngineOptions(dla_core=0, max_batch=1)),
-        "DLA, int8 (Q/DQ)": ("int8", EngineOptions(dla_core=0, max_batch=1)),
-        "DLA, int8 (calibrator)": ("int8", EngineOptions(dla_core=0, max_batch=1, calibrator="entropy2")),
-        "workspace": ("fp16", EngineOptions(workspace=1)),
-        "pool tactic-shared-memory": ("fp16", EngineOptions(pool=("tactic-shared-memory=1",))),
-        "optimization level": ("fp16", EngineOptions(optimization_level=3)),
-        "timing cache": ("fp16", EngineOptions(timing_cache=cache)),
-        "timing cache, require": ("fp16", EngineOptions(timing_cache=cache, timing_cache_mode="require")),
-        "sparsity": ("fp16", EngineOptions(sparsity=True)),
-        "version compatible": ("fp16", EngineOptions(version_compatible=True)),
-        "hardware compatibility ampere-plus": ("fp16", EngineOptions(hardware_compatibility="ampere-plus")),
-        "hardware compatibility same-compute-capability": (
-            "fp16",
-            EngineOptions(hardware_compatibility="same-compute-capability"),
-        ),
-        "refit": ("fp16", EngineOptions(refit=True)),
-        "stripped": ("fp16", EngineOptions(stripped=True)),
-        "weight streaming": ("fp16", EngineOptions(weight_streaming=True)),
-        "memory cap": ("fp16", EngineOptions(memory_cap=1024)),
-        "compute capability": ("fp16", EngineOptions(compute_capability=("sm89",))),
-    }
-    builders: dict[str, tuple[Features, Runtime]] = {
-        version: (Features.of_version(version), "tensorrt") for version in TABLE_VERSIONS
-    }
-    builders["RTX"] = (_rtx(), "rtx")
-    return {
-        row: {column: _cell(options, precision, features, runtime) for column, (features, runtime) in builders.items()}
-        for row, (precision, options) in rows.items()
-    }
-
-
-def _cell(options: EngineOptions, precision: Precision, features: Features, runtime: Runtime) -> str:
-    try:
-        warnings = _check_version(options, precision, features, runtime)
-    except UserError:
-        return "no"
-    if runtime == "rtx" and (options.refit or options.stripped):
-        return "with a GPU"
-    return "ignored" if any(word in " ".join(warnings) for word in ("ignores", "neither read")) else "yes"
-
-
-def _rtx() -> Features:
-    """TensorRT-RTX 1.7: TensorRT 11's API, and GPU architectures to build for."""
-    later = Features.of_version("11.0")
-    return Features(
-        version="1.7",
-        typing="strong",
-        members=later.members | {"IBuilderConfig.set_compute_capability"},
-        compute_capabilities=("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
-    )

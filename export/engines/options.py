@@ -15,19 +15,14 @@ from typing import Any, Literal
 from alexnet_edge.environment import memory_bytes as machine_memory_bytes
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.fields import changed_fields, require_choices
+from alexnet_edge.files import staged, writing
+from alexnet_edge.records import to_builtins
 
 TimingCacheMode = Literal["update", "load", "require"]
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 CalibratorMethod = Literal["entropy2", "minmax", "table"]
 
-POOLS = (
-    "workspace",
-    "dla-managed-sram",
-    "dla-local-dram",
-    "dla-global-dram",
-    "tactic-dram",
-    "tactic-shared-memory",
-)
+POOLS = ("workspace", "dla-managed-sram", "dla-local-dram", "dla-global-dram", "tactic-dram", "tactic-shared-memory")
 """The builder's memory pools: the members of `MemoryPoolType` in this package's spelling."""
 MOST_WORKSPACE_OF_CAP = 0.5
 """Share of `memory_cap` that the workspace may take: it comes out of the memory kernels are tried in."""
@@ -101,21 +96,18 @@ class EngineOptions:
         for name in self.compute_capability:
             if not re.fullmatch(r"sm\d{2,3}", name):
                 raise UserError("a GPU architecture is written as `sm89`", value=name, fix="correct it")
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise UserError(
-                "the optimization level is 0 to 5",
-                value=self.optimization_level,
-                fix="leave it out for the builder's own",
-            )
+        level = self.optimization_level
+        if level is not None and not 0 <= level <= 5:
+            raise UserError("the optimization level is 0 to 5", value=level, fix="leave it out for the builder's own")
         if self.timing_cache is None and self.timing_cache_mode != "update":
             raise UserError(
                 f"timing cache mode {self.timing_cache_mode} needs a timing cache",
                 fix="name its file with --timing-cache",
             )
-        self._check_dla()
+        self._check_dla(low, high)
         self._check_memory()
 
-    def _check_dla(self) -> None:
+    def _check_dla(self, low: int, high: int) -> None:
         if self.dla_core is None:
             if self.gpu_fallback:
                 raise UserError(
@@ -124,7 +116,6 @@ class EngineOptions:
             return
         if self.dla_core < 0:
             raise UserError("a DLA core is numbered from 0", value=self.dla_core, fix="give 0 or 1")
-        low, _, high = self.batches
         if low != high:
             raise UserError(
                 "a DLA runs one fixed batch",
@@ -135,11 +126,11 @@ class EngineOptions:
             raise UserError("hardware compatibility does not apply to a DLA", fix="leave one of them out")
 
     def _check_memory(self) -> None:
-        pools = self.pools
+        pools, cap = self.pools, self.memory_cap
         for name in pools:
             if name not in POOLS:
                 raise UserError("no such memory pool", value=name, fix=f"choose from {', '.join(POOLS)}")
-        for name, size in {**pools, "workspace": self.workspace, "memory cap": self.memory_cap}.items():
+        for name, size in {**pools, "workspace": self.workspace, "memory cap": cap}.items():
             if size is not None and size < 1:
                 raise UserError(f"the size of {name} must be 1 MiB or more", value=size, fix="give a positive number")
         for name, size in pools.items():
@@ -149,7 +140,7 @@ class EngineOptions:
                 raise UserError(
                     f"the size of {name} must be a power of two", value=size, fix="give 1, 2, 4, 8, ... MiB"
                 )
-        cap, workspace = self.memory_cap, self.pool_limits().get("workspace")
+        workspace = self.pool_limits().get("workspace")
         if cap is not None and workspace is not None and workspace > cap:
             raise UserError(
                 "the workspace is larger than the memory cap",
@@ -164,6 +155,11 @@ class EngineOptions:
             )
 
     @property
+    def dla_only(self) -> bool:
+        """Whether every layer must run on the DLA, which has no FP32."""
+        return self.dla_core is not None and not self.gpu_fallback
+
+    @property
     def batches(self) -> tuple[int, int, int]:
         """The smallest batch, the one tuned for, and the largest."""
         low, high = (1, MAX_BATCH) if self.dla_core is None else (self.opt_batch, self.opt_batch)
@@ -172,6 +168,20 @@ class EngineOptions:
             self.opt_batch,
             high if self.max_batch is None else self.max_batch,
         )
+
+    def require_batch(self, batch: int | None) -> None:
+        """Refuse a graph with a fixed batch where other batches are asked for; None is a free one.
+
+        Raises:
+            UserError: naming both.
+        """
+        low, _, high = self.batches
+        if batch is not None and not low == high == batch:
+            raise UserError(
+                "the graph has a fixed batch, and other batches were asked for",
+                value=f"{batch}, not {low} to {high}",
+                fix=f"give --min-batch, --opt-batch and --max-batch {batch}",
+            )
 
     @property
     def pools(self) -> dict[str, int]:
@@ -195,20 +205,50 @@ class EngineOptions:
         values: dict[str, Any] = {name: batch for name, (batch, default) in batches.items() if batch != default}
         for name in changed_fields(self):
             if name not in batches:
-                values[RECORDED.get(name, name)] = _plain(self.pools if name == "pool" else getattr(self, name))
+                value = self.pools if name == "pool" else getattr(self, name)
+                values[RECORDED.get(name, name)] = list(value) if isinstance(value, tuple) else to_builtins(value)
         return values
 
     def record(self) -> dict[str, Any]:
         """For the manifest: what a session must know of the build, and every option that is not at its default."""
-        names = (
-            "version_compatible",
-            "hardware_compatibility",
-            "refit",
-            "stripped",
-            "weight_streaming",
-            "dla_core",
-        )
+        names = ("version_compatible", "hardware_compatibility", "refit", "stripped", "weight_streaming", "dla_core")
         return {**{name: getattr(self, name) for name in names}, "options": self.changed()}
+
+    def timing_cache_record(self) -> dict[str, Any] | None:
+        """For the manifest: which timing cache the builder used, and how."""
+        if self.timing_cache is None:
+            return None
+        return {"file": str(self.timing_cache), "mode": self.timing_cache_mode}
+
+    def known_timings(self) -> bytes:
+        """The content of the timing cache; empty where mode update is to make it.
+
+        Raises:
+            UserError: when it cannot be read, and when there is none and the mode needs one.
+        """
+        path, mode = self.timing_cache, self.timing_cache_mode
+        assert path is not None
+        content = b""
+        if path.is_file():
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise UserError(
+                    f"the timing cache cannot be read ({error.strerror})", value=path, fix="check its permissions"
+                ) from error
+        elif path.exists() or mode != "update":
+            raise UserError(
+                f"no such timing cache, and mode {mode} needs one", value=path, fix="make it with mode update"
+            )
+        if not content and mode != "update":
+            raise UserError("the timing cache is empty", value=path, fix="make it with mode update")
+        return content
+
+    def save_timings(self, content: Any) -> None:
+        """Write the timing cache (anything that has a buffer) in mode update."""
+        if self.timing_cache is not None and self.timing_cache_mode == "update":
+            with writing(self.timing_cache), staged(self.timing_cache) as temporary:
+                temporary.write_bytes(content)
 
     def pool_limits(self) -> dict[str, int]:
         """Every bounded memory pool, in MiB, by its name in `POOLS`, those that `memory_cap` bounds included.
@@ -228,31 +268,21 @@ class EngineOptions:
         return limits
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
 def require_memory(options: EngineOptions, gpu_memory_bytes: int | None = None) -> None:
     """Refuse a memory bound that is more than there is: the builder would take it as no bound.
 
-    Args:
-        options: what the builder is told.
-        gpu_memory_bytes: memory of the GPU that the engine is built on; None without one, where the machine's counts.
+    `gpu_memory_bytes` is the memory of the GPU that the engine is built on; None without one, where the machine's counts.
 
     Raises:
         UserError: when the workspace, TACTIC_DRAM or the cap is larger than the memory.
     """
-    memory = gpu_memory_bytes if gpu_memory_bytes is not None else machine_memory_bytes()
-    if memory is None:
-        return
-    limits = options.pool_limits()
-    asked = {"memory cap": options.memory_cap}  # first: the pools may follow from it
-    asked |= {name: limits.get(name) for name in ("workspace", "tactic-dram")}
     whose = "the GPU" if gpu_memory_bytes is not None else "this machine"
-    for name, size in asked.items():
-        if size is not None and size << 20 > memory:
+    memory = gpu_memory_bytes if gpu_memory_bytes is not None else machine_memory_bytes()
+    limits = options.pool_limits()
+    bounds = {"memory cap": options.memory_cap}  # first: the pools may follow from it
+    bounds |= {name: limits.get(name) for name in ("workspace", "tactic-dram")}
+    for name, size in bounds.items():
+        if memory is not None and size is not None and size << 20 > memory:
             raise UserError(
                 f"the {name} is larger than the memory of {whose} ({memory >> 20} MiB)",
                 value=f"{size} MiB",

@@ -114,9 +114,6 @@ def _cache() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "alexnet-edge" / "bindings"
 
 
-# --- wheels -------------------------------------------------------------------------------------------------------------
-
-
 def _wheel(release: Release) -> Path:
     if not sys.platform.startswith("linux"):
         raise BindingsError(f"the stub libraries are for Linux, this is {sys.platform}")
@@ -195,9 +192,6 @@ def _publish(staging: Path, target: Path) -> None:
         shutil.rmtree(finished)
         if not target.exists():
             raise
-
-
-# --- stub libraries -----------------------------------------------------------------------------------------------------
 
 
 @cache

@@ -54,8 +54,6 @@ class Job:
         self.artifact: dict[str, Any] = described["artifact"]
         self.features = Features.detect(self.trt)
 
-    # --- the builder ----------------------------------------------------------------------------------------------------
-
     def build(
         self,
         precision: Precision,
@@ -106,9 +104,8 @@ class Job:
                 reporter=reporter,
             )
             answer["build"] = dict(result.build)
-            answer["version"] = result.version
+            answer["version"] = result.build["version"]
             answer["layers"] = {layer.name: asdict(layer) for layer in result.layers}
-            answer["messages"] = list(result.messages)
         except AlexNetEdgeError as error:
             answer["error"] = [type(error).__name__, str(error)]
         except KeyboardInterrupt:
@@ -186,8 +183,6 @@ class Job:
         }
         return answer
 
-    # --- the calibrator -------------------------------------------------------------------------------------------------
-
     def calibrator(self, method: str, cache: Path | None, *, images: int = 10, batch: int = 2) -> Any:
         """This package's calibrator on zeros, its batches in the memory of the stand-in of a GPU."""
         from alexnet_edge.export.engines.calibrators import make_calibrator
@@ -196,8 +191,6 @@ class Job:
         x_NCHW = np.zeros((images, 3, 8, 8), np.float32)
         memory = cuda.DeviceBuffer()
         return make_calibrator(self.trt, method, [x_NCHW[:6], x_NCHW[6:]], batch=batch, cache=cache, memory=memory)
-
-    # --- the session ----------------------------------------------------------------------------------------------------
 
     def session(
         self, folder: Path, *, content: bytes = b"an engine", cuda_graph: bool = False, **build: Any
@@ -272,8 +265,6 @@ class _Reporter:
     def note(self, text: str) -> None:
         self.told.append(text)
 
-
-# --- the cases ------------------------------------------------------------------------------------------------------------
 
 Case = Callable[[Job, Path], dict[str, Any]]
 

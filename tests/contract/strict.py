@@ -53,9 +53,6 @@ class UnscriptedError(AssertionError):
     """Something was asked of a stand-in that nobody has said the answer to."""
 
 
-# --- signatures ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameter:
     """One parameter, as a docstring of pybind11 has it."""
@@ -127,9 +124,6 @@ def _split(text: str, separator: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-# --- what was done ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(kw_only=True, slots=True)
 class Event:
     """One call, or one property set."""
@@ -169,8 +163,6 @@ class Record:
         self.events.clear()
         self.faults.clear()
 
-
-# --- stand-ins ----------------------------------------------------------------------------------------------------------
 
 Script = Callable[..., Any]
 """Answers a call: `script(stand_in, **arguments)`; a property: `script(stand_in)`."""
@@ -230,8 +222,6 @@ class Fakes:
         self._names: dict[type, frozenset[str]] = {}
         self.module = self._module()
 
-    # --- for scripts ----------------------------------------------------------------------------------------------------
-
     def new(self, class_name: str, /, **values: Any) -> Any:
         """A stand-in of the class, as a call of the bindings would return it; `values` are its properties."""
         cls = self._classes[class_name]
@@ -266,8 +256,6 @@ class Fakes:
         for name in ("tensorrt", "tensorrt_bindings", "tensorrt_bindings.tensorrt"):
             sys.modules[name] = self.module
         return self.module
-
-    # --- building -------------------------------------------------------------------------------------------------------
 
     def _module(self) -> ModuleType:
         module = ModuleType("tensorrt", self.real.__doc__)
@@ -384,8 +372,6 @@ class Fakes:
 
         return property(get, put, doc=static.__doc__)
 
-    # --- answering ------------------------------------------------------------------------------------------------------
-
     def _note(self, kind: str, stand_in: Any, name: str, arguments: dict[str, Any]) -> None:
         owner = type(stand_in).__name__
         self.record.events.append(Event(kind=kind, owner=owner, name=name, arguments=arguments, target=stand_in))
@@ -416,8 +402,6 @@ class Fakes:
                 self.record.fault(f"{where}: the script answers {answer!r}, the real one {annotation}")
             )
         return answer
-
-    # --- checking -------------------------------------------------------------------------------------------------------
 
     def _bind(
         self, owner: str, name: str, overloads: tuple[Signature, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -94,8 +94,6 @@ class Simulation:
         self.batches = (1, 1, 16)
         """Smallest, best and largest batch of an engine."""
 
-    # --- what is asked of a stand-in ------------------------------------------------------------------------------------
-
     def _scripts(self) -> dict[tuple[str, str], Any]:
         of = self.fakes.values
 
@@ -186,8 +184,6 @@ class Simulation:
             ("IExecutionContext", "execute_async_v3"): self._execute,
             ("IExecutionContext", "infer_shapes"): [],
         }
-
-    # --- building -------------------------------------------------------------------------------------------------------
 
     def _start(self, stand_in: Any, logger: Any) -> None:
         self.fakes.values(stand_in)["logger"] = logger
@@ -384,8 +380,6 @@ class Simulation:
             monitor.phase_finish(name)
         return True
 
-    # --- parsing --------------------------------------------------------------------------------------------------------
-
     def _parse(self, parser: Any, model: Any, path: Any = None) -> bool:
         graph = onnx.ModelProto.FromString(bytes(memoryview(model)))
         newest = NEWEST_OPSET.get(int(self.fakes.version.split(".")[0]))
@@ -404,8 +398,6 @@ class Simulation:
                 return False
         _Importer(self, state).run(graph.graph)
         return True
-
-    # --- running --------------------------------------------------------------------------------------------------------
 
     def _deserialise(self, runtime: Any, serialized_engine: Any, **more: Any) -> Any:
         content = bytes(memoryview(serialized_engine))

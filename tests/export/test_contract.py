@@ -35,9 +35,6 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8", "int
 Answers = dict[str, Any]
 
 
-# --- running ------------------------------------------------------------------------------------------------------------
-
-
 def slim() -> Checkpoint:
     """A checkpoint of a narrow AlexNet: the same eight layers and node names, 1 MB of weights."""
     rng = np.random.default_rng(0)
@@ -137,9 +134,6 @@ def has_dla(release: Release) -> bool:
     return release.number <= (10, 7)
 
 
-# --- the stand-ins refuse what the real bindings refuse ------------------------------------------------------------------
-
-
 def test_signature_of_a_plain_method() -> None:
     (found,) = signatures("set_flag(self: a.b.IBuilderConfig, flag: a.b.BuilderFlag) -> None\n\nSets a flag.")
     assert [(entry.name, entry.annotation, entry.has_default) for entry in found.parameters] == [
@@ -202,9 +196,6 @@ def test_every_script_answers_something_real(everything: dict[str, Answers | Bin
     assert set.intersection(*absent) == set()
 
 
-# --- no release is misused -----------------------------------------------------------------------------------------------
-
-
 def test_no_call_that_the_release_would_refuse(answers: Answers) -> None:
     broken = {name: case["broken"].splitlines()[-1] for name, case in answers.items() if "broken" in case}
     faults = {name: case["faults"] for name, case in answers.items() if case.get("faults")}
@@ -221,8 +212,6 @@ def test_features_are_those_of_the_bindings(answers: Answers, release: Release) 
 def test_building_and_running_need_no_training_library(answers: Answers) -> None:
     assert answers["imports"]["imported"] == []
 
-
-# --- precisions ----------------------------------------------------------------------------------------------------------
 
 WEAK: dict[Precision, tuple[str, list[str]]] = {
     "fp32": ("fp32", []),
@@ -309,8 +298,6 @@ def test_inspector_without_types_is_no_proof(answers: Answers, release: Release)
         assert "network" in case["build"]["proof"]
     assert answers["names only, too small"]["error"][0] == "PrecisionError"
 
-
-# --- options -------------------------------------------------------------------------------------------------------------
 
 MIB = 1 << 20
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -407,9 +394,6 @@ def test_code_in_an_engine_is_never_allowed(answers: Answers) -> None:
     assert answers["fp16"]["host_code"] == []
 
 
-# --- timing cache --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("case", "read", "left"),
     [
@@ -425,8 +409,6 @@ def test_timing_cache(answers: Answers, case: str, read: str, left: str) -> None
     assert answer["timing_cache_set"]
     assert answer["cache"] == left
 
-
-# --- TensorRT's own calibrator -------------------------------------------------------------------------------------------
 
 ALGORITHMS = {"entropy2": "ENTROPY_CALIBRATION_2", "minmax": "MINMAX_CALIBRATION"}
 
@@ -479,9 +461,6 @@ def test_calibrator_is_for_int8(answers: Answers) -> None:
     assert answers["calibrator on fp16"]["error"][0] == "UserError"
 
 
-# --- failures ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("case", "kind", "reason"),
     [
@@ -511,8 +490,6 @@ def test_progress_is_reported_where_the_builder_tells(answers: Answers, release:
     assert ("update" in case["progress"]) == (release.major >= 10)
     assert case.get("progress_monitor") == ("IProgressMonitor" if release.major >= 10 else None)
 
-
-# --- running an engine ---------------------------------------------------------------------------------------------------
 
 OUTPUTS = [[[float(value * column) for column in (1, 2, 3, 4)]] * batch for value, batch in ((1, 2), (2, 2), (3, 3))]
 """The stand-in's answers to the three batches: the input's first pixel times 1, 2, 3, 4."""
@@ -568,9 +545,6 @@ def test_engine_that_cannot_be_loaded(answers: Answers, case: str, reason: str) 
     assert "rebuild" in answer["error"][1]
     assert answer["held"] == {}
     assert answer["host_code"] == []
-
-
-# --- where the bindings cannot be had --------------------------------------------------------------------------------------
 
 
 NO_VERSION = "ERROR: Could not find a version that satisfies the requirement x (from versions: 9.0)"

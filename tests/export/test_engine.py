@@ -138,9 +138,6 @@ def weight_type(model: onnx.ModelProto, name: str) -> int:
     return int(found)
 
 
-# --- which graph trtexec is given -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("version", "typing", "source", "element"),
     [
@@ -225,9 +222,6 @@ def test_the_exporter_without_a_command_line(
     assert {layer.name: layer.built for layer in artifact.manifest.layers} == layer_types("int4-fc")
 
 
-# --- an engine that is not as asked -----------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def fp16_engine(narrow: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An FP16 engine of trtexec with its manifest; do not change it."""
@@ -282,9 +276,6 @@ def test_a_failed_build_leaves_the_engine_before(kept: tuple[Export, StandIn]) -
     export, program = kept
     program.tell(fails=True, log=[["E", "[TRT] 10: Could not find any implementation for node conv1."]])
     assert "Could not find any implementation for node conv1." in export.refuses("--fp16", "--runtime", "trtexec")
-
-
-# --- INT8 by a table of ranges ----------------------------------------------------------------------------------------------
 
 
 def ranges_of(table: Path) -> dict[str, float]:
@@ -368,9 +359,6 @@ def test_trtexec_does_not_calibrate_on_images(
     assert written == []
 
 
-# --- a DLA ------------------------------------------------------------------------------------------------------------------
-
-
 def test_a_dla_gets_a_graph_of_its_own(export: Export, trtexec: UseTrtexec, tmp_path: Path) -> None:
     program = trtexec("8.6", layer_types("fp16"))
     program.tell(static=True)
@@ -388,9 +376,6 @@ def test_a_dla_gets_a_graph_of_its_own(export: Export, trtexec: UseTrtexec, tmp_
     assert manifest.build["dla_core"] == 0
     assert "fc6 runs on the GPU, not on the DLA" in manifest.build["fallback"]  # the stand-in has no DLA
     assert "fc6 runs on the GPU, not on the DLA" in out
-
-
-# --- mistakes ---------------------------------------------------------------------------------------------------------------
 
 
 def test_a_variable_that_names_no_program(kept: tuple[Export, StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,9 +427,6 @@ def test_rtx_cannot_require_a_timing_cache(kept: tuple[Export, StandIn], tmp_pat
     line = kept[0].refuses("--fp16", "--runtime", "rtx", *mode)
     assert "has no timing cache, so it cannot require one" in line
     assert cache.read_bytes() == b"known"
-
-
-# --- from the ONNX artifact -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -604,9 +586,6 @@ def test_check_proves_against_the_onnx_source(
 
 def test_check_on_a_board(run_cli: Cli, board: dict[str, str], onnx_source: Path, image_folder: Path) -> None:
     assert _checked(run_cli, onnx_source, image_folder, board)["verdict"] == "passed"
-
-
-# --- TensorRT-RTX -----------------------------------------------------------------------------------------------------------
 
 
 @needs_rtx

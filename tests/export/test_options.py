@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,7 @@ import pytest
 from alexnet_edge.artifact import Precision
 from alexnet_edge.errors import MissingComponentError, UserError
 from alexnet_edge.export.engines import features
-from alexnet_edge.export.engines.features import (
-    PRESENT,
-    Features,
-    at_least,
-    capabilities,
-    check,
-    graph_precision,
-    support_table,
-)
+from alexnet_edge.export.engines.features import PRESENT, EngineSpec, Features, at_least, check
 from alexnet_edge.export.engines.options import POOLS, EngineOptions, require_memory
 from alexnet_edge.nvidia.cuda import GpuInfo
 
@@ -34,6 +27,21 @@ RTX = Features(
 )
 
 
+def of(version: str, precision: Precision, **options: Any) -> EngineSpec:
+    """What TensorRT `version`, or TensorRT-RTX as `rtx`, is asked for, checked."""
+    if version == "rtx":
+        return check(EngineOptions(**options), precision, RTX, "rtx")
+    return check(EngineOptions(**options), precision, Features.of_version(version), "tensorrt")
+
+
+def refused(text: str, call: Callable[[], Any]) -> None:
+    """The call ends in one line with this text."""
+    with pytest.raises(UserError) as error:
+        call()
+    assert text in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is no Jetson, without GPU and with 64 GiB, whatever the tests run on."""
@@ -42,11 +50,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alexnet_edge.export.engines.options.machine_memory_bytes", lambda: 64 << 30)
 
 
-# --- options alone --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("options", "message"),
     [
         ({"min_batch": 0}, "1 <= min <= opt <= max: 0, 1, 16"),
         ({"min_batch": 4, "opt_batch": 2}, "1 <= min <= opt <= max: 4, 2, 16"),
@@ -78,11 +83,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"gpu_fallback": True}, "add --dla-core"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError) as refused:
-        EngineOptions(**given)
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)
+def test_what_cannot_be_is_refused_in_one_line(options: dict[str, Any], message: str) -> None:
+    refused(message, lambda: EngineOptions(**options))
 
 
 def test_only_what_is_not_the_default_is_recorded() -> None:
@@ -110,17 +112,15 @@ def test_a_memory_cap_leaves_what_is_given_by_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (EngineOptions(workspace=2048), "the workspace is larger than the memory of the GPU (1024 MiB): 2048 MiB"),
-        (EngineOptions(pool=("tactic-dram=2048",)), "the tactic-dram is larger than the memory of the GPU"),
-        (EngineOptions(memory_cap=4096, workspace=1), "the memory cap is larger than the memory of the GPU"),
+        ({"workspace": 2048}, "the workspace is larger than the memory of the GPU (1024 MiB): 2048 MiB"),
+        ({"pool": ("tactic-dram=2048",)}, "the tactic-dram is larger than the memory of the GPU"),
+        ({"memory_cap": 4096, "workspace": 1}, "the memory cap is larger than the memory of the GPU"),
     ],
 )
-def test_more_memory_than_the_gpu_has(options: EngineOptions, said: str) -> None:
-    with pytest.raises(UserError) as refused:
-        require_memory(options, 1 << 30)
-    assert said in str(refused.value)
+def test_more_memory_than_the_gpu_has(options: dict[str, Any], message: str) -> None:
+    refused(message, lambda: require_memory(EngineOptions(**options), 1 << 30))
 
 
 def test_without_a_gpu_the_machines_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,9 +129,6 @@ def test_without_a_gpu_the_machines_memory_counts(monkeypatch: pytest.MonkeyPatc
     require_memory(EngineOptions(workspace=65536))
     monkeypatch.setattr("alexnet_edge.export.engines.options.machine_memory_bytes", lambda: None)
     require_memory(EngineOptions(workspace=65537))  # unknown memory refuses nothing
-
-
-# --- what a release has ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -183,15 +180,11 @@ def test_every_pool_is_a_known_member() -> None:
     ],
 )
 def test_which_graph_a_builder_is_fed(version: str, precision: Precision, calibrator: Any, graph: str) -> None:
-    options = EngineOptions(calibrator=calibrator)
-    assert graph_precision(precision, Features.of_version(version), options) == graph
-
-
-# --- refusals -------------------------------------------------------------------------------------------------------------
+    assert of(version, precision, calibrator=calibrator).graph == graph
 
 
 @pytest.mark.parametrize(
-    ("version", "precision", "given", "said"),
+    ("version", "precision", "options", "message"),
     [
         ("8.6.1", "bf16", {}, "TensorRT 8.6.1 does not build this precision: bf16"),
         ("8.6.1", "fp8", {}, "does not build this precision: fp8"),
@@ -209,17 +202,26 @@ def test_which_graph_a_builder_is_fed(version: str, precision: Precision, calibr
         ("10.3.0", "int8", {"dla_core": 0, "max_batch": 1}, "ranges from a calibrator, not from Q/DQ pairs"),
         ("10.13.3", "fp16", {"dla_core": 0, "max_batch": 1}, "TensorRT 10.13.3 has no DLA"),
         ("11.0.0", "fp16", {"dla_core": 0, "max_batch": 1}, "use TensorRT up to 10.7, or 11.4.1 on AGX Orin"),
+        ("rtx", "fp16", {"dla_core": 0, "max_batch": 1}, "is for desktop GPUs and would ignore a DLA"),
+        (
+            "rtx",
+            "fp16",
+            {"compute_capability": ("sm87",)},
+            "does not build for this GPU architecture: sm87; choose from sm75",
+        ),
+        ("rtx", "fp8", {"compute_capability": ("sm89", "sm86")}, "fp8 needs a GPU architecture from sm89 on: sm86"),
+        ("rtx", "fp32", {"compute_capability": ("sm75",)}, "fp32 needs a GPU architecture from sm80 on: sm75"),
+        ("rtx", "fp16", {"timing_cache": CACHE, "timing_cache_mode": "require"}, "has no timing cache"),
     ],
 )
-def test_what_a_release_lacks_is_refused(version: str, precision: Precision, given: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError) as refused:
-        check(EngineOptions(**given), precision, Features.of_version(version), "tensorrt")
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)
+def test_what_a_builder_lacks_is_refused(
+    version: str, precision: Precision, options: dict[str, Any], message: str
+) -> None:
+    refused(message, lambda: of(version, precision, **options))
 
 
 @pytest.mark.parametrize(
-    ("version", "precision", "given"),
+    ("version", "precision", "options"),
     [
         ("8.6.1", "int8", {"calibrator": "entropy2"}),
         ("8.6.1", "fp16", {"dla_core": 1, "max_batch": 1, "pool": ("dla-local-dram=64",)}),
@@ -228,115 +230,46 @@ def test_what_a_release_lacks_is_refused(version: str, precision: Precision, giv
         ("10.13.3", "fp8", {"weight_streaming": True, "refit": True}),
     ],
 )
-def test_what_a_release_has_is_taken(version: str, precision: Precision, given: dict[str, Any]) -> None:
-    assert check(EngineOptions(**given), precision, Features.of_version(version), "tensorrt").warnings == ()
+def test_what_a_release_has_is_accepted(version: str, precision: Precision, options: dict[str, Any]) -> None:
+    assert of(version, precision, **options).warnings == ()
 
 
-@pytest.mark.parametrize(
-    ("precision", "given", "said"),
-    [
-        ("fp16", {"dla_core": 0, "max_batch": 1}, "is for desktop GPUs and would ignore a DLA"),
-        (
-            "fp16",
-            {"compute_capability": ("sm87",)},
-            "does not build for this GPU architecture: sm87; choose from sm75",
-        ),
-        ("fp8", {"compute_capability": ("sm89", "sm86")}, "fp8 needs a GPU architecture from sm89 on: sm86"),
-        ("fp32", {"compute_capability": ("sm75",)}, "fp32 needs a GPU architecture from sm80 on: sm75"),
-        ("fp16", {"timing_cache": CACHE, "timing_cache_mode": "require"}, "has no timing cache"),
-    ],
-)
-def test_what_rtx_lacks_is_refused(precision: Precision, given: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError) as refused:
-        check(EngineOptions(**given), precision, RTX, "rtx")
-    assert said in str(refused.value)
-
-
-def test_what_rtx_ignores_is_told() -> None:
-    options = EngineOptions(timing_cache=CACHE, hardware_compatibility="ampere-plus")
-    told = check(options, "fp16", RTX, "rtx").warnings
-    assert len(told) == 2
-    assert "timing.cache is neither read nor written" in told[0]
-    assert "ignores hardware compatibility" in told[1]
+def test_what_rtx_ignores_is_a_warning() -> None:
+    unread, ignored = of("rtx", "fp16", timing_cache=CACHE, hardware_compatibility="ampere-plus").warnings
+    assert "timing.cache is neither read nor written" in unread
+    assert "ignores hardware compatibility" in ignored
 
 
 def test_fp8_is_built_for_the_gpus_that_have_it() -> None:
-    assert capabilities(EngineOptions(), "fp8", RTX) == ("sm89", "sm120", "sm121")
-    assert check(EngineOptions(), "fp8", RTX, "rtx").warnings == (
-        "fp8 runs on no older GPU: built for sm89, sm120, sm121 only",
-    )
-    assert capabilities(EngineOptions(), "bf16", RTX) == ()
-    assert capabilities(EngineOptions(compute_capability=("sm120",)), "fp8", RTX) == ("sm120",)
+    assert of("rtx", "fp8").capabilities == ("sm89", "sm120", "sm121")
+    assert of("rtx", "fp8").warnings == ("fp8 runs on no older GPU: built for sm89, sm120, sm121 only",)
+    assert of("rtx", "bf16").capabilities == ()
+    assert of("rtx", "fp8", compute_capability=("sm120",)).capabilities == ("sm120",)
 
 
-# --- this machine ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("given", [{"refit": True}, {"stripped": True}])
-def test_rtx_refits_only_with_a_gpu(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("option", ["refit", "stripped"])
+def test_rtx_refits_only_with_a_gpu(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
     with pytest.raises(MissingComponentError, match="only with a GPU"):
-        check(EngineOptions(**given), "fp16", RTX, "rtx")
+        of("rtx", "fp16", **{option: True})
     monkeypatch.setattr(features, "gpu_info", lambda: ADA)
-    assert check(EngineOptions(**given), "fp16", RTX, "rtx").warnings == ()
+    assert of("rtx", "fp16", **{option: True}).warnings == ()
 
 
-def test_fp8_is_refused_on_orin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orin_has_no_fp8_and_8_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "gpu_info", lambda: ORIN)
-    with pytest.raises(UserError, match="fp8 needs a GPU architecture from sm89 on: Orin is sm87"):
-        check(EngineOptions(), "fp8", Features.of_version("10.13.3"), "tensorrt")
-    assert check(EngineOptions(), "bf16", Features.of_version("10.13.3"), "tensorrt").warnings == ()
-
-
-def test_the_gpus_memory_bounds_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "gpu_info", lambda: ORIN)
-    with pytest.raises(UserError, match=r"larger than the memory of the GPU \(8192 MiB\): 8193 MiB"):
-        check(EngineOptions(workspace=8193), "fp16", Features.of_version("10.3.0"), "tensorrt")
+    refused("fp8 needs a GPU architecture from sm89 on: Orin is sm87", lambda: of("10.13.3", "fp8"))
+    assert of("10.13.3", "bf16").warnings == ()
+    message = "larger than the memory of the GPU (8192 MiB): 8193 MiB"
+    refused(message, lambda: of("10.3.0", "fp16", workspace=8193))
 
 
 def test_hardware_compatibility_is_refused_on_a_jetson(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = EngineOptions(hardware_compatibility="ampere-plus")
-    assert check(options, "fp16", Features.of_version("10.3.0"), "tensorrt").warnings == ()
+    assert of("10.3.0", "fp16", hardware_compatibility="ampere-plus").warnings == ()
     monkeypatch.setattr(features, "l4t_release", lambda: "36.4.3")
-    with pytest.raises(UserError, match="does not apply to a Jetson"):
-        check(options, "fp16", Features.of_version("10.3.0"), "tensorrt")
-
-
-# --- the table for the documentation --------------------------------------------------------------------------------------
-
-
-def test_the_support_table_is_whole() -> None:
-    table = support_table()
-    columns = [*features.TABLE_VERSIONS, "RTX"]
-    assert all(list(row) == columns for row in table.values())
-    assert {cell for row in table.values() for cell in row.values()} <= {"yes", "no", "ignored", "with a GPU"}
-
-
-@pytest.mark.parametrize(
-    ("row", "cells"),
-    [
-        ("bf16", "no yes yes yes yes yes yes yes yes"),
-        ("int4-fc", "no no yes yes yes yes yes yes yes"),
-        ("int8 (calibrator)", "yes yes yes yes yes no no no no"),
-        ("DLA, fp16", "yes yes yes no no no no yes no"),
-        ("DLA, int8 (Q/DQ)", "no no no no no no no yes no"),
-        ("timing cache", "yes yes yes yes yes yes yes yes ignored"),
-        ("hardware compatibility same-compute-capability", "no no no no yes yes yes yes ignored"),
-        ("compute capability", "no no no no no no no no yes"),
-    ],
-)
-def test_rows_of_the_support_table(row: str, cells: str) -> None:
-    assert " ".join(support_table()[row].values()) == cells
-
-
-def test_the_support_table_does_not_depend_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = support_table()
-    monkeypatch.setattr(features, "gpu_info", lambda: ORIN)
-    monkeypatch.setattr(features, "l4t_release", lambda: "36.4.3")
-    assert support_table() == before
-    assert support_table()["refit"]["RTX"] == "with a GPU"
+    refused("does not apply to a Jetson", lambda: of("10.3.0", "fp16", hardware_compatibility="ampere-plus"))
 
 
 @pytest.mark.parametrize(("precision", "warned"), [("fp32", False), ("fp16", True), ("int8", True)])
 def test_tf32_without_a_layer_to_use_it_is_warned_of(precision: Precision, warned: bool) -> None:
-    warnings = check(EngineOptions(tf32=True), precision, Features.of_version("10.3.0"), "tensorrt").warnings
+    warnings = of("10.3.0", precision, tf32=True).warnings
     assert any("TF32 is for layers in FP32" in line for line in warnings) == warned

@@ -36,9 +36,6 @@ def one_line(call: Callable[[], Any], kind: type[UserError] = MissingComponentEr
     return str(error.value)
 
 
-# --- without ------------------------------------------------------------------------------------------------------------
-
-
 @needs_bindings
 @without_driver
 @pytest.mark.parametrize(
@@ -152,9 +149,6 @@ def test_too_little_memory(machine: Machine) -> None:
     assert one_line(lambda: cuda.DeviceBuffer(8), UserError) == (
         "cudaMalloc: the GPU has too little free memory; close what else uses it, or lower the batch"
     )
-
-
-# --- with ---------------------------------------------------------------------------------------------------------------
 
 
 @needs_bindings

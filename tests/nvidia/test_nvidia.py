@@ -131,9 +131,6 @@ def test_platform_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert platform_name() == "linux-aarch64"
 
 
-# --- the logger -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def trt() -> Any:
     return pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")

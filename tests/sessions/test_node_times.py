@@ -103,9 +103,6 @@ def layers_of(nodes: list[NodeTime], **options: Any) -> dict[str, Any]:
     return roofline(architecture=NARROW, layers=(), batch=1, peaks=PEAKS, nodes=nodes, p50_ns=5e6, **options)
 
 
-# --- every runtime ----------------------------------------------------------------------------------------------------
-
-
 KINDS = ("torch", "torchscript", "pt2", "onnx", "onnx fp16", "onnx int8", "onnx fp8", "onnx int4-fc")
 
 
@@ -144,9 +141,6 @@ def test_inputs_are_checked(checkpoint: Path) -> None:
 def test_without_a_profiler() -> None:
     with NullSession(input_size=SIZE) as session:
         assert session.node_times(images(), runs=1) is None
-
-
-# --- ONNX Runtime -------------------------------------------------------------------------------------------------------
 
 
 def test_trace_files_are_removed(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,9 +197,6 @@ def test_every_run_counts_once(checkpoint: Path, tmp_path: Path, monkeypatch: py
     assert seen == [4]
 
 
-# --- PyTorch --------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["torch", "torchscript", "pt2"])
 def test_products_bear_their_layers_names(kind: str, checkpoint: Path, tmp_path: Path) -> None:
     with narrow_session(kind, checkpoint, tmp_path) as session:
@@ -247,9 +238,6 @@ def test_runs_that_differ_are_not_averaged(checkpoint: Path) -> None:
         session._call = lambda x: module(x).abs() if next(calls) % 2 else module(x).neg()
         assert session.node_times(images(), runs=1) is not None
         assert session.node_times(images(), runs=2) is None
-
-
-# --- TensorRT: the bindings of every release ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

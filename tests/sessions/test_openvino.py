@@ -53,9 +53,6 @@ each_precision = pytest.mark.parametrize("precision", ["fp32", "fp16", pytest.pa
 MANIFEST = replace(ONNX_MANIFEST, format="openvino", runtime="openvino")
 
 
-# --- two files, one artifact ----------------------------------------------------------------------------------------------
-
-
 def written(
     folder: Path,
     graph: bytes = b"<net/>",
@@ -299,8 +296,6 @@ def test_a_reader_waits_for_the_writer_before_it_complains(tmp_path: Path) -> No
     assert [artifact.manifest for artifact in found] == [newer.manifest]
 
 
-# --- nothing is sent ------------------------------------------------------------------------------------------------------
-
 IMPORTS = """
 import socket, subprocess, sys, multiprocessing
 def never(*arguments, **options):
@@ -359,9 +354,6 @@ def test_a_library_that_is_missing_or_broken(monkeypatch: pytest.MonkeyPatch, er
 def test_export_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else object())
     assert "pip install 'alexnet-edge[openvino]'" in str(unavailable("openvino"))
-
-
-# --- what is written ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -506,9 +498,6 @@ def test_a_wrong_one_is_kept_aside_whole(
 def test_precisions_it_is_not_written_in(narrow: Any, image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="openvino is written in fp32 and fp16 and int8 only: bf16"):
         exporter_of(narrow, tmp_path / "artifacts", image_folder).export("openvino", "bf16")
-
-
-# --- the session ----------------------------------------------------------------------------------------------------------
 
 
 def test_answers(artifacts: dict[str, Artifact], narrow: Any) -> None:
@@ -707,9 +696,6 @@ def test_the_version_that_wrote_it_is_named(copied: Callable[[str], Path]) -> No
         ArtifactError, match=r"or install the OpenVINO that wrote it: pip install openvino==2031\.1\.0$"
     ):
         open_session(path).__enter__()
-
-
-# --- the command line -----------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_export_leaves_the_old_set_or_the_new(

@@ -83,9 +83,6 @@ def refused(session: TensorRTSession, kind: type[UserError] = ArtifactError) -> 
     return line
 
 
-# --- running ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_answers(tmp_path: Path, trt: Library, machine: Machine, cuda_graph: bool) -> None:
     with TensorRTSession(engine_file(tmp_path), cuda_graph=cuda_graph) as session:
@@ -254,9 +251,6 @@ def test_context_memory_of_older_releases(tmp_path: Path, trt: Library) -> None:
         assert session.details()["context_memory_bytes"] == 1 << 10
 
 
-# --- CUDA graphs --------------------------------------------------------------------------------------------------------
-
-
 def test_an_inference_is_recorded_once_per_batch_size(tmp_path: Path, trt: Library, machine: Machine) -> None:
     with TensorRTSession(engine_file(tmp_path), cuda_graph=True) as session:
         session.prepare(images(2))
@@ -303,9 +297,6 @@ def test_tensorrt_rtx_records_by_itself(tmp_path: Path, trt: Library) -> None:
         "context",
     ]
     assert "record" not in trt.did
-
-
-# --- refusals before loading --------------------------------------------------------------------------------------------
 
 
 def refusal_of(artifact: Artifact, *, version: str = VERSION, sm: str = SM, platform: str = PLATFORM) -> str | None:
@@ -414,9 +405,6 @@ def test_another_runtime(tmp_path: Path, trt: Library) -> None:
     assert "openvino engine needs" in (runnable(artifact) or "")
 
 
-# --- refusals of the library --------------------------------------------------------------------------------------------
-
-
 def test_the_reason_of_the_library(tmp_path: Path, trt: Library) -> None:
     artifact = engine_file(tmp_path)
     artifact.path.write_bytes(b"changed after it was checked")
@@ -483,9 +471,6 @@ def test_a_fixed_batch(tmp_path: Path, trt: Library) -> None:
         np.testing.assert_allclose(session.run(images(2)), answers(images(2)), rtol=1e-6)
 
 
-# --- build options that loading takes up --------------------------------------------------------------------------------
-
-
 def test_dla_core(tmp_path: Path, trt: Library) -> None:
     artifact = engine_file(tmp_path, build={**BUILD, "dla_core": 1})
     assert "is for DLA core 1, this machine and TensorRT 10.3.0 have 0" in refused(TensorRTSession(artifact))
@@ -504,9 +489,6 @@ def test_weight_streaming_budget(tmp_path: Path, trt: Library) -> None:
     with TensorRTSession(engine_file(tmp_path)) as session:
         assert session._loaded.engine.weight_streaming_budget_v2 == 1 << 30
         assert "weight_streaming_budget_bytes" not in session.details()
-
-
-# --- files --------------------------------------------------------------------------------------------------------------
 
 
 def test_damaged_files(tmp_path: Path, trt: Library) -> None:
@@ -547,9 +529,6 @@ def test_open_session_gives_the_reason_and_the_command(tmp_path: Path, trt: Libr
         f"the engine was built with TensorRT 10.3.0, here is 8.6.2: {artifact.path}; "
         "run it where it was built, or rebuild it"
     )
-
-
-# --- engines without manifest -------------------------------------------------------------------------------------------
 
 
 def bare_engine(folder: Path, size: int = 227, **change: Any) -> Path:
@@ -627,9 +606,6 @@ def test_trust_needs_a_gpu(tmp_path: Path, trt: Library, machine: Machine) -> No
     assert "there is no NVIDIA GPU here" in one_line(lambda: open_artifact(path, trust=True), MissingComponentError)
 
 
-# --- garbage ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("fails", [False, True])
 def test_no_collection_starts_in_the_library(
     tmp_path: Path, trt: Library, monkeypatch: pytest.MonkeyPatch, fails: bool
@@ -699,9 +675,6 @@ def test_a_failed_load_does_not_block_the_next(tmp_path: Path, rtx: Any) -> None
         check=False,
     )
     assert run.stdout == "done\n", run.stderr
-
-
-# --- the real TensorRT-RTX ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -146,8 +146,6 @@ class Machine:
         kind[self._handles] = value
         return self._handles
 
-    # --- what the functions do ------------------------------------------------------------------------------------------
-
     def _cudaGetDeviceCount(self) -> int:
         return self.devices
 

@@ -61,9 +61,6 @@ def engine_file(folder: Path, name: str = "a.engine", *, plan: dict[str, Any] | 
     return commit(temporary, folder / name, replace(MANIFEST, **change))
 
 
-# --- stand-ins ----------------------------------------------------------------------------------------------------------
-
-
 class ILogger:
     """As TensorRT's; a subclass overrides `log`."""
 

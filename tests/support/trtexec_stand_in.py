@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,9 +124,6 @@ class StandIn:
         """Those of the last build, by name."""
         value: dict[str, str] = json.loads(self.seen.read_text(encoding="utf-8"))
         return value
-
-
-MakeStandIn = Callable[[str], StandIn]
 
 
 def write_stand_in(folder: Path, version: str) -> StandIn:
