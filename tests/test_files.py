@@ -7,42 +7,16 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_disk import small_disk
 
 from alexnet_edge.errors import OutputError
 from alexnet_edge.files import sha256_file, sha256_json, staged, write_json, write_text, writing
-
-
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A small file system in memory at `folder`, as long as the test runs."""
-    folder.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mount.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mount.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 KiB."""
-    yield from mounted(tmp_path / "small", "size=64k")
-
-
-@pytest.fixture
-def read_only_disk(tmp_path: Path) -> Iterator[Path]:
-    yield from mounted(tmp_path / "read-only", "ro,size=64k")
 
 
 def test_written_whole_with_the_usual_permissions(tmp_path: Path) -> None:
@@ -57,14 +31,14 @@ def test_written_whole_with_the_usual_permissions(tmp_path: Path) -> None:
 
 
 def test_json(tmp_path: Path) -> None:
-    value = {"b": [1, 2.5, None], "a": "ü"}
-    write_json(tmp_path / "value.json", value)
-    assert json.loads((tmp_path / "value.json").read_text("utf-8")) == value
-    before = (tmp_path / "value.json").read_bytes()
+    path, value = tmp_path / "value.json", {"b": [1, 2.5, None], "a": "ü"}
+    write_json(path, value)
+    assert json.loads(path.read_text("utf-8")) == value
+    before = path.read_bytes()
     for bad in (float("nan"), float("inf"), object()):
         with pytest.raises((ValueError, TypeError)):
-            write_json(tmp_path / "value.json", {"a": bad})
-    assert (tmp_path / "value.json").read_bytes() == before
+            write_json(path, {"a": bad})
+    assert path.read_bytes() == before
 
 
 def test_a_failed_block_keeps_the_old_file(tmp_path: Path) -> None:
@@ -102,56 +76,54 @@ def test_killed_writer(tmp_path: Path) -> None:
             assert writer.stdout is not None
             assert writer.stdout.readline() == b"started\n"
             time.sleep(pauses.uniform(0, 0.05))
-            writer.send_signal(signal.SIGKILL)
+            writer.kill()
         text = path.read_text()
         assert text == text[0] * 200_000
 
 
-def test_disk_full(small_disk: Path) -> None:
-    path = small_disk / "file.txt"
-    write_text(path, "old")
-    with pytest.raises(OutputError) as error:
-        write_text(path, "x" * 200_000)
-    assert str(error.value) == (
-        f"cannot write, no space left on the disk: {path}; free some space or choose another output folder"
-    )
-    assert path.read_text() == "old"
-    assert list(small_disk.iterdir()) == [path], "the unfinished file still fills the disk"
+def test_disk_full(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "size=64k") as folder:
+        path = folder / "file.txt"
+        write_text(path, "old")
+        with pytest.raises(OutputError) as error:
+            write_text(path, "x" * 200_000)
+        assert str(error.value) == (
+            f"cannot write, no space left on the disk: {path}; free some space or choose another output folder"
+        )
+        assert path.read_text() == "old"
+        assert list(folder.iterdir()) == [path], "the unfinished file still fills the disk"
 
 
-def test_read_only_disk(read_only_disk: Path) -> None:
-    for path in (read_only_disk / "file.txt", read_only_disk / "folder" / "file.txt"):
-        with pytest.raises(
-            OutputError, match=r"cannot write, the file system is read-only: .*; choose another output folder"
-        ):
-            write_text(path, "text")
+def test_read_only_disk(tmp_path: Path) -> None:
+    line = r"cannot write, the file system is read-only: .*; choose another output folder"
+    with small_disk(tmp_path / "read-only", "ro,size=64k") as folder:
+        for path in (folder / "file.txt", folder / "folder" / "file.txt"):
+            with pytest.raises(OutputError, match=line):
+                write_text(path, "text")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser")
 def test_no_permission(tmp_path: Path) -> None:
-    folder = tmp_path / "closed"
-    folder.mkdir(mode=0o500)
+    (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(OutputError, match="no permission to write there"):
-        write_text(folder / "file.txt", "text")
+        write_text(tmp_path / "closed" / "file.txt", "text")
 
 
-def test_path_under_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("file/a.txt", "a part of the path is a file, not a folder"),
+        ("file/b/a.txt", "a part of the path is a file, not a folder"),
+        ("folder", "the path is a folder, not a file"),
+        ("x" * 300, "the name is too long"),
+    ],
+)
+def test_a_path_that_cannot_be_written(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "file").touch()
-    for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "b" / "a.txt"):
-        with pytest.raises(OutputError, match="a part of the path is a file, not a folder"):
-            write_text(path, "text")
-
-
-def test_path_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputError, match="the path is a folder, not a file"):
-        write_text(tmp_path / "folder", "text")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
-
-
-def test_name_too_long(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="the name is too long"):
-        write_text(tmp_path / ("x" * 300), "text")
+    with pytest.raises(OutputError, match=words):
+        write_text(tmp_path / name, "text")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"file", "folder"}
 
 
 def test_every_reason_is_one_line_with_the_path(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def deploy(
     /,
     *,
     devices: Annotated[Devices, fields_of()] = Devices(),
-    order: Annotated[Order, fields_of(without="precision engine runtime")],
+    order: Annotated[Order, fields_of(without="precision engine")],
     flags: Annotated[
         PrecisionFlags, fields_of("Precision of what is built; without one the artifact's own")
     ] = PrecisionFlags(),

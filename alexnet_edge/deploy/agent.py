@@ -12,13 +12,13 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from alexnet_edge.artifact import Artifact, commit, load_artifact
+from alexnet_edge.artifact import Artifact, commit, load_artifact, manifest_path
 from alexnet_edge.deploy.board import ARTIFACT, MANIFEST
 from alexnet_edge.deploy.golden import Golden, read_golden
 from alexnet_edge.environment import emulation
@@ -38,23 +38,23 @@ class EventReporter:
         self._total: int | None = None
         self._reported = 0.0
 
-    def _tell(self, **event: Any) -> None:
+    def write(self, **event: Any) -> None:
         print(json.dumps(event), file=self._events, flush=True)
 
     def start(self, description: str, total: int | None) -> None:
         self._description, self._total = description, total
-        self._tell(doing=description, total=total)
+        self.write(doing=description, total=total)
 
     def update(self, completed: int, detail: str = "") -> None:
         if time.monotonic() - self._reported >= PROGRESS_S:
             self._reported = time.monotonic()
-            self._tell(doing=self._description, completed=completed, total=self._total, detail=detail)
+            self.write(doing=self._description, completed=completed, total=self._total, detail=detail)
 
     def finish(self, detail: str = "") -> None:
-        self._tell(did=self._description, detail=detail)
+        self.write(did=self._description, detail=detail)
 
     def note(self, text: str) -> None:
-        self._tell(note=text)
+        self.write(note=text)
 
 
 def build(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -> dict[str, Any]:
@@ -69,17 +69,14 @@ def build(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -
     shutil.rmtree(out, ignore_errors=True)  # of a try that was cut short
     out.mkdir()
     reporter.note(f"golden set: {len(golden.images)} images")
-    if settings["build"]:
-        artifact = _built(release, out, golden, settings, reporter)
-    else:
-        artifact = _taken(release, out, golden, settings, reporter)
+    make = _built if settings["build"] else _copied
+    artifact = make(release, out, golden, settings, reporter)
     manifest = artifact.manifest
     parity = manifest.parity
     if parity.get("verdict") != "passed":
         raise GateError(f"not proved on the device: {'; '.join(parity.get('reasons', ()))}")
-    for name, target in ((ARTIFACT, artifact.path), (MANIFEST, artifact.path.with_name(f"{artifact.path.name}.json"))):
-        with suppress(FileNotFoundError):
-            (release / name).unlink()
+    for name, target in ((ARTIFACT, artifact.path), (MANIFEST, manifest_path(artifact.path))):
+        (release / name).unlink(missing_ok=True)
         (release / name).symlink_to(target.relative_to(release))
     held = sum(layer.holds for layer in manifest.layers)
     return {
@@ -99,7 +96,7 @@ def build(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -
     }
 
 
-def _taken(release: Path, out: Path, golden: Golden, settings: Mapping[str, Any], reporter: EventReporter) -> Artifact:
+def _copied(release: Path, out: Path, golden: Golden, settings: Mapping[str, Any], reporter: EventReporter) -> Artifact:
     """The artifact as it was sent: its bytes are those whose precision was read back where it was exported."""
     name = settings["source"]
     for each in (name, f"{name}.json"):  # copies: what serves shares no byte of the disk with another release
@@ -127,9 +124,8 @@ def _built(release: Path, out: Path, golden: Golden, settings: Mapping[str, Any]
     from alexnet_edge.export.graphs.targets import this_machine_or_none
     from alexnet_edge.export.quantising.calibrate import decode_calibration
 
-    calibration = None
-    if settings["calibration"]:
-        calibration = decode_calibration((release / "files" / "calibration.json").read_bytes())
+    ranges = release / "files" / "calibration.json"
+    calibration = decode_calibration(ranges.read_bytes()) if settings["calibration"] else None
     engine = EngineOptions()
     if settings["format"] == "trt":
         cache = release.parents[1] / "cache" / "timing.cache"
@@ -171,59 +167,46 @@ def bench(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -
     from alexnet_edge.bench.rounds.run import Plan, run_bench
     from alexnet_edge.bench.timing.settings import MeasureSettings
 
-    out = release / "report" / "bench.json"
     if settings["seconds"] == 0:
         return {"skipped": "not asked for"}
     golden = read_golden(release / "files" / "golden.tar", release / "golden")
-    artifact = (release / ARTIFACT).resolve()
     result = run_bench(
-        [artifact],
+        [(release / ARTIFACT).resolve()],
         MeasureSettings(
             batches=tuple(settings["batches"]),
             min_seconds=settings["seconds"],
             max_seconds=max(60.0, 10 * settings["seconds"]),
-            percentile=settings["percentile"],
-            rounds=settings["rounds"],
-            cold=settings["cold"],
+            **{name: settings[name] for name in ("percentile", "rounds", "cold")},
         ),
         Plan(
             threads=() if settings["threads"] is None else (settings["threads"],),
-            roofline=settings["roofline"],
             harness=settings["roofline"],
-            power_mode=settings["power_mode"],
-            lock_clocks=settings["lock_clocks"],
+            **{name: settings[name] for name in ("roofline", "power_mode", "lock_clocks")},
         ),
         images=golden.images,
-        out=out,
+        out=release / "report" / "bench.json",
         command=["alexnet-edge", "deploy"],
         reporter=reporter,
     )
     if result.errors:
         raise GateError("; ".join(f"{label}: {reason}" for label, reason in result.errors.items()))
-    subject = result.to_json()["subjects"][0]
-    first = subject["batches"][0] if subject["batches"] else None
-    return {
-        "verdict": None if first is None else first["verdict"],
-        "reasons": [] if first is None else first["reasons"],
-        "batch": None if first is None else first["batch"],
-        "p50_ns": None if first is None else first["percentiles_ns"]["p50"],
-    }
+    first = next(iter(result.to_json()["subjects"][0]["batches"]), None)
+    if first is None:
+        return {"verdict": None, "reasons": [], "batch": None, "p50_ns": None}
+    return {name: first[name] for name in ("verdict", "reasons", "batch")} | {"p50_ns": first["percentiles_ns"]["p50"]}
 
 
 def main(step: str, release: str, settings: str) -> int:
     """Do one step; the exit code is 0 when the last event is a result."""
-    steps: dict[str, Callable[[Path, Mapping[str, Any], EventReporter], dict[str, Any]]] = {
-        "build": build,
-        "bench": bench,
-    }
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as events:
+    do = {"build": build, "bench": bench}[step]
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream:
         os.dup2(2, 1)  # what a library prints is no event
+        events = EventReporter(stream)
         try:
-            result = steps[step](Path(release), json.loads(settings), EventReporter(events))
-            print(json.dumps({"result": result}), file=events)
+            events.write(result=do(Path(release), json.loads(settings), events))
         except AlexNetEdgeError as error:
             traceback.print_exc()
-            print(json.dumps({"problem": str(error), "gate": isinstance(error, GateError)}), file=events)
+            events.write(problem=str(error), gate=isinstance(error, GateError))
             return 1
         except BrokenPipeError:  # nobody waits for the answer any more
             return 1

@@ -27,6 +27,7 @@ import hashlib
 import json
 import os
 import platform
+import pwd
 import re
 import select
 import shutil
@@ -36,9 +37,11 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MARK = "alexnet-edge> "
 """Begins every line that is meant for the other side."""
@@ -61,7 +64,7 @@ REPORTS = {
 ARTIFACT, MANIFEST, COMMAND = "artifact", "artifact.json", "alexnet-edge"
 """The fixed names in a release: what serves, its manifest, and the program in the release's environment."""
 
-_ID = re.compile(r"[a-z0-9][a-z0-9-]{1,63}")
+RELEASE = re.compile(r"[a-z0-9][a-z0-9-]{1,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"(wheels/)?[A-Za-z0-9][A-Za-z0-9._+-]{0,150}")
@@ -79,9 +82,6 @@ class Refused(Exception):  # noqa: N818  # an answer, not a fault of this progra
 
 class GoneError(Exception):
     """The other side is gone."""
-
-
-# --- the line -------------------------------------------------------------------------------------------------------------
 
 
 class Line:
@@ -102,19 +102,17 @@ class Line:
             raise GoneError from error
 
     def request(self) -> dict[str, Any]:
-        while True:
-            head, newline, remainder = self._kept.partition(b"\n")
-            if newline:
-                self._kept = remainder
-                if head.strip():
-                    value = json.loads(head)
-                    if not isinstance(value, dict):
-                        raise GoneError
-                    return value
-            else:
-                if len(head) > 1 << 22:
+        head = b""
+        while not head.strip():
+            while b"\n" not in self._kept:
+                if len(self._kept) > 1 << 22:
                     raise GoneError
                 self._kept += self._read()
+            head, _, self._kept = self._kept.partition(b"\n")
+        value = json.loads(head)
+        if not isinstance(value, dict):
+            raise GoneError
+        return value
 
     def take(self, count: int) -> bytes:
         """The next bytes, at least one and at most `count`."""
@@ -144,9 +142,6 @@ class Line:
         return data
 
 
-# --- small things -----------------------------------------------------------------------------------------------------------
-
-
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all, and on the disk when this returns."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -166,14 +161,13 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def sha256_of(path: Path, most: int | None = None) -> str:
+def sha256_of(path: Path, most: int = sys.maxsize) -> str:
     """Of a regular file, or of its first `most` bytes; links are not followed."""
     digest, remaining = hashlib.sha256(), most
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as stream:
-        while block := stream.read(1 << 20 if remaining is None else min(1 << 20, remaining)):
+        while block := stream.read(min(1 << 20, remaining)):
             digest.update(block)
-            if remaining is not None:
-                remaining -= len(block)
+            remaining -= len(block)
     return digest.hexdigest()
 
 
@@ -207,15 +201,21 @@ def _text(path: str) -> str | None:
         return None
 
 
-def _answer(*command: str) -> str | None:
-    """What a command prints; None when it is not there, fails or takes too long."""
+def _answer(*command: str, timeout_s: float = 10) -> str | None:
+    """What a command prints; None when it is not there, fails, prints nothing or takes too long."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=True
         )
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    return done.stdout.strip()[:4096] or None if done.returncode == 0 else None
+    return done.stdout.strip()[:4096] or None
+
+
+def _read_out(pattern: str, path: str) -> str | None:
+    """The groups of a pattern in a text file, joined by points."""
+    match = re.search(pattern, _text(path) or "", re.MULTILINE)
+    return ".".join(match.groups()) if match else None
 
 
 def matched(pattern: re.Pattern[str], value: Any, noun: str) -> str:
@@ -224,18 +224,10 @@ def matched(pattern: re.Pattern[str], value: Any, noun: str) -> str:
     return value
 
 
-# --- what the device is -----------------------------------------------------------------------------------------------------
-
-
 def facts(root: Path) -> dict[str, Any]:
     """Everything that the preflight looks at; None where it cannot be read."""
     existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
-    memory = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text("/proc/meminfo") or "", re.MULTILINE))
-    release = _text("/etc/os-release") or ""
-    name = re.search(r'^PRETTY_NAME="?([^"\n]+)', release, re.MULTILINE)
-    l4t = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", _text("/etc/nv_tegra_release") or "")
-    cuda = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', _text("/usr/local/cuda/version.json") or "")
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _text("/proc/cpuinfo") or "", re.MULTILINE)
+    total, available = (_read_out(rf"^{name}:\s+(\d+) kB", "/proc/meminfo") for name in ("MemTotal", "MemAvailable"))
     return {
         "user": _user(),
         "home": str(Path.home()),
@@ -243,59 +235,46 @@ def facts(root: Path) -> dict[str, Any]:
         "machine": platform.machine(),
         "model": os.environ.get("ALEXNET_EDGE_MODEL") or _text("/proc/device-tree/model"),
         "container": os.environ.get("ALEXNET_EDGE_IMAGE"),
-        "os": name.group(1) if name else None,
+        "os": _read_out(r'^PRETTY_NAME="?([^"\n]+)', "/etc/os-release"),
         "kernel": platform.release(),
         "libc": "-".join(platform.libc_ver()).strip("-") or None,
         "python": platform.python_version(),
-        "python_path": sys.executable,
-        "venv": _can_make_environments(),
-        "cpu_features": flags.group(1).split() if flags else [],
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory_bytes": int(memory["MemTotal"]) * 1024 if "MemTotal" in memory else None,
-        "memory_available_bytes": int(memory["MemAvailable"]) * 1024 if "MemAvailable" in memory else None,
+        "venv": find_spec("venv") is not None and find_spec("ensurepip") is not None,
+        "cpu_features": (_read_out(r"^(?:flags|Features)\s*:\s*(.+)$", "/proc/cpuinfo") or "").split(),
+        "memory_bytes": int(total) * 1024 if total else None,
+        "memory_available_bytes": int(available) * 1024 if available else None,
         "disk_free_bytes": shutil.disk_usage(existing).free,
         "writable": os.access(existing, os.W_OK | os.X_OK),
-        "l4t": f"{l4t.group(1)}.{l4t.group(2)}" if l4t else None,
+        "l4t": _read_out(r"R(\d+).*?REVISION:\s*([\d.]+)", "/etc/nv_tegra_release"),
         "jetpack": _answer("dpkg-query", "--show", "--showformat", "${Version}", "nvidia-jetpack"),
-        "cuda": cuda.group(1) if cuda else None,
+        "cuda": _read_out(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', "/usr/local/cuda/version.json"),
         "tensorrt": _tensorrt(),
         "gpu": any(Path(node).exists() for node in ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/nvgpu")),
-        "power_mode": _power_mode(),
+        "power_mode": power_mode(),
         "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "boot_id": _text("/proc/sys/kernel/random/boot_id"),
     }
 
 
-def _power_mode() -> str | None:
+def power_mode() -> str | None:
     """What `nvpmodel` says; in a container, which has none, what its files say."""
     if answer := re.search(r"NV Power Mode:\s*(\S+)", _answer("nvpmodel", "-q") or ""):
         return answer.group(1)
-    if saved := re.search(r"pmode:(\d+)", _text("/var/lib/nvpmodel/status") or ""):
-        modes = re.findall(r"POWER_MODEL ID=(\d+) NAME=([^\s>]+)", _text("/etc/nvpmodel.conf") or "")
-        return {int(number): str(name) for number, name in modes}.get(int(saved.group(1)), saved.group(1))
-    return None
+    number = _read_out(r"pmode:(\d+)", "/var/lib/nvpmodel/status")
+    if number is None:
+        return None
+    return _read_out(rf"POWER_MODEL ID=0*{int(number)} NAME=([^\s>]+)", "/etc/nvpmodel.conf") or number
 
 
 def _user() -> str:
-    import pwd
-
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
 
 
-def _can_make_environments() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("venv") is not None and find_spec("ensurepip") is not None
-
-
 def _tensorrt() -> str | None:
     """Version of the system's TensorRT bindings, read from their files: importing them takes seconds."""
-    from importlib import metadata
-    from importlib.util import find_spec
-
     if find_spec("tensorrt") is None:
         return None
     try:
@@ -305,21 +284,21 @@ def _tensorrt() -> str | None:
         return (package or "").split("-")[0] or "unknown"
 
 
-# --- the device's side of a deploy -------------------------------------------------------------------------------------------
-
-
 class Board:
     """The requests, one method each."""
+
+    FREE = ("facts", "lock", "have", "status", "fetch")
+    LOCKED = ("receive", "stage", "environment", "run", "switch", "rollback", "prune")
+    """Those that need the lock."""
 
     def __init__(self, root: Path, line: Line) -> None:
         self.root = root
         self.line = line
-        self._lock: int | None = None
-
-    # folders
+        self.descriptor: int | None = None
+        """Of the lock, while it is held."""
 
     def _release(self, name: Any) -> Path:
-        return self.root / "releases" / matched(_ID, name, "a release")
+        return self.root / "releases" / matched(RELEASE, name, "a release")
 
     def _known(self, name: Any) -> Path:
         folder = self._release(name)
@@ -338,9 +317,7 @@ class Board:
         except OSError:
             return None
         head, _, name = target.partition("/")
-        return name if head == "releases" and _ID.fullmatch(name) and (self.root / target).is_dir() else None
-
-    # requests
+        return name if head == "releases" and RELEASE.fullmatch(name) and (self.root / target).is_dir() else None
 
     def facts(self, _request: Mapping[str, Any]) -> dict[str, Any]:
         return facts(self.root)
@@ -353,41 +330,31 @@ class Board:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(self.root / "lock", flags, 0o600)
         deadline = time.monotonic() + float(request.get("wait_s", 0))
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() < deadline:
-                    time.sleep(0.2)
-                    continue
+        while not _locked(descriptor):
+            if time.monotonic() >= deadline:
                 who = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
                 os.close(descriptor)
-                raise Refused(
-                    f"another deploy is at work on the device ({who})", kind="busy", fix="wait for it"
-                ) from None
+                raise Refused(f"another deploy is at work on the device ({who})", kind="busy", fix="wait for it")
+            time.sleep(0.2)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"from {by}, process {os.getpid()}, since {_now()}".encode(), 0)
-        self._lock = descriptor
+        self.descriptor = descriptor
         return {"current": self.current()}
 
     def have(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """How much of each file is here already, and the checksum of that part."""
+        digests = request.get("files")
+        if not isinstance(digests, list) or len(digests) > MOST_FILES:
+            raise Refused(f"a bundle has at most {MOST_FILES} files")
         parts: dict[str, Any] = {}
-        for digest in self._digests(request.get("files")):
+        for digest in digests:
+            part = self.root / "incoming" / matched(_SHA256, digest, "a checksum")
             if size_of(self.root / "store" / digest) is not None:
                 parts[digest] = {"whole": True}
-                continue
-            part = self.root / "incoming" / digest
-            size = size_of(part)
-            parts[digest] = {"whole": False, "bytes": size or 0, "sha256": sha256_of(part) if size else None}
+            else:
+                size = size_of(part)
+                parts[digest] = {"whole": False, "bytes": size or 0, "sha256": sha256_of(part) if size else None}
         return parts
-
-    @staticmethod
-    def _digests(value: Any) -> list[str]:
-        if not isinstance(value, list) or len(value) > MOST_FILES:
-            raise Refused(f"a bundle has at most {MOST_FILES} files")
-        return [matched(_SHA256, digest, "a checksum") for digest in value]
 
     def receive(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The rest of a file, from `offset` on; kept when its checksum is the one it is named by."""
@@ -396,10 +363,11 @@ class Board:
         if type(offset) is not int or type(count) is not int or offset < 0 or count < 0 or offset + count > MOST_BYTES:
             raise Refused(f"oversized file: at most {MOST_BYTES} bytes are taken", kind="fatal")
         part = self.root / "incoming" / digest
-        if size_of(part) is not None and offset == 0:
+        size = size_of(part)
+        if size is not None and offset == 0:
             part.unlink()
-        if (size_of(part) or 0) != offset:
-            raise Refused(f"the device has {size_of(part) or 0} bytes of the file, not {offset}", kind="fatal")
+        elif (size or 0) != offset:
+            raise Refused(f"the device has {size or 0} bytes of the file, not {offset}", kind="fatal")
         free = shutil.disk_usage(self.root).free
         if free < count + SPARE_BYTES:
             raise Refused(
@@ -427,21 +395,12 @@ class Board:
         """Lay the files of a bundle out as a release; what an earlier try finished is kept."""
         folder = self._release(request.get("id"))
         bundle = request.get("bundle")
-        files = bundle.get("files") if isinstance(bundle, dict) else None
-        if not isinstance(files, list) or not 0 < len(files) <= MOST_FILES:
-            raise Refused(f"a bundle has 1 to {MOST_FILES} files")
-        sizes: dict[str, tuple[str, int]] = {}
-        for entry in files:
-            name = matched(_NAME, entry.get("name"), "a name of a file in a bundle")
-            size = entry.get("bytes")
-            if type(size) is not int or not 0 <= size <= MOST_BYTES:
-                raise Refused(f"oversized file in the bundle: {name}")
-            if name in sizes:
-                raise Refused(f"the bundle names a file twice: {name}")
-            sizes[name] = (matched(_SHA256, entry.get("sha256"), "a checksum"), size)
+        files = _checked_files(bundle)
         state = self._state(folder)
-        if "stage" in state["steps"] and read_json(folder / "bundle.json") == bundle and self._whole(folder, sizes):
-            return state
+        if "stage" in state["steps"] and read_json(folder / "bundle.json") == bundle:
+            places = ((folder / "files" / name, digest, size) for name, (digest, size) in files.items())
+            if all(size_of(path) == size and sha256_of(path) == digest for path, digest, size in places):
+                return state
         if folder.is_symlink() or (folder.exists() and folder.name == self.current()):
             raise Refused(
                 f"release {folder.name} serves and its files are damaged", fix="add --force for a new release"
@@ -450,34 +409,23 @@ class Board:
             shutil.rmtree(folder)
         for name in ("files/wheels", "artifacts", "report"):
             (folder / name).mkdir(mode=0o700, parents=True)
-        for name, (digest, size) in sizes.items():
+        for name, (digest, size) in files.items():
             source = self.root / "store" / digest
             if size_of(source) != size or sha256_of(source) != digest:
                 source.unlink(missing_ok=True)
                 raise Refused(f"corrupt bundle: {name} on the device is not what was sent", kind="corrupt")
             os.link(source, folder / "files" / name, follow_symlinks=False)
         write_json(folder / "bundle.json", bundle)
-        return self._done(folder, "stage", {"files": len(sizes)}, created=True)
+        state = {"id": folder.name, "created": _now(), "about": request["bundle"].get("about", {}), "steps": {}}
+        write_json(folder / "release.json", state)
+        return self._done(folder, "stage", {"files": len(files)})
 
-    @staticmethod
-    def _whole(folder: Path, sizes: Mapping[str, tuple[str, int]]) -> bool:
-        places = ((folder / "files" / name, digest, size) for name, (digest, size) in sizes.items())
-        return all(size_of(path) == size and sha256_of(path) == digest for path, digest, size in places)
-
-    def _done(self, folder: Path, step: str, result: Mapping[str, Any], *, created: bool = False) -> dict[str, Any]:
+    def _done(self, folder: Path, step: str, result: Mapping[str, Any]) -> dict[str, Any]:
         state = self._state(folder)
-        if created:
-            bundle = read_json(folder / "bundle.json") or {}
-            state = {"id": folder.name, "created": _now(), "about": bundle.get("about", {}), "steps": {}}
         state["steps"][step] = {"at": _now(), **result}
         state.pop("failed", None)
         write_json(folder / "release.json", state)
         return state
-
-    def _failed(self, folder: Path, step: str, problem: str) -> None:
-        state = self._state(folder)
-        state["failed"] = {"step": step, "at": _now(), "problem": problem}
-        write_json(folder / "release.json", state)
 
     def environment(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """A Python environment with the bundle's wheel and what it needs; one that is there already is used again."""
@@ -488,7 +436,8 @@ class Board:
         place = self.root / "environments" / key
         python = place / "bin" / "python"
         launch = os.environ.get("ALEXNET_EDGE_LAUNCH")  # in a container: how the device's shell starts one
-        used_again = (place / "complete").is_file() and self._quiet(str(python), "-I", "-c", "import alexnet_edge")
+        probe = (str(python), "-I", "-c", "import alexnet_edge; print('imported')")
+        used_again = (place / "complete").is_file() and _answer(*probe, timeout_s=300) is not None
         if not used_again:
             if place.exists():
                 shutil.rmtree(place)
@@ -503,21 +452,12 @@ class Board:
             command += [*offline, "--find-links", str(folder / "files" / "wheels"), str(wheel), *requirements]
             self._child(folder, "environment", command)
             write_json(place / "complete", {"at": _now(), "requirements": requirements})
-        start = f'exec "{python}" -I -m alexnet_edge "$@"\n'
-        if launch:
-            start = f'python={python}\nset -- -I -m alexnet_edge "$@"\n{launch}'
+        inside = f'python={python}\nset -- -I -m alexnet_edge "$@"\n{launch}'
+        start = inside if launch else f'exec "{python}" -I -m alexnet_edge "$@"\n'
         command_file = folder / COMMAND
         command_file.write_text(f"#!/bin/sh\n{start}", encoding="utf-8")
         command_file.chmod(0o755)
         return self._done(folder, "environment", {"key": key, "used_again": used_again})
-
-    @staticmethod
-    def _quiet(*command: str) -> bool:
-        try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return False
-        return done.returncode == 0
 
     def run(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """A step of the package itself, in the release's environment; its progress is passed on."""
@@ -535,12 +475,7 @@ class Board:
         return self._done(folder, step, result)
 
     def _child(self, folder: Path, step: str, command: list[str]) -> dict[str, Any] | None:
-        """Run a command whose lines of JSON on standard output are events; its standard error goes into the log.
-
-        Returns the `result` event; what `pip` prints is no JSON, and goes into the log too.
-        """
-        result: dict[str, Any] | None = None
-        problem: dict[str, Any] | None = None
+        """Run a command whose lines of JSON on standard output are events, and return its `result`; the rest is logged."""
         with (folder / "log.txt").open("ab") as log:
             log.write(f"--- {_now()} {step}: {' '.join(command)[:2000]}\n".encode())
             log.flush()
@@ -552,51 +487,55 @@ class Board:
                 cwd=folder,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "PIP_NO_INPUT": "1"},
                 start_new_session=True,
-                pass_fds=() if self._lock is None else (self._lock,),  # held as long as anybody works
+                pass_fds=() if self.descriptor is None else (self.descriptor,),  # held as long as anybody works
             )
             assert child.stdout is not None
             try:
-                last, kept = "", b""
-                descriptor = child.stdout.fileno()
-                while True:
-                    ready = select.select([descriptor], [], [], 0.5)[0]
-                    self.line.alive()
-                    if not ready:
-                        continue
-                    block = os.read(descriptor, BLOCK)
-                    kept += block
-                    *lines, kept = kept.split(b"\n")
-                    for line in lines:
-                        try:
-                            event = json.loads(line)
-                        except ValueError:
-                            event = None
-                        if not isinstance(event, dict):
-                            log.write(line + b"\n")
-                            last = line.decode("utf-8", "replace").strip() or last
-                        elif "result" in event:
-                            result = event["result"]
-                        elif "problem" in event:
-                            problem = event
-                        else:
-                            self.line.say(progress=event)
-                    if not block:
-                        break
+                events, last = self._follow(child.stdout.fileno(), log)
                 code = child.wait()
             except BaseException:
                 end_group(child)
                 raise
+        problem = events.get("problem")
         if code == 0 and problem is None:
-            return result
-        reason = _last_error(folder / "log.txt") if problem is None else str(problem["problem"])
+            return events.get("result")
+        reason = _last_error(folder / "log.txt") if problem is None else str(problem)
         if code < 0:
             killed = signal.Signals(-code).name
             reason = f"killed by {killed}{', as the kernel does when memory runs out' if code == -9 else ''}"
         if shutil.disk_usage(self.root).free < SPARE_BYTES // 4 and "disk" not in reason:
             reason = f"disk full on the device: {reason}"
         reason = f"{step} failed on the device: {reason or last or f'exit code {code}'}"
-        self._failed(folder, step, reason)
-        raise Refused(reason, kind="gate" if problem is not None and problem.get("gate") else "user")
+        write_json(
+            folder / "release.json",
+            {**self._state(folder), "failed": {"step": step, "at": _now(), "problem": reason}},
+        )
+        raise Refused(reason, kind="gate" if events.get("gate") else "user")
+
+    def _follow(self, descriptor: int, log: BinaryIO) -> tuple[dict[str, Any], str]:
+        """Pass the progress of a child on; returns its last events, merged, and the last line that was none."""
+        events, last, kept = dict[str, Any](), "", b""
+        while True:
+            ready = select.select([descriptor], [], [], 0.5)[0]
+            self.line.alive()
+            if not ready:
+                continue
+            block = os.read(descriptor, BLOCK)
+            *lines, kept = (kept + block).split(b"\n")
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    event = None
+                if not isinstance(event, dict):
+                    log.write(line + b"\n")
+                    last = line.decode("utf-8", "replace").strip() or last
+                elif "result" in event or "problem" in event:
+                    events.update(event)
+                else:
+                    self.line.say(progress=event)
+            if not block:
+                return events, last
 
     def switch(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Let a release serve, when every step before is done and its artifact is whole."""
@@ -605,16 +544,16 @@ class Board:
         missing = [step for step in STEPS[:-1] if step not in state["steps"]]
         if missing:
             raise Refused(f"release {folder.name} is not finished: no {', '.join(missing)}")
-        self._require_whole(folder)
+        self.require_whole(folder)
         before = self.current()
         if before == folder.name:
             return {"before": before, "current": before, "state": state}
         state = self._done(folder, "switch", {})
-        self._point(folder.name)
-        self._note(folder.name, before, "deploy")
+        self._point(folder.name, before, "deploy")
         return {"before": before, "current": folder.name, "state": state}
 
-    def _require_whole(self, folder: Path) -> None:
+    def require_whole(self, folder: Path) -> None:
+        """Refuse a release whose artifact is not the one of its manifest."""
         manifest = read_json(folder / MANIFEST)
         try:
             digest = sha256_of((folder / ARTIFACT).resolve(strict=True))
@@ -623,14 +562,13 @@ class Board:
         if not isinstance(manifest, dict) or manifest.get("sha256") != digest:
             raise Refused(f"the artifact of release {folder.name} is not what was proved: its checksum differs")
 
-    def _point(self, name: str) -> None:
+    def _point(self, name: str, before: str | None, why: str) -> None:
+        """Let `current` lead to a release, and note it in the history."""
         temporary = self.root / ".current.tmp"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(f"releases/{name}")
         temporary.replace(self.root / "current")
         _sync_folder(self.root)
-
-    def _note(self, name: str, before: str | None, why: str) -> None:
         with (self.root / "history.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"at": _now(), "current": name, "before": before, "why": why}) + "\n")
             stream.flush()
@@ -656,20 +594,16 @@ class Board:
         now = self.current()
         if now is None:
             raise Refused("nothing serves on the device, so there is nothing to go back from")
-        target = request.get("to")
+        target = self._before(now) if request.get("to") is None else request["to"]
         if target is None:
-            target = self._before(now)
-            if target is None:
-                raise Refused(
-                    f"no release served before {now}", fix="name one with --to-release; `deploy status` lists them"
-                )
+            fix = "name one with --to-release; `deploy status` lists them"
+            raise Refused(f"no release served before {now}", fix=fix)
         folder = self._known(target)
         if "switch" not in self._state(folder)["steps"]:
             raise Refused(f"release {target} never served: it is not finished", fix="deploy it again")
-        self._require_whole(folder)
+        self.require_whole(folder)
         if target != now:
-            self._point(target)
-            self._note(target, now, "rollback")
+            self._point(target, now, "rollback")
         return {"before": now, "current": target, "state": self._state(folder)}
 
     def _before(self, now: str) -> str | None:
@@ -680,19 +614,16 @@ class Board:
             if entry.get("why") == "rollback" and name in served:
                 while served[-1] != name:
                     served.pop()
-            if isinstance(name, str) and _ID.fullmatch(name) and (not served or served[-1] != name):
+            if isinstance(name, str) and RELEASE.fullmatch(name) and (not served or served[-1] != name):
                 served.append(name)
-        if served and served[-1] == now:
-            served.pop()
-        return next(
-            (name for name in reversed(served) if name != now and (self.root / "releases" / name).is_dir()), None
-        )
+        others = (name for name in reversed(served) if name != now)
+        return next((name for name in others if (self.root / "releases" / name).is_dir()), None)
 
     def status(self, _request: Mapping[str, Any]) -> dict[str, Any]:
         """Every release with its journal, what serves, and the switches."""
         releases = []
         for folder in sorted((self.root / "releases").glob("*")) if self.root.is_dir() else []:
-            if _ID.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
+            if RELEASE.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
                 releases.append({**self._state(folder), "id": folder.name})
         now = self.current()
         return {
@@ -744,6 +675,31 @@ class Board:
         return {"removed": removed}
 
 
+def _checked_files(bundle: Any) -> dict[str, tuple[str, int]]:
+    """Checksum and size of each file of a bundle, by its name."""
+    entries = bundle.get("files") if isinstance(bundle, dict) else None
+    if not isinstance(entries, list) or not 0 < len(entries) <= MOST_FILES:
+        raise Refused(f"a bundle has 1 to {MOST_FILES} files")
+    files: dict[str, tuple[str, int]] = {}
+    for entry in entries:
+        name = matched(_NAME, entry.get("name"), "a name of a file in a bundle")
+        size = entry.get("bytes")
+        if type(size) is not int or not 0 <= size <= MOST_BYTES:
+            raise Refused(f"oversized file in the bundle: {name}")
+        if name in files:
+            raise Refused(f"the bundle names a file twice: {name}")
+        files[name] = (matched(_SHA256, entry.get("sha256"), "a checksum"), size)
+    return files
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def end_group(child: subprocess.Popen[bytes]) -> None:
     """End a child and everything it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -772,24 +728,16 @@ def main(root: str, silence_s: str) -> int:
     line = Line(float(silence_s))
     try:
         board = Board(Path.home() / root, line)
-        handlers: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-            name: getattr(board, name)
-            for name in (
-                "facts", "lock", "have", "receive", "stage", "environment", "run",
-                "switch", "rollback", "status", "fetch", "prune",
-            )
-        }  # fmt: skip
-        free = {"facts", "have", "lock", "status", "fetch"}
         line.say(hello=1, python=platform.python_version())
         while True:
             request = line.request()
-            handler = handlers.get(str(request.get("do")))
+            do = str(request.get("do"))
             try:
-                if handler is None:
-                    raise Refused(f"no such request: {str(request.get('do'))[:40]!r}")
-                if request["do"] not in free and board._lock is None:
+                if do not in board.FREE + board.LOCKED:
+                    raise Refused(f"no such request: {do[:40]!r}")
+                if do in board.LOCKED and board.descriptor is None:
                     raise Refused("the lock is not held")
-                line.say(done=handler(request))
+                line.say(done=getattr(board, do)(request))
             except Refused as error:
                 line.say(refused=str(error), kind=error.kind, fix=error.fix)
                 if error.kind == "fatal":

@@ -6,6 +6,7 @@ short is taken up where it ended; the release on the device is named by the bund
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from alexnet_edge import records
 from alexnet_edge.artifact import Artifact, Precision, load_artifact, manifest_path
 from alexnet_edge.deploy.board import MOST_BYTES
 from alexnet_edge.deploy.golden import write_golden
-from alexnet_edge.deploy.plan import Order
+from alexnet_edge.deploy.plan import Order, Target
 from alexnet_edge.deploy.wheel import write_wheel
 from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError
 from alexnet_edge.export.precision import CALIBRATED
@@ -51,11 +52,7 @@ class BundleFile:
 
     @classmethod
     def of(cls, name: str, path: Path) -> BundleFile:
-        """Measure a regular file.
-
-        Raises:
-            UserError: when it is none, or oversized.
-        """
+        """Measure a file; UserError when it is not a regular one, or oversized."""
         try:
             status = path.stat()
         except OSError as error:
@@ -63,9 +60,8 @@ class BundleFile:
         if not stat.S_ISREG(status.st_mode):
             raise UserError("not a regular file, so it is not sent", value=path, fix="name the file itself")
         if status.st_size > MOST_BYTES:
-            raise UserError(
-                f"oversized file: {status.st_size} bytes, at most {MOST_BYTES}", value=path, fix="leave it out"
-            )
+            problem = f"oversized file: {status.st_size} bytes, at most {MOST_BYTES}"
+            raise UserError(problem, value=path, fix="leave it out")
         return cls(name=name, path=path, sha256=sha256_file(path), bytes=status.st_size)
 
     def to_json(self) -> dict[str, Any]:
@@ -121,44 +117,30 @@ def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bun
     """
     artifact = load_artifact(order.artifact)
     manifest = artifact.manifest
-    if manifest.format != "onnx":
-        raise ArtifactError(
-            f"a device is sent an ONNX file and builds from it, this is {artifact.label}",
-            value=artifact.path,
-            fix="name the .onnx file that `alexnet-edge export --format onnx` wrote",
-        )
     precision = order.precision or manifest.precision
     as_it_is = order.format == "onnx" and manifest.precision == precision
-    if not as_it_is and precision not in BUILT[order.format]:
-        raise UserError(
-            f"a device does not build {precision} for {order.format}",
-            value=artifact.path,
-            fix=f"choose one of {', '.join(BUILT[order.format])}",
-        )
-    if as_it_is and precision == "bf16":
-        raise UserError("ONNX Runtime has no BF16 convolution for processors", value=artifact.path, fix="use another")
+    _check(artifact, order.format, precision, as_it_is)
     source = artifact if as_it_is else _source(order, artifact)
-    files = [BundleFile.of(_safe(source.path), source.path)]
-    files.append(BundleFile.of(f"{files[0].name}.json", manifest_path(source.path)))
+    name = _plain_name(source.path)
+    paths = {name: source.path, f"{name}.json": manifest_path(source.path)}
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
-    calibration = None
-    if not as_it_is and precision in CALIBRATED:
+    calibrated = not as_it_is and precision in CALIBRATED
+    if calibrated:
         calibration = _ranges(order, artifact, precision)
-        path = cache / f"calibration-{sha256_json(calibration)[:16]}.json"
-        write_json(path, calibration)
-        files.append(BundleFile.of("calibration.json", path))
-    golden, count = _golden(order, artifact, source, cache, reporter)
-    files.append(BundleFile.of("golden.tar", golden))
-    files.append(BundleFile.of((wheel := write_wheel(cache)).name, wheel))
-    files += _wheelhouse(order.wheelhouse)
-    requirements = [NEEDED["onnx"]] if order.format == "onnx" else []
-    if not as_it_is:
-        requirements.append(NEEDED["build"])
-    if order.bench.seconds and order.bench.roofline:
-        requirements.append(NEEDED["roofline"])
+        paths["calibration.json"] = cache / f"calibration-{sha256_json(calibration)[:16]}.json"
+        write_json(paths["calibration.json"], calibration)
+    paths["golden.tar"], count = _golden(order, artifact, source, cache, reporter)
+    wheel = write_wheel(cache)
+    paths[wheel.name] = wheel
+    paths |= {f"wheels/{path.name}": path for path in _wheelhouse(order.wheelhouse)}
+    needed = {
+        "onnx": order.format == "onnx",
+        "build": not as_it_is,
+        "roofline": order.bench.seconds > 0 and order.bench.roofline,
+    }
     return Bundle(
-        files=tuple(files),
+        files=tuple(BundleFile.of(name, path) for name, path in paths.items()),
         about={
             "format": order.format,
             "precision": precision,
@@ -170,28 +152,38 @@ def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bun
         },
         build={
             "build": not as_it_is,
-            "source": files[0].name,
+            "source": name,
             "format": order.format,
             "precision": precision,
-            "calibration": calibration is not None,
+            "calibration": calibrated,
             "engine": dict(order.engine),
-            "runtime": order.runtime,
+            "runtime": "tensorrt",
             "threads": order.threads,
         },
         bench={**asdict(order.bench), "threads": order.threads},
-        requirements=tuple(requirements),
+        requirements=tuple(NEEDED[name] for name, holds in needed.items() if holds),
         offline=order.wheelhouse is not None,
     )
 
 
-def _safe(path: Path) -> str:
+def _check(artifact: Artifact, format: Target, precision: Precision, as_it_is: bool) -> None:
+    """Whether a device can build this, or run it as it is."""
+    if artifact.manifest.format != "onnx":
+        raise ArtifactError(
+            f"a device is sent an ONNX file and builds from it, this is {artifact.label}",
+            value=artifact.path,
+            fix="name the .onnx file that `alexnet-edge export --format onnx` wrote",
+        )
+    if not as_it_is and precision not in BUILT[format]:
+        fix = f"choose one of {', '.join(BUILT[format])}"
+        raise UserError(f"a device does not build {precision} for {format}", value=artifact.path, fix=fix)
+    if as_it_is and precision == "bf16":
+        raise UserError("ONNX Runtime has no BF16 convolution for processors", value=artifact.path, fix="use another")
+
+
+def _plain_name(path: Path) -> str:
     """The name that an ONNX file has on the device: its own where that is plain, whatever else it is called here."""
-    plain = all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in path.name)
-    return (
-        path.name
-        if plain and path.name[0].isalnum() and len(path.name) < 100 and ".." not in path.name
-        else "model.onnx"
-    )
+    return path.name if re.fullmatch(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,98}", path.name) else "model.onnx"
 
 
 def _lowered_for(artifact: Artifact) -> dict[str, Any] | None:
@@ -248,8 +240,7 @@ def _golden(order: Order, artifact: Artifact, source: Artifact, cache: Path, rep
     checkpoint = Path(artifact.manifest.checkpoint)
     with_torch = checkpoint.suffix == ".safetensors" and checkpoint.is_file() and find_spec("torch") is not None
     with_torch = with_torch and sha256_file(checkpoint) == artifact.manifest.checkpoint_sha256
-    images = _images(order, artifact, checkpoint)
-    images = images.spread(order.limit)
+    images = _images(order, artifact, checkpoint).spread(order.limit)
     if not with_torch and (source.manifest.format, source.manifest.precision) != ("onnx", "fp32"):
         try:
             source = _source(order, artifact)
@@ -259,25 +250,18 @@ def _golden(order: Order, artifact: Artifact, source: Artifact, cache: Path, rep
                 value=artifact.manifest.checkpoint,
                 fix="bring one of them back, or name the ONNX file with --source",
             ) from error
-    reference = {
-        "runtime": "torch" if with_torch else "onnxruntime",
-        "checkpoint_sha256": artifact.manifest.checkpoint_sha256,
-    }
-    key = sha256_json(
-        {
-            **reference,
-            "images": images.content_hash(),
-            "classes": list(images.classes),
-            "preprocessing": records.to_builtins(artifact.manifest.preprocessing),
-        }
-    )
+    runtime = "torch" if with_torch else "onnxruntime"
+    reference = {"runtime": runtime, "checkpoint_sha256": artifact.manifest.checkpoint_sha256}
+    content = {"images": images.content_hash(), "classes": list(images.classes)}
+    preprocessing = records.to_builtins(artifact.manifest.preprocessing)
+    key = sha256_json({**reference, **content, "preprocessing": preprocessing})
     path = cache / f"golden-{key[:16]}.tar"
     if not path.is_file():
         reporter.start("golden set: the reference's answers", None)
         with reference_session(checkpoint) if with_torch else open_session(source) as session:
             answers_NK, _ = outputs_NK(session, images)
         write_golden(path, images, answers_NK, reference)
-        reporter.finish(f"{len(images)} images, answered by {reference['runtime']}")
+        reporter.finish(f"{len(images)} images, answered by {runtime}")
     return path, len(images)
 
 
@@ -296,7 +280,7 @@ def _images(order: Order, artifact: Artifact, checkpoint: Path) -> ImageSet:
     return validation_images(load_checkpoint(checkpoint))
 
 
-def _wheelhouse(folder: Path | None) -> list[BundleFile]:
+def _wheelhouse(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
     if not folder.is_dir():
@@ -304,4 +288,4 @@ def _wheelhouse(folder: Path | None) -> list[BundleFile]:
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
         raise MissingComponentError("the folder has no wheels", value=folder, fix="fill it with `pip download`")
-    return [BundleFile.of(f"wheels/{path.name}", path) for path in wheels]
+    return wheels

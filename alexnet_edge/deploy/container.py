@@ -9,15 +9,12 @@ Source: Docker, "docker container run"; NVIDIA, "Container Toolkit"; Jetson Linu
 
 from __future__ import annotations
 
-import re
 import shlex
 
 FAILED = (125, 126, 127)
 """Exit codes of Docker, and of a shell that has no Docker, for a container that did not start."""
 BOARD_FILES = ("/etc/nv_tegra_release", "/etc/nvpmodel.conf", "/var/lib/nvpmodel/status")
 """What a container is shown, read-only, of the board it runs on: the Jetson Linux release and the power mode."""
-
-_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,250}")
 
 # Options of `docker run` before what the container shall run, which stands in "$@"; $python, $image and $root are set.
 _OPTIONS = f"""\
@@ -61,11 +58,6 @@ code=$?
 rmdir "$root" 2>/dev/null
 exit $code
 """
-
-
-def is_image(name: str) -> bool:
-    """Whether an image can have this name: it is an argument of commands on the device."""
-    return _IMAGE.fullmatch(name) is not None
 
 
 def start_command(image: str, python: str, root: str, silence_s: float, boot: str) -> str:

@@ -12,23 +12,24 @@ A fleet is a TOML file:
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import msgspec
+
+from alexnet_edge import records
 from alexnet_edge.deploy.link import LinkSettings, printable
 from alexnet_edge.errors import AlexNetEdgeError, DeviceError, GateError, UserError
 from alexnet_edge.progress import Reporter
+from alexnet_edge.records import NEWER
 
 Result = TypeVar("Result")
 
 MOST_DEVICES = 256
 MOST_AT_ONCE = 16
-OWN = ("python", "root", "container")
-"""Settings that a device of a fleet may have of its own, named as the options."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,54 +40,47 @@ class Member:
     link: LinkSettings
 
 
-def read_fleet(path: Path, settings: Callable[..., LinkSettings]) -> list[Member]:
-    """The devices of a TOML file.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Device:
+    """What the file says of one; None where the option of the same name holds."""
 
-    Args:
-        path: the file.
-        settings: makes the `LinkSettings` of a host, with the fields that the file gives it.
+    host: str
+    name: str | None = field(default=None, metadata=NEWER)
+    python: str | None = field(default=None, metadata=NEWER)
+    root: str | None = field(default=None, metadata=NEWER)
+    container: str | None = field(default=None, metadata=NEWER)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _File:
+    device: Annotated[tuple[_Device, ...], msgspec.Meta(min_length=1, max_length=MOST_DEVICES)]
+
+
+def read_fleet(path: Path, settings: Callable[..., LinkSettings]) -> list[Member]:
+    """The devices of a TOML file; `settings` makes the `LinkSettings` of a host, with the fields that the file gives it.
 
     Raises:
         UserError: when it cannot be read, names no device, one twice, or a field that is not known.
     """
     fix = 'write it as in: [[device]] host = "user@board"'
     try:
-        value = _parsed(path.read_bytes())
+        devices = records.convert(_File, msgspec.toml.decode(path.read_bytes())).device
     except OSError as error:
         raise UserError(f"the fleet cannot be read ({error.strerror})", value=path, fix="check the path") from error
-    except ValueError as error:
+    except records.RecordError as error:
+        raise UserError(f"the fleet is malformed ({printable(error)})", value=path, fix=fix) from error
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise UserError(f"the fleet is no TOML file ({error})", value=path, fix=fix) from error
-    devices = value.get("device")
-    if set(value) - {"device"} or not isinstance(devices, list) or not 0 < len(devices) <= MOST_DEVICES:
-        raise UserError(f"a fleet is a list of 1 to {MOST_DEVICES} devices", value=path, fix=fix)
     members: list[Member] = []
-    for entry in devices:
-        if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
-            raise UserError("a device of the fleet is malformed", value=printable(entry, 80), fix=fix)
-        unknown = set(entry) - {"host", "name", *OWN}
-        if unknown or "host" not in entry:
-            problem = f"unknown field {sorted(unknown)[0]!r}" if unknown else "no host"
-            raise UserError(f"a device of the fleet has {problem}", value=printable(entry, 80), fix=fix)
-        own = {name: entry[name] for name in OWN if name in entry}
-        members.append(
-            Member(name=printable(entry.get("name", entry["host"]), 60), link=settings(entry["host"], **own))
-        )
-    for key in ("name", "link"):
-        seen: list[Any] = [getattr(member, key) for member in members]
-        twice = next((entry for index, entry in enumerate(seen) if entry in seen[:index]), None)
-        if twice is not None:
-            shown = twice if isinstance(twice, str) else twice.destination
-            raise UserError("a device of the fleet is named twice", value=shown, fix="name each once")
+    for device in devices:
+        own = {name: value for name, value in asdict(device).items() if value is not None}
+        name, host = own.pop("name", device.host), own.pop("host")
+        members.append(Member(name=printable(name, 60), link=settings(host, **own)))
+    names, links = [member.name for member in members], [member.link for member in members]
+    for index, member in enumerate(members):
+        if member.name in names[:index] or member.link in links[:index]:
+            raise UserError("a device of the fleet is named twice", value=member.name, fix="name each once")
     return members
-
-
-def _parsed(data: bytes) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    value: dict[str, Any] = tomllib.loads(data.decode())
-    return value
 
 
 def side_by_side(members: Sequence[Member], work: Callable[[Member], Result]) -> dict[str, Result | AlexNetEdgeError]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ from alexnet_edge.images.preprocess import FloatArray
 MOST_IMAGES = 5000
 MOST_IMAGE_BYTES = 64 << 20
 """Largest single image file."""
-
-_MEMBER = re.compile(r"\d{6}\.[a-z]{3,4}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +61,7 @@ def write_golden(path: Path, images: ImageSet, reference_NK: FloatArray, referen
     """Write `images` with the answers `(N, K)` float32; the same content gives the same bytes.
 
     Raises:
-        DataError: when an image is oversized or there are too many.
-        OutputError: when the file cannot be written.
+        DataError: when an image is oversized or there are too many; OutputError when the file cannot be written.
     """
     assert len(images) == len(reference_NK)
     if not 0 < len(images) <= MOST_IMAGES:
@@ -79,9 +75,8 @@ def write_golden(path: Path, images: ImageSet, reference_NK: FloatArray, referen
             item.image().save(buffer, "PNG")
             data, suffix = buffer.getvalue(), ".png"
         if len(data) > MOST_IMAGE_BYTES:
-            raise DataError(
-                f"oversized image: {len(data)} bytes, at most {MOST_IMAGE_BYTES}", value=item.name, fix="leave it out"
-            )
+            problem = f"oversized image: {len(data)} bytes, at most {MOST_IMAGE_BYTES}"
+            raise DataError(problem, value=item.name, fix="leave it out")
         members[f"{index:06d}{suffix}"] = data
         listed.append(_Image(file=f"{index:06d}{suffix}", name=item.name, label=int(images.labels_N[index])))
     logits = io.BytesIO()
@@ -110,25 +105,18 @@ def read_golden(path: Path, folder: Path) -> Golden:
                 raise ValueError(f"images: expected 1 to {MOST_IMAGES}, got {len(listing.images)}")
             items = []
             for index, image in enumerate(listing.images):
-                name = image.file
-                if (
-                    not _MEMBER.fullmatch(name)
-                    or not name.startswith(f"{index:06d}.")
-                    or name[6:] not in IMAGE_SUFFIXES
-                ):
-                    raise ValueError(f"name {name!r}")
-                data = _member(archive, archive.next(), name)
-                (folder / name).write_bytes(data)
-                items.append(FileItem(folder, name))
+                if image.file not in {f"{index:06d}{suffix}" for suffix in IMAGE_SUFFIXES}:
+                    raise ValueError(f"name {image.file!r}")
+                (folder / image.file).write_bytes(_member(archive, archive.next(), image.file))
+                items.append(FileItem(folder, image.file))
             if archive.next() is not None:
                 raise ValueError("more members than its list")
         reference_NK = np.load(io.BytesIO(logits), allow_pickle=False)
         if reference_NK.dtype != np.float32 or reference_NK.ndim != 2 or len(reference_NK) != len(items):
             raise ValueError(f"answers {reference_NK.dtype} {reference_NK.shape}")
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise ArtifactError(
-            f"the golden set is malformed ({error or type(error).__name__})", value=path.name, fix="deploy again"
-        ) from error
+        problem = f"the golden set is malformed ({error or type(error).__name__})"
+        raise ArtifactError(problem, value=path.name, fix="deploy again") from error
     source = {"kind": "golden", "count": len(items), "reference": listing.reference}
     return Golden(
         images=ImageSet(items, [image.label for image in listing.images], listing.classes, source),

@@ -7,6 +7,7 @@ bounded length and number, control characters taken out before anything is shown
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import re
@@ -15,11 +16,11 @@ import shutil
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from alexnet_edge import records
 from alexnet_edge.deploy import board, container
@@ -36,9 +37,19 @@ MOST_NOISE = 2000
 HEARTBEAT_S = 5.0
 OLDEST_PYTHON = (3, 10)
 
-_DESTINATION = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}@)?[A-Za-z0-9_](?:[A-Za-z0-9_.:%-]{0,252}[A-Za-z0-9_])?")
-_PYTHON = re.compile(r"[A-Za-z0-9_/~][A-Za-z0-9_./+-]{0,200}")
-_ROOT = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_./-]{0,200}")
+OnEvent = Callable[[Mapping[str, Any]], None]
+
+_SHAPES = {
+    "python": (r"[A-Za-z0-9_/~][A-Za-z0-9_./+-]{0,200}", "a Python on the device", "python3.12"),
+    "root": (r"(?!(.*/)?\.\.(/|$))[A-Za-z0-9_/][A-Za-z0-9_./-]{0,200}", "a folder on the device", "alexnet-edge"),
+    "container": (r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,250}", "a container image", "alexnet-edge:jetpack6"),
+    "destination": (
+        r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}@)?[A-Za-z0-9_](?:[A-Za-z0-9_.:%-]{0,252}[A-Za-z0-9_])?",
+        "a host to deploy to",
+        "user@host; set port and key in ~/.ssh/config",
+    ),
+}
+"""Of each argument of a command: how it is written, what it is, an example."""
 
 _BOOT = (
     "import os,sys\n"
@@ -90,14 +101,10 @@ class LinkOptions:
     """Either side takes the other for gone when nothing came for so long."""
 
     def __post_init__(self) -> None:
-        if not _PYTHON.fullmatch(self.python):
-            raise UserError("not a Python on the device", value=repr(self.python), fix="write it as python3.12")
-        if not _ROOT.fullmatch(self.root) or ".." in self.root.split("/"):
-            raise UserError("not a folder on the device", value=repr(self.root), fix="write it as alexnet-edge")
-        if self.container is not None and not container.is_image(self.container):
-            raise UserError(
-                "not a container image", value=repr(self.container), fix="write it as alexnet-edge:jetpack6"
-            )
+        for name, (pattern, noun, example) in _SHAPES.items():
+            value = getattr(self, name, None)
+            if value is not None and not re.fullmatch(pattern, value):
+                raise UserError(f"not {noun}", value=repr(value), fix=f"write it as {example}")
         for name, seconds in (("--connect-seconds", self.connect_s), ("--silence-seconds", self.silence_s)):
             if not 1 <= seconds <= 86400:
                 raise UserError(f"{name} must be 1 to 86400", value=seconds, fix="leave it out for the default")
@@ -109,15 +116,6 @@ class LinkSettings(LinkOptions):
 
     destination: str
     """`user@host`, `host`, or a name from the SSH configuration."""
-
-    def __post_init__(self) -> None:
-        if not _DESTINATION.fullmatch(self.destination):
-            raise UserError(
-                "not a host to deploy to",
-                value=repr(self.destination),
-                fix="write it as user@host; set port and key in ~/.ssh/config",
-            )
-        LinkOptions.__post_init__(self)
 
 
 def printable(text: object, most: int = 600) -> str:
@@ -136,17 +134,18 @@ class Link:
 
     def __init__(self, settings: LinkSettings) -> None:
         self.settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes]
+        self._streams: tuple[IO[bytes], ...]
+        """Input, output and error output of the client."""
         self._client_lines: deque[str] = deque(maxlen=40)
         self._writing = threading.Lock()
         self._over = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._listen, self._beat)]
 
     def command(self) -> list[str]:
         """The client's command line; the destination stands behind `--`, so that it can never be an option."""
         settings = self.settings
-        source = self._source()
-        boot = _BOOT.format(major=OLDEST_PYTHON[0], minor=OLDEST_PYTHON[1], mark=MARK, length=len(source))
+        boot = _BOOT.format(major=OLDEST_PYTHON[0], minor=OLDEST_PYTHON[1], mark=MARK, length=len(_program()))
         if settings.container is not None:
             remote = container.start_command(
                 settings.container, settings.python, settings.root, settings.silence_s, boot
@@ -174,69 +173,53 @@ class Link:
             f"exec {remote}",  # the shell makes way, so that the client's exit code is that of what runs
         ]
 
-    @staticmethod
-    def _source() -> bytes:
-        return Path(board.__file__).read_bytes()
-
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             self.command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is ours to handle: the client goes when its input ends
         )
-        for target in (self._listen, self._beat):
-            thread = threading.Thread(target=target, daemon=True)
+        self._streams = cast("tuple[IO[bytes], ...]", (process.stdin, process.stdout, process.stderr))
+        for thread in self._threads:
             thread.start()
-            self._threads.append(thread)
         try:
-            self._write(self._source())
-            hello = self._next(self._noise())
+            self._write(_program())
+            hello = self._next(itertools.count())
+            if "old" in hello:
+                raise DeviceError(
+                    "the device's Python is too old",
+                    value=f"{printable(hello['old'], 20)}, and 3.10 is needed",
+                    fix="install one, and name it with --python",
+                )
+            if hello.get("hello") != 1:
+                raise DeviceError("the device speaks another language", value=printable(hello, 80))
         except BaseException:
             self.close(at_once=True)
             raise
-        if "old" in hello:
-            self.close()
-            raise DeviceError(
-                "the device's Python is too old",
-                value=f"{printable(hello['old'], 20)}, and 3.10 is needed",
-                fix="install one, and name it with --python",
-            )
-        if hello.get("hello") != 1:
-            self.close()
-            raise DeviceError("the device speaks another language", value=printable(hello, 80))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.close(at_once=error is not None)
 
     def close(self, *, at_once: bool = False) -> None:
         """End the connection; what runs on the device ends with it."""
-        process, self._process = self._process, None
-        if process is None:
+        if self._over.is_set():
             return
         self._over.set()
-        streams = [stream for stream in (process.stdin, process.stdout) if stream is not None]
         try:
-            streams[0].close()
-            process.wait(timeout=0 if at_once else 10)
+            self._streams[0].close()
+            self._process.wait(timeout=0 if at_once else 10)
         except (OSError, subprocess.TimeoutExpired):
-            process.kill()
-            process.wait()
+            self._process.kill()
+            self._process.wait()
         for thread in self._threads:
             thread.join(timeout=10)
-        for stream in (*streams, process.stderr):
-            if stream is not None:
-                stream.close()
+        for stream in self._streams:
+            stream.close()
 
-    # --- asking -------------------------------------------------------------------------------------------------------
-
-    def ask(
-        self, do: str, *, on_progress: Callable[[Mapping[str, Any]], None] | None = None, **fields: Any
-    ) -> dict[str, Any]:
+    def ask(self, do: str, *, on_progress: OnEvent | None = None, **fields: Any) -> dict[str, Any]:
         """One request, and its answer.
 
         Raises:
@@ -266,15 +249,15 @@ class Link:
                     offset += len(block)
                     on_bytes(offset)
         except DisconnectedError as gone:
-            self._last_word(gone, None)  # a full disk, an oversized file
+            self._last_word(gone)  # a full disk, an oversized file
             raise
-        self._answer(None)
+        self._answer()
 
     def fetch(self, release: str, name: str, *, most: int) -> bytes | None:
         """A report of a release; None when the release has none of that name."""
         pieces: list[bytes] = []
 
-        def take(event: Mapping[str, Any]) -> None:
+        def keep(event: Mapping[str, Any]) -> None:
             try:
                 pieces.append(base64.b64decode(str(event["piece"]), validate=True))
             except ValueError as error:
@@ -284,37 +267,33 @@ class Link:
 
         self._write(json.dumps({"do": "fetch", "id": release, "name": name, "most": most}).encode() + b"\n")
         try:
-            self._answer(None, take)
+            self._answer(on_piece=keep)
         except DeviceError as error:
             if error.kind == "missing":
                 return None
             raise
         return b"".join(pieces)
 
-    # --- the line -----------------------------------------------------------------------------------------------------
-
-    def _last_word(
-        self, gone: DisconnectedError, on_progress: Callable[[Mapping[str, Any]], None] | None
-    ) -> dict[str, Any]:
+    def _last_word(self, gone: DisconnectedError, on_progress: OnEvent | None = None) -> dict[str, Any]:
         """What the device said before it hung up and took nothing more, which tells why; raises `gone` when it said nothing."""
         try:
             return self._answer(on_progress)
         except DisconnectedError:
             raise gone from None
 
-    def _answer(
-        self,
-        on_progress: Callable[[Mapping[str, Any]], None] | None,
-        on_piece: Callable[[Mapping[str, Any]], None] | None = None,
-    ) -> dict[str, Any]:
-        noise = self._noise()
+    def _answer(self, on_progress: OnEvent | None = None, on_piece: OnEvent | None = None) -> dict[str, Any]:
+        noise = itertools.count()
         while True:
             event = self._next(noise)
             if isinstance(event.get("done"), dict):
                 done: dict[str, Any] = event["done"]
                 return done
             if "refused" in event:
-                raise self._refusal(event)
+                if event.get("kind") == "gate":
+                    raise GateError(printable(event["refused"]))
+                error = DeviceError(printable(event["refused"]), fix=printable(event.get("fix", "")))
+                error.kind = str(event.get("kind"))
+                raise error
             if isinstance(event.get("progress"), dict):
                 if on_progress is not None:
                     on_progress(event["progress"])
@@ -323,30 +302,14 @@ class Link:
             else:
                 raise DeviceError("the device's answer is not understood", value=printable(event, 80))
 
-    @staticmethod
-    def _refusal(event: Mapping[str, Any]) -> Exception:
-        problem, fix, kind = printable(event["refused"]), printable(event.get("fix", "")), event.get("kind")
-        if kind == "gate":
-            return GateError(problem)
-        error = DeviceError(problem, fix=fix)
-        error.kind = str(kind)
-        return error
-
-    @staticmethod
-    def _noise() -> list[int]:
-        return [MOST_NOISE]
-
-    def _next(self, noise: list[int]) -> dict[str, Any]:
-        """The next line of the device's program; lines of others are passed over."""
-        assert self._process is not None
-        assert self._process.stdout is not None
+    def _next(self, noise: Iterator[int]) -> dict[str, Any]:
+        """The next line of the device's program; those of others are passed over and counted by `noise`."""
         while True:
-            line = _bounded_line(self._process.stdout)
+            line = _bounded_line(self._streams[1])
             if line is None:
                 raise self._gone()
             if not line.startswith(MARK.encode()):
-                noise[0] -= 1
-                if noise[0] < 0:
+                if next(noise) >= MOST_NOISE:
                     raise DeviceError("the device prints without end", value=printable(line, 80))
                 continue
             try:
@@ -361,24 +324,19 @@ class Link:
             self._put(data)
 
     def _put(self, data: bytes) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
         view = memoryview(data)
         try:
             while view:
-                view = view[os.write(self._process.stdin.fileno(), view) :]
+                view = view[os.write(self._streams[0].fileno(), view) :]
         except OSError as error:
             raise self._gone() from error
 
     def _beat(self) -> None:
         """A sign of life now and then."""
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
         while not self._over.wait(HEARTBEAT_S):
             if self._writing.acquire(blocking=False):
                 try:
-                    os.write(process.stdin.fileno(), b"\n")
+                    os.write(self._streams[0].fileno(), b"\n")
                 except (OSError, ValueError):
                     return
                 finally:
@@ -386,30 +344,22 @@ class Link:
 
     def _listen(self) -> None:
         """Keep the last lines that the client says of itself."""
-        process = self._process
-        assert process is not None
-        assert process.stderr is not None
-        try:
-            while (line := _bounded_line(process.stderr, whole=False)) is not None:
+        with suppress(OSError, ValueError):  # closed
+            while (line := _bounded_line(self._streams[2], whole=False)) is not None:
                 self._client_lines.append(line.decode("utf-8", "replace"))
-        except (OSError, ValueError):  # closed
-            return
 
     def _gone(self) -> Exception:
         """Why there is no connection, from the client's output and its exit code."""
-        process = self._process
-        assert process is not None
         try:
-            code: int | None = process.wait(timeout=10)
+            code: int | None = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            process.kill()
+            self._process.kill()
             code = None
         self._threads[0].join(timeout=5)
-        output = "\n".join(self._client_lines)
-        host = self.settings.destination
+        host, lines = self.settings.destination, [line for line in self._client_lines if line.strip()]
+        hint = lines[-1] if lines else ""
         if self.settings.container is not None and code in container.FAILED:
-            lines = [line for line in self._client_lines if line.strip()]
-            hint = printable(next((line for line in lines if "rror" in line), lines[-1] if lines else ""), 200)
+            hint = printable(next((line for line in lines if "rror" in line), hint), 200)
             return DeviceError(
                 "the container does not start on the device",
                 value=f"{self.settings.container} on {host}{f' ({hint})' if hint else ''}",
@@ -423,14 +373,17 @@ class Link:
             )
         if code == 255:
             for words, problem, fix in _CLIENT_SAYS:
-                if words in output:
+                if any(words in line for line in lines):
                     return DisconnectedError(problem, value=host, fix=fix.replace("HOST", host.rpartition("@")[2]))
-        hint = printable(next((line for line in reversed(self._client_lines) if line.strip()), ""), 200)
         return DisconnectedError(
             "the connection to the device was lost",
-            value=f"{host}{f' ({hint})' if hint else ''}",
+            value=f"{host} ({printable(hint, 200)})" if hint else host,
             fix="deploy again: what is done is not done twice",
         )
+
+
+def _program() -> bytes:
+    return Path(board.__file__).read_bytes()
 
 
 def find_ssh() -> str:

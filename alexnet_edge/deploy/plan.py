@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from alexnet_edge.artifact import Precision
 from alexnet_edge.environment import check_threads
 from alexnet_edge.errors import UserError
-from alexnet_edge.nvidia.libraries import Runtime
+from alexnet_edge.export.fields import require_choices
 
 Target = Literal["onnx", "trt"]
 """`onnx`: ONNX Runtime on the device's processor. `trt`: a TensorRT engine, built there."""
@@ -66,8 +66,6 @@ class Order:
     """CSV file with wnid,index,name [classes.csv beside the images]."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `EngineOptions` that differ from their defaults."""
-    runtime: Runtime = "tensorrt"
-    """What builds an engine."""
     threads: int | None = None
     """Processor threads on the device [all]."""
     bench: BenchOptions = field(default_factory=BenchOptions)
@@ -75,8 +73,7 @@ class Order:
     """Folder of wheels to send, for a device that reaches no package index."""
 
     def __post_init__(self) -> None:
-        if self.format not in get_args(Target):
-            raise UserError("a deploy is for onnx or trt", value=self.format, fix="choose --format onnx or trt")
+        require_choices(self)
         if self.limit < 1:
             raise UserError("the golden set needs images", value=self.limit, fix="give --limit 1 or more")
         check_threads(self.threads)

@@ -18,11 +18,11 @@ from typing import Any
 
 from alexnet_edge import records
 from alexnet_edge.artifact import decode_manifest
-from alexnet_edge.deploy.board import REPORTS
+from alexnet_edge.deploy.board import RELEASE, REPORTS, STEPS, sha256_of
 from alexnet_edge.deploy.bundle import Bundle
 from alexnet_edge.deploy.link import Link, LinkSettings, number, printable
 from alexnet_edge.deploy.plan import Manner
-from alexnet_edge.deploy.preflight import Findings, checked, cuda_requirement, judge
+from alexnet_edge.deploy.preflight import Facts, Findings, cuda_requirement, judge
 from alexnet_edge.environment import EMULATED_FIGURES
 from alexnet_edge.errors import AlexNetEdgeError, DeviceError, DisconnectedError, GateError, MissingComponentError
 from alexnet_edge.files import MALFORMED, sha256_json, write_text, writing
@@ -59,20 +59,13 @@ class Deployed:
     @property
     def emulated(self) -> str | None:
         """What emulates the device, as it says itself; None for a real one."""
-        return emulated_by(self.state)
+        steps = self.state.get("steps")
+        build = steps.get("build") if isinstance(steps, dict) else None
+        emulator = build.get("emulated") if isinstance(build, dict) else None
+        return printable(emulator, 80) if emulator else None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "device": self.device,
-            "release": self.release,
-            "before": self.before,
-            "state": dict(self.state),
-            "reports": str(self.reports),
-            "page": None if self.page is None else str(self.page),
-            "seconds": round(self.seconds, 1),
-            "copied_bytes": self.copied_bytes,
-            "emulated": self.emulated,
-        }
+        return {**records.to_builtins(self), "seconds": round(self.seconds, 1), "emulated": self.emulated}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,16 +80,8 @@ class Planned:
     steps: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "device": self.device,
-            "release": self.release,
-            "facts": dict(self.findings.facts),
-            "refusals": list(self.findings.refusals),
-            "warnings": list(self.findings.warnings),
-            "serving": self.serving,
-            "missing_bytes": self.missing_bytes,
-            "steps": list(self.steps),
-        }
+        value = records.to_builtins(self)
+        return {"device": value.pop("device"), "release": value.pop("release"), **value.pop("findings"), **value}
 
 
 def plan_deploy(bundle: Bundle, link_settings: LinkSettings) -> Planned:
@@ -109,8 +94,10 @@ def plan_deploy(bundle: Bundle, link_settings: LinkSettings) -> Planned:
         findings, missing = _preflight(link, bundle)
         status = link.ask("status")
     serving = _name(status.get("current"))
-    release = _release(bundle, findings.facts)
-    done = _known_steps(status, release)
+    release = release_name(bundle, findings.facts)
+    entries = (entry for entry in status.get("releases", ()) if isinstance(entry, dict) and entry.get("id") == release)
+    steps_done = next(entries, {}).get("steps")
+    done = steps_done if isinstance(steps_done, dict) else {}
     words = {
         "copy": f"{missing / 1e6:.1f} MB of {bundle.bytes / 1e6:.1f} MB in {len(bundle.files)} files, each checked by SHA-256",
         "environment": f"Python with {', '.join((bundle.wheel, *_requirements(bundle, findings.facts)))}",
@@ -142,8 +129,7 @@ def deploy(bundle: Bundle, link_settings: LinkSettings, manner: Manner, *, repor
         DeviceError: when the device refuses, or cannot be reached; GateError when the artifact is not proved there. The
             message says what serves now, and how to look.
     """
-    work = _Deploy(bundle=bundle, settings=link_settings, manner=manner, reporter=reporter)
-    return work.run()
+    return _Deploy(bundle=bundle, settings=link_settings, manner=manner, reporter=reporter).run()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -153,17 +139,15 @@ class _Deploy:
     manner: Manner
     reporter: Reporter
     release: str = ""
-    _again: str = ""
     _step: str = "connecting"
     _serving: str | None = None
     _connected: bool = False
     _boot: str | None = None
     _copied: int = 0
     _started: float = field(default_factory=time.monotonic)
-    _before: str | None = None
+    _again: str = field(default_factory=lambda: str(time.time_ns()))
 
     def run(self) -> Deployed:
-        self._again = f"{time.time_ns()}" if self.manner.force else ""
         deadline, tries = 0.0, 0
         while True:
             tries += 1
@@ -171,29 +155,24 @@ class _Deploy:
                 with Link(self.settings) as link:
                     deadline = time.monotonic() + self.manner.reconnect_s
                     return self._attempt(link)
-            except DisconnectedError as error:
-                now = time.monotonic()
-                if not self._connected or now >= deadline or tries >= MOST_TRIES or not self.manner.reconnect_s:
+            except (DeviceError, GateError) as error:
+                remaining_s = deadline - time.monotonic()
+                again = self._connected and self.manner.reconnect_s > 0 and remaining_s > 0 and tries < MOST_TRIES
+                if not isinstance(error, DisconnectedError) or not again:
                     raise self._with_serving(error) from error
                 self.reporter.note(f"{self._step}: {error.problem}; connecting again")
-                time.sleep(min(RETRY_S, max(0.0, deadline - now)))
-            except (DeviceError, GateError) as error:
-                raise self._with_serving(error) from error
+                time.sleep(min(RETRY_S, remaining_s))
 
     def _with_serving(self, error: AlexNetEdgeError) -> AlexNetEdgeError:
         """The same error with what serves now, and how to look."""
         if not self._connected:
             return error
         serving = f"{self._serving} still serves" if self._serving else "nothing serves yet, as before"
-        host, root = self.settings.destination, self.settings.root
-        text = f"{str(error).rstrip('.')}; {serving} on {host}"
-        if self._step in ("stage", "environment", "build", "bench", "switch"):
-            text += f"; look: ssh {host} tail -n 40 {root}/releases/{self.release}/log.txt"
-        else:
-            text += f"; look: alexnet-edge deploy status {host}"
-        if isinstance(error, GateError):
-            return GateError(text)
-        return DisconnectedError(text) if isinstance(error, DisconnectedError) else DeviceError(text)
+        host, look = self.settings.destination, f"alexnet-edge deploy status {self.settings.destination}"
+        if self._step in STEPS:
+            look = f"ssh {host} tail -n 40 {self.settings.root}/releases/{self.release}/log.txt"
+        kind = next(kind for kind in (GateError, DisconnectedError, DeviceError) if isinstance(error, kind))
+        return kind(f"{str(error).rstrip('.')}; {serving} on {host}; look: {look}")
 
     def _attempt(self, link: Link) -> Deployed:
         again, self._connected = self._connected, True
@@ -201,11 +180,10 @@ class _Deploy:
         status = link.ask("status")
         self._serving = _name(status.get("current"))
         findings, _ = _preflight(link, self.bundle)
-        self.release = _release(self.bundle, findings.facts, self._again)
-        boot = findings.facts["boot_id"]
-        if again and boot != self._boot:
+        self.release = release_name(self.bundle, findings.facts, self._again if self.manner.force else "")
+        if again and findings.facts.boot_id != self._boot:
             self.reporter.note("the device was started again meanwhile")
-        self._boot = boot
+        self._boot = findings.facts.boot_id
         if not again:
             self.reporter.note(f"{self.settings.destination}: {findings.sentence()}")
         for warning in findings.warnings:
@@ -228,16 +206,16 @@ class _Deploy:
             self.reporter.note(sentence_of(step, result.get("steps", {}).get(step, {})))
         self._step = "switch"
         switched = link.ask("switch", id=self.release)
-        self._before = _name(switched.get("before"))
+        before = _name(switched.get("before"))
         self._serving = self.release
-        self.reporter.note(f"switch: {self.release} serves now, before it {self._before or 'nothing'}")
+        self.reporter.note(f"switch: {self.release} serves now, before it {before or 'nothing'}")
         self._step = "fetch"
         folder, page = fetch_reports(link, self.release, self.manner.reports, self.settings.destination)
         link.ask("prune", keep=self.manner.keep)
         return Deployed(
             device=self.settings.destination,
             release=self.release,
-            before=self._before,
+            before=before,
             state=switched.get("state", {}),
             reports=folder,
             page=page,
@@ -257,7 +235,7 @@ class _Deploy:
             if part["whole"]:
                 continue
             offset = int(part["bytes"])
-            if offset > file.bytes or (offset and part["sha256"] != _sha256_of_start(file.path, offset)):
+            if offset > file.bytes or (offset and part["sha256"] != sha256_of(file.path.resolve(), offset)):
                 offset = 0  # what is there is no beginning of this file
             for last in (False, True):
                 try:
@@ -277,28 +255,21 @@ class _Deploy:
             sent += file.bytes
         self.reporter.finish(f"{self._copied / 1e6:.1f} MB copied, {self.bundle.bytes / 1e6:.1f} MB in all")
 
-    def _environment(self, link: Link, facts: Mapping[str, Any], done: Mapping[str, Any]) -> None:
+    def _environment(self, link: Link, facts: Facts, done: Mapping[str, Any]) -> None:
         self._step = "environment"
         requirements = _requirements(self.bundle, facts)
         wheels = [file.sha256 for file in self.bundle.files if file.name.endswith(".whl")]
-        image = facts["container"]
-        system = self.bundle.about["format"] == "trt" or image is not None
-        key = sha256_json(
-            {
-                "wheels": wheels,
-                "requirements": requirements,
-                "python": facts["python"],
-                "system": system,
-                **({} if image is None else {"image": image}),
-            }
-        )
-        if done.get("environment", {}).get("key") == key[:16] and "build" in done:
+        image = {} if facts.container is None else {"image": facts.container}
+        system = self.bundle.about["format"] == "trt" or facts.container is not None
+        made_of = {"wheels": wheels, "requirements": requirements, "python": facts.python, "system": system}
+        key = sha256_json({**made_of, **image})[:16]
+        if done.get("environment", {}).get("key") == key and "build" in done:
             return
         self.reporter.start("environment on the device", None)
         state = link.ask(
             "environment",
             id=self.release,
-            key=key[:16],
+            key=key,
             wheel=self.bundle.wheel,
             requirements=requirements,
             system_packages=system,
@@ -316,11 +287,9 @@ class _Deploy:
         elif "completed" in event and isinstance(event["completed"], int):
             self.reporter.update(event["completed"], printable(event.get("detail", ""), 60))
         elif "doing" in event:
-            total = event.get("total")
-            doing = printable(event["doing"], 60)
-            self.reporter.start(
-                doing if doing == self._step else f"{self._step}: {doing}", total if isinstance(total, int) else None
-            )
+            total, doing = event.get("total"), printable(event["doing"], 60)
+            description = doing if doing == self._step else f"{self._step}: {doing}"
+            self.reporter.start(description, total if isinstance(total, int) else None)
 
 
 def rollback(link_settings: LinkSettings, release: str | None = None) -> dict[str, Any]:
@@ -347,9 +316,6 @@ def status(link_settings: LinkSettings) -> dict[str, Any]:
     return value
 
 
-# --- what comes back ----------------------------------------------------------------------------------------------------------
-
-
 def fetch_reports(link: Link, release: str, reports: Path, device: str) -> tuple[Path, Path | None]:
     """Bring a release's results, manifest, journal and log here, and make the page of them; returns folder and page.
 
@@ -365,18 +331,17 @@ def fetch_reports(link: Link, release: str, reports: Path, device: str) -> tuple
     for name in REPORTS:
         data = link.fetch(release, name, most=MOST_LOG_BYTES if name == "log.txt" else MOST_REPORT_BYTES)
         if data is not None:
-            write_text(folder / name, _as_text(name, data))
+            write_text(folder / name, as_text(name, data))
     results = folder / "bench.json"
     if not results.is_file():
         return folder, None
     try:
-        value = read_results(results)
-        return folder, _page(value, results, device)
+        return folder, _page(read_results(results), results, device)
     except MALFORMED as error:
         raise DeviceError(f"the device's results are malformed ({type(error).__name__})", value=results) from error
 
 
-def _as_text(name: str, data: bytes) -> str:
+def as_text(name: str, data: bytes) -> str:
     """The text of a report: JSON of the expected kind, or a log without control characters."""
     if name == "log.txt":
         text = data.decode("utf-8", "replace")
@@ -400,33 +365,22 @@ def _page(value: Mapping[str, Any], results: Path, device: str) -> Path | None:
     title = f"AlexNet on {device}" + (f" ({EMULATED_FIGURES})" if emulated else "")
     write_text(results.with_suffix(".md"), (f"{title}\n\n" if emulated else "") + markdown_of(value))
     write_text(results.with_suffix(".csv"), csv_of(value))
-    page = results.with_suffix(".html")
     try:
-        write_report(page, bench=value, title=title)
+        return write_report(results.with_suffix(".html"), bench=value, title=title)
     except MissingComponentError:
         return None  # the results are here; `alexnet-edge report` makes the page where jinja2 and plotly are
-    return page
-
-
-def emulated_by(state: Mapping[str, Any]) -> str | None:
-    """What emulates the device, of a release's journal; None for a real one."""
-    steps = state.get("steps")
-    build = steps.get("build") if isinstance(steps, dict) else None
-    emulator = build.get("emulated") if isinstance(build, dict) else None
-    return printable(emulator, 80) if emulator else None
 
 
 def sentence_of(step: str, result: Mapping[str, Any]) -> str:
     """What a finished step of the device's journal says, in one line."""
     if step == "build":
         parity = result.get("parity", {})
-        agreement = parity.get("top1_agreement")
         parts = [
             f"{number(result.get('bytes')) / 1e6:.1f} MB",
             "built there" if result.get("built_here") else "as it was sent",
             f"layers as asked: {printable(result.get('layers', '?'), 40)}",
             f"proof {printable(parity.get('verdict', '?'), 20)} on {printable(parity.get('images', '?'), 10)} images",
-            f"top-1 agreement {number(agreement):.1%}",
+            f"top-1 agreement {number(parity.get('top1_agreement')):.1%}",
         ]
         return f"build: {', '.join(parts)}"
     if "skipped" in result:
@@ -434,54 +388,39 @@ def sentence_of(step: str, result: Mapping[str, Any]) -> str:
     p50 = result.get("p50_ns")
     shown = "no median" if p50 is None else f"p50 {number(p50) / 1e6:.2f} ms"
     reasons = result.get("reasons")
-    why = (
-        f" ({'; '.join(printable(reason, 120) for reason in reasons[:5])})"
-        if isinstance(reasons, list) and reasons
-        else ""
-    )
+    why = "; ".join(printable(reason, 120) for reason in reasons[:5]) if isinstance(reasons, list) else ""
+    why = f" ({why})" if why else ""
     return f"{step}: {shown} at batch {printable(result.get('batch'), 10)}, {printable(result.get('verdict'), 20)}{why}"
 
 
 def _preflight(link: Link, bundle: Bundle) -> tuple[Findings, int]:
-    facts = link.ask("facts")
+    answer = link.ask("facts")
     have = link.ask("have", files=[file.sha256 for file in bundle.files])
     try:
-        known = checked(facts)
+        facts = records.convert(Facts, answer)
         missing = sum(
             0 if have[file.sha256]["whole"] else max(0, file.bytes - int(have[file.sha256]["bytes"]))
             for file in bundle.files
         )
     except MALFORMED as error:
-        raise DeviceError(f"the device's answer is not understood ({error})", value=printable(facts, 80)) from error
-    return judge(known, bundle, missing_bytes=missing), missing
+        problem = f"the device's answer is not understood ({printable(error)})"
+        raise DeviceError(problem, value=printable(answer, 80)) from error
+    return judge(facts, bundle, missing_bytes=missing), missing
 
 
-def _release(bundle: Bundle, facts: Mapping[str, Any], again: str = "") -> str:
+def release_name(bundle: Bundle, facts: Facts, again: str = "") -> str:
     """The release's name on a device: an engine belongs to the TensorRT that built it, an environment to its image."""
-    tensorrt = facts["tensorrt"] if bundle.about["format"] == "trt" else None
-    return bundle.release("".join(f" {part}" for part in (again, tensorrt, facts["container"]) if part))
+    tensorrt = facts.tensorrt if bundle.about["format"] == "trt" else None
+    return bundle.release("".join(f" {part}" for part in (again, tensorrt, facts.container) if part))
 
 
-def _requirements(bundle: Bundle, facts: Mapping[str, Any]) -> list[str]:
+def _requirements(bundle: Bundle, facts: Facts) -> list[str]:
     return [*bundle.requirements, *(cuda_requirement(facts) if bundle.about["format"] == "trt" else [])]
-
-
-def _known_steps(status: Mapping[str, Any], release: str) -> set[str]:
-    for entry in status.get("releases", ()):
-        if isinstance(entry, dict) and entry.get("id") == release and isinstance(entry.get("steps"), dict):
-            return set(entry["steps"])
-    return set()
 
 
 def _name(value: Any) -> str | None:
     """A release's name as the device gives it; None where nothing serves, or it is no name."""
-    return value if isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9-]{1,63}", value) else None
-
-
-def _sha256_of_start(path: Path, count: int) -> str:
-    from alexnet_edge.deploy.board import sha256_of
-
-    return sha256_of(path.resolve(), count)
+    return value if isinstance(value, str) and RELEASE.fullmatch(value) else None
 
 
 def _who() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from alexnet_edge.errors import MissingComponentError
 
 _DATE = (2020, 1, 1, 0, 0, 0)
 _SUFFIXES = (".py", ".typed", ".j2")
+_WHEEL = b"Wheel-Version: 1.0\nGenerator: alexnet-edge\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 def write_wheel(folder: Path) -> Path:
@@ -25,12 +27,9 @@ def write_wheel(folder: Path) -> Path:
     Raises:
         MissingComponentError: when the package is not installed, so that nothing tells what it depends on.
     """
-    about = entries = None
-    for distribution in metadata.distributions(
-        name="alexnet-edge"
-    ):  # a source tree has another one beside the installed
-        if distribution.version == __version__ and about is None:
-            about, entries = distribution.read_text("METADATA"), distribution.read_text("entry_points.txt")
+    installed = (entry for entry in metadata.distributions(name="alexnet-edge") if entry.version == __version__)
+    texts = [(entry.read_text("METADATA"), entry.read_text("entry_points.txt")) for entry in installed]
+    about, entries = next((pair for pair in texts if None not in pair), (None, None))  # a source tree has another one
     if about is None or entries is None:
         raise MissingComponentError(
             f"alexnet-edge {__version__} runs here but is not installed, and a device needs its list of dependencies",
@@ -39,9 +38,7 @@ def write_wheel(folder: Path) -> Path:
     info = f"alexnet_edge-{__version__}.dist-info"
     content = _sources()
     content[f"{info}/METADATA"] = about.encode()
-    content[f"{info}/WHEEL"] = (
-        b"Wheel-Version: 1.0\nGenerator: alexnet-edge\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    )
+    content[f"{info}/WHEEL"] = _WHEEL
     content[f"{info}/entry_points.txt"] = entries.encode()
     record = [
         f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}"
@@ -61,11 +58,6 @@ def write_wheel(folder: Path) -> Path:
 def _sources() -> dict[str, bytes]:
     """The package's files by name; `export` and `bench` are links in a source folder, and folders in the wheel."""
     root = Path(alexnet_edge.__file__).parent
-    folders, content = [root], dict[str, bytes]()
-    while folders:
-        for path in sorted(folders.pop().iterdir()):
-            if path.is_dir() and path.name != "__pycache__":
-                folders.append(path)
-            elif path.suffix in _SUFFIXES:
-                content[f"alexnet_edge/{path.relative_to(root).as_posix()}"] = path.read_bytes()
-    return dict(sorted(content.items()))
+    paths = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
+    sources = {f"alexnet_edge/{path.relative_to(root).as_posix()}": path for path in paths if path.suffix in _SUFFIXES}
+    return {name: sources[name].read_bytes() for name in sorted(sources)}

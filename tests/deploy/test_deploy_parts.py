@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 import pytest
 from narrow_network import CLASSES, write_checkpoint
+from PIL import Image
 
-from alexnet_edge import __version__
+from alexnet_edge import __version__, records
 from alexnet_edge.artifact import load_artifact
 from alexnet_edge.deploy import agent, board, golden
-from alexnet_edge.deploy import link as links
 from alexnet_edge.deploy.bundle import Bundle, BundleFile, make_bundle
 from alexnet_edge.deploy.fleet import read_fleet
-from alexnet_edge.deploy.link import Link, LinkSettings, printable
+from alexnet_edge.deploy.link import Link, LinkSettings, number, printable
 from alexnet_edge.deploy.plan import BenchOptions, Manner, Order
-from alexnet_edge.deploy.preflight import checked, cuda_requirement, fits, judge
-from alexnet_edge.deploy.run import _as_text, _release, fetch_reports, sentence_of
+from alexnet_edge.deploy.preflight import Facts, cuda_requirement, fits, judge
+from alexnet_edge.deploy.run import as_text, fetch_reports, release_name, sentence_of, status
 from alexnet_edge.deploy.wheel import write_wheel
 from alexnet_edge.errors import ArtifactError, DataError, DeviceError, GateError, ParityError, UserError
 from alexnet_edge.export.exporter import Exporter
@@ -43,47 +43,37 @@ from alexnet_edge.proof.evaluate import outputs_NK
 from alexnet_edge.records import RecordError
 from alexnet_edge.sessions import open_session
 
-# --- what a user may write ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
+HOSTILE = {
+    "destination": [
         "-oProxyCommand=touch /tmp/x", "user@-oProxyCommand=x", "", "a b", "a;reboot", "a$(reboot)", "`a`", "a|b", "a&b",
         "user@host/../x", "us'er@host", 'a"b', "a\nb", "a\0b", "user@user@host", "host-", "a" * 400, "ssh://host",
     ],
-)  # fmt: skip
-def test_hosts_that_are_refused(host: str) -> None:
-    with pytest.raises(UserError, match="not a host to deploy to"):
-        LinkSettings(destination=host)
+    "root": ["../x", "a/../b", "..", "a/..", "-x", "", "a;b", "$HOME", "a b", "~"],
+    "python": ["python3;x", "-c", "", "py thon", "$(x)"],
+    "container": ["", "-v", "a b", "a;reboot", "$(x)", "--privileged", "a'b", "a\nb"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in HOSTILE.items() for value in values])
+def test_arguments_of_commands_that_are_refused(field: str, value: str) -> None:
+    noun = {
+        "destination": "a host to deploy to",
+        "root": "a folder",
+        "python": "a Python",
+        "container": "a container image",
+    }
+    with pytest.raises(UserError, match=f"not {noun[field]}"):
+        LinkSettings(**{"destination": "board", field: value})
 
 
 @pytest.mark.parametrize(
     "host", ["board", "user@board", "u_s-e.r@192.168.1.20", "root@fe80::1%eth0", "jetson-orin.local"]
 )
 def test_hosts_that_are_taken_stand_behind_the_options(host: str) -> None:
-    command = Link(LinkSettings(destination=host)).command()
+    command = Link(LinkSettings(destination=host, root="a..b/c")).command()
     assert command[-3:-1] == ["--", host]
     assert "BatchMode=yes" in command
     assert not any("StrictHostKeyChecking" in word or "UserKnownHostsFile" in word for word in command)
-
-
-@pytest.mark.parametrize("root", ["../x", "a/../b", "-x", "", "a;b", "$HOME", "a b", "~"])
-def test_folders_that_are_refused(root: str) -> None:
-    with pytest.raises(UserError, match="not a folder on the device"):
-        LinkSettings(destination="board", root=root)
-
-
-@pytest.mark.parametrize("python", ["python3;x", "-c", "", "py thon", "$(x)"])
-def test_pythons_that_are_refused(python: str) -> None:
-    with pytest.raises(UserError, match="not a Python on the device"):
-        LinkSettings(destination="board", python=python)
-
-
-@pytest.mark.parametrize("image", ["", "-v", "a b", "a;reboot", "$(x)", "--privileged", "a'b", "a\nb"])
-def test_images_that_are_refused(image: str) -> None:
-    with pytest.raises(UserError, match="not a container image"):
-        LinkSettings(destination="board", container=image)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +85,8 @@ def test_images_that_are_taken_are_an_argument(image: str) -> None:
     words = shlex.split(command[-1])
     assert words[:3] == ["exec", "sh", "-c"]
     assert image in words[4:]
-    assert subprocess.run(["sh", "-n", "-c", words[3]], check=False).returncode == 0
-    assert subprocess.run(["sh", "-n", "-c", words[-1]], check=False).returncode == 0
+    for script in (words[3], words[-1]):
+        assert subprocess.run(["sh", "-n", "-c", script], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -122,14 +112,18 @@ def test_settings_that_are_refused(make: Callable[[], object]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "a list of 1 to"),
-        ("device = 3", "a list of 1 to"),
-        ("[[device]]\nname = 'x'", "no host"),
-        ("[[device]]\nhost = 'a'\npasswort = 'x'", "unknown field 'passwort'"),
-        ("[[device]]\nhost = 3", "malformed"),
+        ("", r"malformed \(device: missing\)"),
+        ("device = 3", r"malformed \(device: expected array"),
+        ("device = []", r"malformed \(device: expected array of length >= 1"),
+        ("[[device]]\nhost = 'a'\n" * 257, r"malformed \(device: expected array of length <= 256"),
+        ("more = 1\n[[device]]\nhost = 'a'", r"malformed \(more: unknown"),
+        ("[[device]]\nname = 'x'", r"device\[0\]\.host: missing"),
+        ("[[device]]\nhost = 'a'\npasswort = 'x'", r"device\[0\]\.passwort: unknown, expected one of host"),
+        ("[[device]]\nhost = 3", r"device\[0\]\.host: expected str, got int"),
         ("[[device]]\nhost = '-oProxyCommand=x'", "not a host"),
         ("[[device]]\nhost = 'a'\ncontainer = '--privileged'", "not a container image"),
         ("[[device]]\nhost = 'a'\n[[device]]\nhost = 'a'", "named twice"),
+        ("[[device]]\nhost = 'a'\nname = 'x'\n[[device]]\nhost = 'a'\nname = 'y'", "named twice: y"),
         ("[[device]]\nhost = 'a'\nname = 'x'\n[[device]]\nhost = 'b'\nname = 'x'", "named twice: x"),
         ("[[device", "no TOML file"),
         ("\xff", "no TOML file"),
@@ -163,9 +157,6 @@ def test_one_line_for_each_mistake(run_cli: Any, arguments: list[str], words: st
     assert words in run_cli.refuses("deploy", *arguments)
 
 
-# --- the wheel -----------------------------------------------------------------------------------------------------------
-
-
 def test_the_wheel_is_this_package_and_always_the_same(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -177,22 +168,16 @@ def test_the_wheel_is_this_package_and_always_the_same(tmp_path: Path) -> None:
     assert {line.split(",")[0] for line in record} == set(names)
     for name in ("deploy/agent.py", "deploy/board.py", "export/exporter.py", "bench/report/report.html.j2", "py.typed"):
         assert f"alexnet_edge/{name}" in names
-    target = tmp_path / "installed"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(target), str(first)],
-        check=True,
-        capture_output=True,
-    )
-    code = f"import sys; sys.path.insert(0, {str(target)!r}); import alexnet_edge.deploy.agent as a; print(a.__file__)"
-    found = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True).stdout
-    assert found.startswith(str(target))
-
-
-# --- what a device builds ---------------------------------------------------------------------------------------------------
+    target = str(tmp_path / "installed")
+    install = ["-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", target, str(first)]
+    subprocess.run([sys.executable, *install], check=True, capture_output=True)
+    code = f"import sys; sys.path.insert(0, {target!r}); import alexnet_edge.deploy.agent as a; print(a.__file__)"
+    imported = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True).stdout
+    assert imported.startswith(target)
 
 
 @pytest.fixture
-def narrow_exports(tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Calibration]:
+def narrow_exports(tmp_path: Path, image_folder: Path) -> tuple[Path, Calibration]:
     """FP32 and INT8 ONNX files of the narrow network in one folder, and the INT8 ranges."""
     exporter = Exporter(
         load_checkpoint(write_checkpoint(tmp_path / "model.safetensors")),
@@ -206,32 +191,30 @@ def narrow_exports(tmp_path: Path, image_folder: Path, monkeypatch: pytest.Monke
     return tmp_path / "artifacts", exporter.calibration()
 
 
+def answered(folder: Path, image_folder: Path) -> tuple[ImageSet, np.ndarray[Any, Any]]:
+    """The validation images, and what the FP32 file answers."""
+    images = open_images(image_folder / "val", classes=CLASSES)
+    with open_session(folder / "alexnet_fp32.onnx") as session:
+        return images, outputs_NK(session, images)[0]
+
+
 def test_ranges_and_answers_from_elsewhere_give_the_same_file(
     narrow_exports: tuple[Path, Calibration], image_folder: Path, tmp_path: Path
 ) -> None:
     folder, ranges = narrow_exports
-    images = open_images(image_folder / "val", classes=CLASSES)
-    with open_session(folder / "alexnet_fp32.onnx") as session:
-        answers_NK, _ = outputs_NK(session, images)
-    sent = decode_calibration(json.dumps(ranges.to_json()))
-    there = Exporter(
-        checkpoint_from_onnx(folder / "alexnet_fp32.onnx"),
-        out=tmp_path / "there",
-        proof_images=images,
-        calibration=sent,
-        reference_NK=answers_NK,
-    )
+    images, answers_NK = answered(folder, image_folder)
+
+    def exporter(name: str, **more: Any) -> Exporter:
+        checkpoint = checkpoint_from_onnx(folder / "alexnet_fp32.onnx")
+        return Exporter(checkpoint, out=tmp_path / name, proof_images=images, reference_NK=answers_NK, **more)
+
+    there = exporter("there", calibration=decode_calibration(json.dumps(ranges.to_json())))
     built = there.export("onnx", "int8")
     assert built.manifest.sha256 == load_artifact(folder / "alexnet_int8.onnx").manifest.sha256
     assert built.manifest.calibration == ranges.to_json()
-    there.prover.reference_NK()[:] += 9  # the proof is against what was given
+    there.prover.reference_NK()[:] += 9  # the proof is against the answers that came along
     with pytest.raises(ParityError):
-        Exporter(
-            checkpoint_from_onnx(folder / "alexnet_fp32.onnx"),
-            out=tmp_path / "wrong",
-            proof_images=images,
-            reference_NK=answers_NK,
-        ).export("onnx", "fp32")
+        exporter("wrong").export("onnx", "fp32")
 
 
 @pytest.mark.parametrize(
@@ -246,14 +229,8 @@ def test_ranges_and_answers_from_elsewhere_give_the_same_file(
     ],
 )
 def test_ranges_that_were_changed_are_refused(change: dict[str, Any]) -> None:
-    good = Calibration(
-        amax=dict.fromkeys(layers.LAYER_NAMES, 1.0),
-        saturated={},
-        method="minmax",
-        num_images=1,
-        images_sha256="",
-        source={},
-    )
+    amax = dict.fromkeys(layers.LAYER_NAMES, 1.0)
+    good = Calibration(amax=amax, saturated={}, method="minmax", num_images=1, images_sha256="", source={})
     assert decode_calibration(json.dumps(good.to_json())) == good
     assert decode_calibration(json.dumps({**good.to_json(), "audit": {"warnings": []}})) == good, "a manifest's"
     with pytest.raises(RecordError, match=rf"^{next(iter(change))}: "):
@@ -263,44 +240,40 @@ def test_ranges_that_were_changed_are_refused(change: dict[str, Any]) -> None:
 def test_the_bundle_of_an_order(narrow_exports: tuple[Path, Calibration], image_folder: Path, tmp_path: Path) -> None:
     folder, ranges = narrow_exports
 
-    def names(artifact: str, **fields: Any) -> tuple[list[str], Bundle]:
+    def make(artifact: str, **fields: Any) -> tuple[Bundle, dict[str, Path]]:
         order = Order(artifact=folder / artifact, images=str(image_folder / "val"), limit=4, **fields)
         bundle = make_bundle(order, cache=tmp_path / "cache2", reporter=QuietReporter())
-        return [file.name for file in bundle.files], bundle
+        return bundle, {file.name: file.path for file in bundle.files}
+
+    def answered_by(files: dict[str, Path]) -> str:
+        return str(golden.read_golden(files["golden.tar"], tmp_path / "golden").reference["runtime"])
 
     wheel = f"alexnet_edge-{__version__}-py3-none-any.whl"
-    found, bundle = names("alexnet_int8.onnx", format="onnx")
-    assert found == ["alexnet_int8.onnx", "alexnet_int8.onnx.json", "golden.tar", wheel]
+    bundle, files = make("alexnet_int8.onnx", format="onnx")
+    assert list(files) == ["alexnet_int8.onnx", "alexnet_int8.onnx.json", "golden.tar", wheel]
     assert (bundle.build["build"], bundle.requirements) == (False, ("onnxruntime>=1.20", "threadpoolctl>=3.1"))
     for artifact in ("alexnet_int8.onnx", "alexnet_fp32.onnx"):
-        found, bundle = names(artifact, format="trt", precision="int8")
-        assert found == ["alexnet_fp32.onnx", "alexnet_fp32.onnx.json", "calibration.json", "golden.tar", wheel]
-        assert json.loads(bundle.files[2].path.read_text())["table_sha256"] == ranges.table_sha256
-        assert bundle.build["build"] is True
-    found, bundle = names("alexnet_int8.onnx", format="onnx", precision="fp16")
-    assert (found[0], bundle.build["calibration"]) == ("alexnet_fp32.onnx", False)
-    reference = golden.read_golden(
-        next(f.path for f in bundle.files if f.name == "golden.tar"), tmp_path / "g"
-    ).reference
-    assert reference["runtime"] == "torch"
+        bundle, files = make(artifact, format="trt", precision="int8")
+        assert list(files) == ["alexnet_fp32.onnx", "alexnet_fp32.onnx.json", "calibration.json", "golden.tar", wheel]
+        assert json.loads(files["calibration.json"].read_text())["table_sha256"] == ranges.table_sha256
+        assert (bundle.build["build"], bundle.build["runtime"]) == (True, "tensorrt")
+    bundle, files = make("alexnet_int8.onnx", format="onnx", precision="fp16")
+    assert (next(iter(files)), bundle.build["calibration"]) == ("alexnet_fp32.onnx", False)
+    assert answered_by(files) == "torch"
     (tmp_path / "model.safetensors").unlink()
-    found, bundle = names("alexnet_int8.onnx", format="onnx")
-    reference = golden.read_golden(
-        next(f.path for f in bundle.files if f.name == "golden.tar"), tmp_path / "h"
-    ).reference
-    assert reference["runtime"] == "onnxruntime"
+    assert answered_by(make("alexnet_int8.onnx", format="onnx")[1]) == "onnxruntime"
+    _, files = make("alexnet_fp32.onnx", format="onnx", precision="int8-int4-fc")
+    assert json.loads(files["calibration.json"].read_text())["table_sha256"] == ranges.table_sha256
     with pytest.raises(ArtifactError, match="no FP8 calibration"):
-        names("alexnet_fp32.onnx", format="trt", precision="fp8")
-    found, bundle = names("alexnet_fp32.onnx", format="onnx", precision="int8-int4-fc")
-    assert json.loads(bundle.files[2].path.read_text())["table_sha256"] == ranges.table_sha256
+        make("alexnet_fp32.onnx", format="trt", precision="fp8")
     for format, precision in (("onnx", "bf16"), ("onnx", "mixed"), ("trt", "mixed"), ("trt", "int8-int4-fc")):
         with pytest.raises(UserError, match=f"does not build {precision} for {format}"):
-            names("alexnet_int8.onnx", format=format, precision=precision)
+            make("alexnet_int8.onnx", format=format, precision=precision)
     (folder / "alexnet_fp32.onnx").rename(folder / "away.onnx")
     with pytest.raises(ArtifactError, match="there is none beside this one"):
-        names("alexnet_int8.onnx", format="trt")
+        make("alexnet_int8.onnx", format="trt")
     with pytest.raises(ArtifactError, match="nothing here can say what the right answers are"):
-        names("alexnet_int8.onnx", format="onnx")
+        make("alexnet_int8.onnx", format="onnx")
 
 
 def test_an_engine_that_cannot_be_proved_there_is_not_taken(
@@ -314,23 +287,18 @@ def test_an_engine_that_cannot_be_proved_there_is_not_taken(
     for name in ("alexnet_fp32.onnx", "alexnet_fp32.onnx.json"):
         (release / "files" / name).write_bytes((folder / name).read_bytes())
     (release / "files" / "calibration.json").write_text(json.dumps(ranges.to_json()))
-    images = open_images(image_folder / "val", classes=CLASSES)
-    with open_session(folder / "alexnet_fp32.onnx") as session:
-        golden.write_golden(release / "files" / "golden.tar", images, outputs_NK(session, images)[0], {})
+    golden.write_golden(release / "files" / "golden.tar", *answered(folder, image_folder), {})
     settings = {
         "build": True, "source": "alexnet_fp32.onnx", "format": "trt", "precision": "int8", "calibration": True,
         "engine": {"max_batch": 4}, "runtime": "rtx", "threads": 1,
     }  # fmt: skip
-    events = io.StringIO()
+    stream = io.StringIO()
     with pytest.raises(GateError, match="not proved on the device: built, not run"):
-        agent.build(release, settings, agent.EventReporter(events))
-    told = [json.loads(line) for line in events.getvalue().splitlines()]
-    assert any("memory for the builder" in event.get("note", "") for event in told)
-    assert any(event.get("did") == "building trt int8" for event in told)
+        agent.build(release, settings, agent.EventReporter(stream))
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert any("memory for the builder" in event.get("note", "") for event in events)
+    assert any(event.get("did") == "building trt int8" for event in events)
     assert not (release / board.ARTIFACT).exists()
-
-
-# --- golden sets -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -343,19 +311,16 @@ def test_a_golden_set_comes_back_as_it_was(images: ImageSet, tmp_path: Path) -> 
     for name in ("a.tar", "b.tar"):
         golden.write_golden(tmp_path / name, images, answers_NK, {"runtime": "torch"})
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
-    found = golden.read_golden(tmp_path / "a.tar", tmp_path / "out")
-    assert np.array_equal(found.reference_NK, answers_NK)
-    assert found.images.labels_N.tolist() == images.labels_N.tolist()
-    assert found.images.classes == images.classes
+    back = golden.read_golden(tmp_path / "a.tar", tmp_path / "out")
+    assert np.array_equal(back.reference_NK, answers_NK)
+    assert back.images.labels_N.tolist() == images.labels_N.tolist()
+    assert back.images.classes == images.classes
     for index in range(4):
-        assert np.array_equal(np.asarray(found.images.image(index)), np.asarray(images.image(index)))
+        assert np.array_equal(np.asarray(back.images.image(index)), np.asarray(images.image(index)))
 
 
 def test_file_names_do_not_travel(tmp_path: Path) -> None:
-    from PIL import Image
-
-    hostile = ["$(touch x).png", "; reboot.png", "-rf.png", "a\nb.png", "'\".png"]
-    for name in hostile:
+    for name in ("$(touch x).png", "; reboot.png", "-rf.png", "a\nb.png", "'\".png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     golden.write_golden(tmp_path / "g.tar", open_images(tmp_path), np.zeros((5, 2), np.float32), {})
     with tarfile.open(tmp_path / "g.tar") as archive:
@@ -370,58 +335,41 @@ def member(name: str, data: bytes = b"x", **fields: Any) -> tuple[tarfile.TarInf
     return entry, data if entry.isreg() else b""
 
 
-def listed(*files: str) -> bytes:
+def listed(*files: str) -> tuple[tarfile.TarInfo, bytes]:
     entries = [{"file": name, "name": name, "label": 0} for name in files]
-    return json.dumps({"schema": 1, "classes": ["a", "b"], "images": entries, "reference": {}}).encode()
+    listing = {"schema": 1, "classes": ["a", "b"], "images": entries, "reference": {}}
+    return member("golden.json", json.dumps(listing).encode())
 
 
-def logits(count: int = 1, dtype: Any = np.float32) -> bytes:
+def logits(count: int = 1) -> tuple[tarfile.TarInfo, bytes]:
     buffer = io.BytesIO()
-    np.save(buffer, np.zeros((count, 2), dtype))
-    return buffer.getvalue()
+    np.save(buffer, np.zeros((count, 2), np.float32))
+    return member("logits.npy", buffer.getvalue())
+
+
+LISTED, LOGITS, FILE = listed("000000.jpg"), logits(), member("000000.jpg")
 
 
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ([member("golden.json", listed("../000000.jpg"))], "logits.npy is missing"),
-        ([member("golden.json", listed("../../x.jpg")), member("logits.npy", logits())], "name '../../x.jpg'"),
-        ([member("golden.json", listed("000000.sh")), member("logits.npy", logits())], "name '000000.sh'"),
+        ([listed("../000000.jpg")], "logits.npy is missing"),
+        ([listed("../../x.jpg"), LOGITS], "name '../../x.jpg'"),
+        ([listed("000000.sh"), LOGITS], "name '000000.sh'"),
+        ([listed("000001.jpg"), LOGITS], "name '000001.jpg'"),
         (
-            [
-                member("golden.json", listed("000000.jpg")),
-                member("logits.npy", logits()),
-                member("000000.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd", size=0),
-            ],
+            [LISTED, LOGITS, member(FILE[0].name, type=tarfile.SYMTYPE, linkname="/etc/passwd", size=0)],
             "no regular file",
         ),
         (
-            [
-                member("golden.json", listed("000000.jpg")),
-                member("logits.npy", logits()),
-                member("000000.jpg", type=tarfile.LNKTYPE, linkname="golden.json", size=0),
-            ],
+            [LISTED, LOGITS, member(FILE[0].name, type=tarfile.LNKTYPE, linkname="golden.json", size=0)],
             "no regular file",
         ),
-        (
-            [member("golden.json", listed("000000.jpg")), member("logits.npy", logits()), member("../../evil.jpg")],
-            "is not 000000.jpg",
-        ),
-        (
-            [
-                member("golden.json", listed("000000.jpg")),
-                member("logits.npy", logits()),
-                member("000000.jpg"),
-                member("more.jpg"),
-            ],
-            "more members",
-        ),
-        (
-            [member("golden.json", listed("000000.jpg")), member("logits.npy", logits(3)), member("000000.jpg")],
-            "answers",
-        ),
-        ([member("golden.json", b"{"), member("logits.npy", logits())], "malformed"),
-        ([member("golden.json", b"[]"), member("logits.npy", logits())], "malformed"),
+        ([LISTED, LOGITS, member("../../evil.jpg")], "is not 000000.jpg"),
+        ([LISTED, LOGITS, FILE, member("more.jpg")], "more members"),
+        ([LISTED, logits(3), FILE], "answers"),
+        ([member("golden.json", b"{"), LOGITS], "malformed"),
+        ([member("golden.json", b"[]"), LOGITS], "malformed"),
     ],
 )
 def test_hostile_golden_sets_are_refused(tmp_path: Path, members: list[Any], words: str) -> None:
@@ -431,8 +379,7 @@ def test_hostile_golden_sets_are_refused(tmp_path: Path, members: list[Any], wor
             archive.addfile(entry, io.BytesIO(data))
     with pytest.raises(ArtifactError, match=words):
         golden.read_golden(path, tmp_path / "out" / "golden")
-    written = {entry.name for entry in (tmp_path / "out" / "golden").iterdir()}
-    assert written <= {"000000.jpg"}
+    assert {entry.name for entry in (tmp_path / "out" / "golden").iterdir()} <= {"000000.jpg"}
     assert {entry.name for entry in tmp_path.iterdir()} == {"golden.tar", "out"}
 
 
@@ -445,23 +392,18 @@ def test_oversized_images_are_refused(images: ImageSet, tmp_path: Path, monkeypa
         golden.read_golden(tmp_path / "g.tar", tmp_path / "out")
 
 
-def test_what_is_no_regular_file_is_not_sent(tmp_path: Path) -> None:
+def test_what_is_not_sent(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(UserError, match="not a regular file"):
-            BundleFile.of("x", path)
-    with pytest.raises(UserError, match="cannot be read"):
-        BundleFile.of("x", tmp_path / "none")
-
-
-def test_oversized_files_are_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "large").open("wb") as stream:
         stream.truncate(board.MOST_BYTES + 1)
-    with pytest.raises(UserError, match="oversized file"):
-        BundleFile.of("x", tmp_path / "large")
-
-
-# --- the device's program, without SSH ------------------------------------------------------------------------------------
+    for name, words in (
+        ("pipe", "not a regular file"),
+        (".", "not a regular file"),
+        ("none", "cannot be read"),
+        ("large", "oversized file"),
+    ):
+        with pytest.raises(UserError, match=words):
+            BundleFile.of("x", tmp_path / name)
 
 
 class Talk:
@@ -483,6 +425,11 @@ class Talk:
         value: dict[str, Any] = json.loads(line[len(board.MARK) :])
         return value
 
+    def lock_and_send(self) -> None:
+        """Take the lock, and send a file of three bytes."""
+        assert "done" in self.ask(do="lock", who="me")
+        assert "done" in self.ask(b"abc", do="receive", sha256=DIGEST, offset=0, bytes=3)
+
 
 @contextmanager
 def talking(root: Path) -> Iterator[Talk]:
@@ -497,6 +444,7 @@ def talking(root: Path) -> Iterator[Talk]:
 
 
 DIGEST = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of b"abc"
+ABC = {"name": "a", "sha256": DIGEST, "bytes": 3}
 
 
 def bundle_json(*files: dict[str, Any]) -> dict[str, Any]:
@@ -506,26 +454,22 @@ def bundle_json(*files: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ([{"name": "../../evil", "sha256": DIGEST, "bytes": 3}], "not a name of a file"),
-        ([{"name": "/etc/passwd", "sha256": DIGEST, "bytes": 3}], "not a name of a file"),
-        ([{"name": "wheels/../../x", "sha256": DIGEST, "bytes": 3}], "not a name of a file"),
-        ([{"name": "a/b", "sha256": DIGEST, "bytes": 3}], "not a name of a file"),
-        ([{"name": "a;reboot", "sha256": DIGEST, "bytes": 3}], "not a name of a file"),
-        ([{"name": "a\nb", "sha256": DIGEST, "bytes": 3}], "not a name of a file"),
-        ([{"name": "-rf", "sha256": DIGEST, "bytes": 3}], "not a name of a file"),
-        ([{"name": "a", "sha256": "../../x", "bytes": 3}], "not a checksum"),
-        ([{"name": "a", "sha256": DIGEST, "bytes": 1 << 40}], "oversized"),
-        ([{"name": "a", "sha256": DIGEST, "bytes": -1}], "oversized"),
-        ([{"name": "a", "sha256": DIGEST, "bytes": 3}] * 2, "names a file twice"),
-        ([{"name": "a", "sha256": DIGEST, "bytes": 4}], "corrupt bundle"),
+        *(
+            ([{**ABC, "name": name}], "not a name of a file")
+            for name in ("../../evil", "/etc/passwd", "wheels/../../x", "a/b", "a;reboot", "a\nb", "-rf")
+        ),
+        ([{**ABC, "sha256": "../../x"}], "not a checksum"),
+        ([{**ABC, "bytes": 1 << 40}], "oversized"),
+        ([{**ABC, "bytes": -1}], "oversized"),
+        ([ABC] * 2, "names a file twice"),
+        ([{**ABC, "bytes": 4}], "corrupt bundle"),
         ([], "1 to 512 files"),
-        ([{"name": f"f{index}", "sha256": DIGEST, "bytes": 3} for index in range(600)], "1 to 512 files"),
+        ([{**ABC, "name": f"f{index}"} for index in range(600)], "1 to 512 files"),
     ],
 )
 def test_hostile_bundles_are_refused(tmp_path: Path, files: list[dict[str, Any]], words: str) -> None:
     with talking(tmp_path / "root") as talk:
-        assert "done" in talk.ask(do="lock", who="me")
-        assert "done" in talk.ask(b"abc", do="receive", sha256=DIGEST, offset=0, bytes=3)
+        talk.lock_and_send()
         answer = talk.ask(do="stage", id="onnx-fp32-0123456789ab", bundle=bundle_json(*files))
         assert words in answer["refused"]
     assert {entry.name for entry in tmp_path.iterdir()} == {"root"}
@@ -534,11 +478,11 @@ def test_hostile_bundles_are_refused(tmp_path: Path, files: list[dict[str, Any]]
 def test_a_link_in_the_bundle_is_refused(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"abc")
-    bundle = bundle_json({"name": "a", "sha256": DIGEST, "bytes": 3})
     with talking(tmp_path / "root") as talk:
         talk.ask(do="lock", who="me")
         (tmp_path / "root" / "store" / DIGEST).symlink_to(secret)
-        assert "not a regular file" in talk.ask(do="stage", id="onnx-fp32-0123456789ab", bundle=bundle)["refused"]
+        answer = talk.ask(do="stage", id="onnx-fp32-0123456789ab", bundle=bundle_json(ABC))
+        assert "not a regular file" in answer["refused"]
         (tmp_path / "root" / "store" / DIGEST).unlink()
         (tmp_path / "root" / "incoming" / DIGEST).symlink_to(secret)
         answer = talk.ask(b"abc", do="receive", sha256=DIGEST, offset=0, bytes=3)
@@ -548,42 +492,41 @@ def test_a_link_in_the_bundle_is_refused(tmp_path: Path) -> None:
 
 def test_hostile_requests_are_refused(tmp_path: Path) -> None:
     with talking(tmp_path / "root") as talk:
-        assert "lock is not held" in talk.ask(do="stage", id="x", bundle={})["refused"]
-        assert "no such request" in talk.ask(do="main")["refused"]
-        assert "no such request" in talk.ask(do="_point")["refused"]
-        assert "not a name" in talk.ask(do="lock", who="$(reboot)")["refused"]
+
+        def refused(words: str, **request: Any) -> None:
+            assert words in talk.ask(**request)["refused"]
+
+        refused("lock is not held", do="stage", id="x", bundle={})
+        refused("no such request", do="main")
+        refused("no such request", do="_point")
+        refused("not a name", do="lock", who="$(reboot)")
         talk.ask(do="lock", who="me")
         for name in ("..", "../x", "a/b", "", "A", 3, None, ["x"]):
-            assert "not a release" in talk.ask(do="switch", id=name)["refused"]
-            assert "not a release" in talk.ask(do="fetch", id=name, name="log.txt")["refused"]
-        assert "has no release" in talk.ask(do="fetch", id="none-such", name="log.txt")["refused"]
+            refused("not a release", do="switch", id=name)
+            refused("not a release", do="fetch", id=name, name="log.txt")
+        refused("has no release", do="fetch", id="none-such", name="log.txt")
         (tmp_path / "root" / "releases" / "there").mkdir()
         for name in ("../../secret", "/etc/passwd", "release.json.tmp", None):
-            assert "no such report" in talk.ask(do="fetch", id="there", name=name)["refused"]
+            refused("no such report", do="fetch", id="there", name=name)
         for words in (["x; y"], ["--index-url=http://x"], ["a b"], [3]):
-            answer = talk.ask(do="environment", id="there", key="0" * 16, wheel="a.whl", requirements=words)
-            assert "not a requirement" in answer["refused"]
-        assert "not finished: no stage" in talk.ask(do="switch", id="there")["refused"]
-        assert "no such step" in talk.ask(do="run", id="there", step="../x")["refused"]
-        assert "malformed" in talk.ask(do="prune", keep="many")["refused"]
-        answer = talk.ask(do="receive", sha256=DIGEST, offset=0, bytes=board.MOST_BYTES + 1)
-        assert "oversized" in answer["refused"]  # and it hangs up: the bytes that would follow are no requests
+            refused("not a requirement", do="environment", id="there", key="0" * 16, wheel="a.whl", requirements=words)
+        refused("not finished: no stage", do="switch", id="there")
+        refused("no such step", do="run", id="there", step="../x")
+        refused("malformed", do="prune", keep="many")
+        # and it hangs up: the bytes that would follow are no requests
+        refused("oversized", do="receive", sha256=DIGEST, offset=0, bytes=board.MOST_BYTES + 1)
 
 
 def test_a_release_that_serves_is_never_laid_out_anew(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    bundle = bundle_json({"name": "a", "sha256": DIGEST, "bytes": 3})
+    request = {"do": "stage", "id": "onnx-x", "bundle": bundle_json(ABC)}
     with talking(root) as talk:
-        talk.ask(do="lock", who="me")
-        talk.ask(b"abc", do="receive", sha256=DIGEST, offset=0, bytes=3)
-        assert "done" in talk.ask(do="stage", id="onnx-x", bundle=bundle)
+        talk.lock_and_send()
+        assert "done" in talk.ask(**request)
         (root / "current").symlink_to("releases/onnx-x")
         (root / "releases" / "onnx-x" / "files" / "a").unlink()
-        assert "--force" in talk.ask(do="stage", id="onnx-x", bundle=bundle)["fix"]
+        assert "--force" in talk.ask(**request)["fix"]
         assert talk.ask(do="status")["done"]["current"] == "onnx-x"
-
-
-# --- a hostile device -------------------------------------------------------------------------------------------------------
 
 
 def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
@@ -619,8 +562,6 @@ HELLO = "print(MARK + '{\"hello\": 1}', flush=True)"
 def test_a_hostile_device_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], words: str
 ) -> None:
-    from alexnet_edge.deploy.run import status
-
     pretend(tmp_path, monkeypatch, *lines)
     with pytest.raises(DeviceError, match=words) as caught:
         status(LinkSettings(destination="board"))
@@ -646,50 +587,56 @@ def test_reports_stay_below_their_folder(tmp_path: Path, name: str) -> None:
     assert folder.resolve().is_relative_to((tmp_path / "reports").resolve())
 
 
-def test_reports_of_another_kind_are_refused() -> None:
-    for name, data in (
-        ("bench.json", b"[]"),
-        ("release.json", b"{"),
-        ("manifest.json", b"{}"),
-        ("bench.json", b"\xff"),
-    ):
-        with pytest.raises(DeviceError, match="malformed report"):
-            _as_text(name, data)
-    assert _as_text("log.txt", b"a\x1b[2Jb\n\xff") == "a[2Jb\n�"
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("bench.json", b"[]"), ("release.json", b"{"), ("manifest.json", b"{}"), ("bench.json", b"\xff")],
+)
+def test_reports_of_another_kind_are_refused(name: str, data: bytes) -> None:
+    with pytest.raises(DeviceError, match="malformed report"):
+        as_text(name, data)
+
+
+def test_what_a_device_writes_is_shown_without_control_characters() -> None:
+    assert as_text("log.txt", b"a\x1b[2Jb\n\xff") == "a[2Jb\n�"
     assert printable("a\x1b[2J\nb\x00" + "c" * 900, 20) == "a [2J b ccccccccc..."
     measured = {"p50_ns": 5e6, "batch": 1, "verdict": "INVALID", "reasons": ["too few samples", "drift\x1b"]}
     assert sentence_of("bench", measured) == "bench: p50 5.00 ms at batch 1, INVALID (too few samples; drift)"
     assert sentence_of("bench", {**measured, "reasons": 3}).endswith("INVALID")
     assert sentence_of("build", {"bytes": "x", "parity": {"top1_agreement": [1]}}).startswith("build: 0.0 MB")
+    assert number(True) == number("3") == 0.0
 
 
-# --- the preflight ---------------------------------------------------------------------------------------------------------
+ORIN_NANO = {
+    "cpu_features": ["asimddp"], "machine": "aarch64", "python": "3.10.12", "venv": True, "writable": True, "gpu": True,
+    "disk_free_bytes": 20_000_000_000, "memory_bytes": 8_000_000_000, "memory_available_bytes": 6_000_000_000,
+    "model": "NVIDIA Jetson Orin Nano", "l4t": "36.4.3", "os": "Ubuntu 22.04.5 LTS", "tensorrt": "10.3.0",
+    "power_mode": "15W", "governor": "schedutil", "cuda": "12.6.68", "libc": "glibc-2.35", "root": "/home/a/alexnet-edge",
+    "user": "a", "home": "/home/a", "boot_id": "x", "jetpack": "6.2", "kernel": "5.15", "container": None,
+}  # fmt: skip
+"""With JetPack 6.2."""
 
 
-def a_device(**fields: Any) -> dict[str, Any]:
-    """A Jetson Orin Nano with JetPack 6.2."""
-    return {
-        "cpu_features": ["asimddp"], "machine": "aarch64", "python": "3.10.12", "venv": True, "writable": True, "gpu": True,
-        "disk_free_bytes": 20_000_000_000, "memory_bytes": 8_000_000_000, "memory_available_bytes": 6_000_000_000,
-        "model": "NVIDIA Jetson Orin Nano", "l4t": "36.4.3", "os": "Ubuntu 22.04.5 LTS", "tensorrt": "10.3.0",
-        "power_mode": "15W", "governor": "schedutil", "cuda": "12.6.68", "libc": "glibc-2.35", "root": "/home/a/alexnet-edge",
-        "user": "a", "home": "/home/a", "boot_id": "x", "jetpack": "6.2", "kernel": "5.15", "container": None,
-        **fields,
-    }  # fmt: skip
+def a_device(**fields: Any) -> Facts:
+    return records.convert(Facts, {**ORIN_NANO, **fields})
 
 
 def a_bundle(
-    format: str = "trt", precision: str = "int8", *, build: bool = True, files: tuple[BundleFile, ...] = ()
+    format: str = "trt",
+    precision: str = "int8",
+    *,
+    build: bool = True,
+    files: tuple[BundleFile, ...] = (),
+    **about: Any,
 ) -> Bundle:
-    about = {"format": format, "precision": precision, "architecture": "two-tower", "classes": 1000}
+    about = {"format": format, "precision": precision, "architecture": "two-tower", "classes": 1000, **about}
     return Bundle(files=files, about=about, build={"build": build}, bench={}, requirements=())
 
 
 def test_a_good_device_is_taken() -> None:
-    found = judge(checked(a_device()), a_bundle(), missing_bytes=300_000_000)
-    assert (found.refusals, found.warnings) == ((), ())
+    findings = judge(a_device(), a_bundle(), missing_bytes=300_000_000)
+    assert (findings.refusals, findings.warnings) == ((), ())
     for words in ("Jetson Orin Nano", "Jetson Linux 36.4.3", "TensorRT 10.3.0", "power mode 15W", "8.0 GB memory"):
-        assert words in found.sentence()
+        assert words in findings.sentence()
     assert cuda_requirement(a_device()) == ["cuda-python==12.6.*"]
     assert cuda_requirement(a_device(cuda=None)) == ["cuda-python==12.6.*"]
     assert cuda_requirement(a_device(cuda=None, l4t="39.2")) == ["cuda-python==13.0.*"]
@@ -714,65 +661,72 @@ def test_a_good_device_is_taken() -> None:
     ],
 )
 def test_devices_that_are_refused(fields: dict[str, Any], bundle: Bundle, words: str) -> None:
-    found = judge(checked(a_device(**fields)), bundle, missing_bytes=300_000_000)
-    assert any(words in refusal for refusal in found.refusals), found.refusals
+    (refusal,) = judge(a_device(**fields), bundle, missing_bytes=300_000_000).refusals
+    assert words in refusal
 
 
-def test_a_file_for_another_processor_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("name", "machine", "instruction", "lack"),
+    [
+        ("cpu-avx512-vnni", "x86_64", "avx512_vnni", "has no avx512_vnni"),
+        ("cpu-avx512-vnni", "x86_64", "asimddp", "is aarch64"),
+        ("cpu-arm64", "aarch64", "asimddp", None),
+        ("cpu-arm64", "aarch64", "i8mm", "has no i8mm"),
+    ],
+)
+def test_a_file_for_another_processor_is_refused(name: str, machine: str, instruction: str, lack: str | None) -> None:
     """Before the copy; whoever names the FP32 file has it lowered there."""
-    for_servers = {"name": "cpu-avx512-vnni", "machines": ["x86_64"], "instructions": ["avx512_vnni"]}
-    for_boards = {"name": "cpu-arm64", "machines": ["aarch64"], "instructions": ["asimddp"]}
-    good = a_bundle("onnx", build=False)
-    for target, refused in ((for_servers, True), (for_boards, False), ({**for_boards, "instructions": ["i8mm"]}, True)):
-        bundle = replace(good, about={**good.about, "lowered_for": target})
-        found = judge(checked(a_device()), bundle, missing_bytes=0)
-        assert bool(found.refusals) == refused, found.refusals
+    target = {"name": name, "machines": [machine], "instructions": [instruction]}
+    refusals = judge(a_device(), a_bundle("onnx", build=False, lowered_for=target), missing_bytes=0).refusals
+    assert [f"lowered for {name} and its processor {lack}: " in refusal for refusal in refusals] == [True] * bool(lack)
 
 
 def test_a_small_device_takes_what_needs_no_build() -> None:
-    small = checked(
-        a_device(tensorrt=None, gpu=False, l4t=None, memory_bytes=1_000_000_000, memory_available_bytes=700_000_000)
-    )
-    found = judge(small, a_bundle("onnx", build=False), missing_bytes=60_000_000)
-    assert found.refusals == ()
-    assert "are advised" in found.warnings[0]
+    small = a_device(tensorrt=None, gpu=False, l4t=None, memory_bytes=1_000_000_000, memory_available_bytes=700_000_000)
+    findings = judge(small, a_bundle("onnx", build=False), missing_bytes=60_000_000)
+    assert findings.refusals == ()
+    assert "are advised" in findings.warnings[0]
 
 
-def test_facts_of_the_wrong_kind_are_refused() -> None:
-    for fields in ({"machine": 3}, {"disk_free_bytes": "many"}, {"python": None}, {"venv": "yes"}):
-        with pytest.raises(ValueError, match=next(iter(fields))):
-            checked(a_device(**fields))
+@pytest.mark.parametrize("field", [{"machine": 3}, {"disk_free_bytes": "many"}, {"python": None}, {"venv": "yes"}])
+def test_facts_of_the_wrong_kind_are_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(RecordError, match=f"^{next(iter(field))}: expected "):
+        a_device(**field)
 
 
 def test_an_engine_s_release_is_named_by_its_tensorrt_too() -> None:
     """After an upgrade of JetPack, or in another image, the same order builds again."""
     engine, file = a_bundle(), a_bundle("onnx", build=False)
-    names = {_release(engine, a_device(tensorrt=version)) for version in ("10.3.0", "10.16.2")}
-    names |= {_release(engine, a_device(container=image)) for image in ("sha256:0", "sha256:1")}
-    names.add(_release(engine, a_device(), "again"))
+    names = {release_name(engine, a_device(tensorrt=version)) for version in ("10.3.0", "10.16.2")}
+    names |= {release_name(engine, a_device(container=image)) for image in ("sha256:0", "sha256:1")}
+    names.add(release_name(engine, a_device(), "again"))
     assert len(names) == 5
-    assert _release(file, a_device()) == _release(file, a_device(tensorrt=None)) == file.release()
-    assert _release(file, a_device(container="sha256:0")) != file.release()
+    assert release_name(file, a_device()) == release_name(file, a_device(tensorrt=None)) == file.release()
+    assert release_name(file, a_device(container="sha256:0")) != file.release()
 
 
 def test_the_power_mode_of_a_container_is_read_from_nvpmodel_s_files(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
         "/var/lib/nvpmodel/status": "pmode:0002 fmode:fanNull",
-        "/etc/nvpmodel.conf": "< POWER_MODEL ID=2 NAME=25W >",
+        "/etc/nvpmodel.conf": "< POWER_MODEL ID=12 NAME=7W >\n< POWER_MODEL ID=2 NAME=25W >",
     }
     monkeypatch.setattr(board, "_answer", lambda *_command: None)
     monkeypatch.setattr(board, "_text", files.get)
-    assert board._power_mode() == "25W"
+    assert board.power_mode() == "25W"
     del files["/etc/nvpmodel.conf"]
-    assert board._power_mode() == "0002"
+    assert board.power_mode() == "0002"
     del files["/var/lib/nvpmodel/status"]
-    assert board._power_mode() is None
+    assert board.power_mode() is None
 
 
 def test_what_this_machine_says_of_itself_is_understood(tmp_path: Path) -> None:
-    facts = checked(board.facts(tmp_path / "none" / "yet"))
-    assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert facts["disk_free_bytes"] > 0
+    facts = records.convert(Facts, board.facts(tmp_path / "none" / "yet"))
+    assert facts.python == ".".join(map(str, sys.version_info[:3]))
+    assert facts.disk_free_bytes > 0
+    assert facts.cpu_features
+    assert facts.os
+    assert facts.memory_bytes
+    assert 0 < (facts.memory_available_bytes or 0) < facts.memory_bytes
 
 
 @pytest.mark.parametrize(
@@ -791,7 +745,7 @@ def test_what_this_machine_says_of_itself_is_understood(tmp_path: Path) -> None:
 def test_wheels_that_fit(name: str, right: bool) -> None:
     assert fits(name, a_device()) == right
     bundle = a_bundle(files=(BundleFile(name=f"wheels/{name}", path=Path(name), sha256=DIGEST, bytes=1),))
-    assert bool(judge(checked(a_device()), bundle, missing_bytes=0).refusals) != right
+    assert bool(judge(a_device(), bundle, missing_bytes=0).refusals) != right
 
 
 def test_a_release_is_named_by_all_that_it_is_made_of() -> None:
@@ -799,6 +753,5 @@ def test_a_release_is_named_by_all_that_it_is_made_of() -> None:
     names = {bundle.release(), bundle.release("again")}
     names |= {replace(bundle, bench={"seconds": 1}).release(), replace(bundle, build={"build": False}).release()}
     assert len(names) == 4
-    assert all(board._ID.fullmatch(name) for name in names)
+    assert all(board.RELEASE.fullmatch(name) for name in names)
     assert bundle.release() == a_bundle().release()
-    assert links.number(True) == links.number("3") == 0.0
