@@ -23,9 +23,6 @@ _MAX_ANSWER_ERROR = 0.02
 """Of a timed query's output, relative to the largest of `run`'s: other kernels may be chosen, other work may not be done."""
 
 
-# --- the device -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceSamples:
     """One round of one batch by the device's clock: every query after warm-up, in order; see `PhaseTimes`."""
@@ -92,7 +89,13 @@ def _keep_in_flight(queries: DeviceQueries) -> Generator[PhaseTimes, None, None]
 
 @contextmanager
 def device_queries(
-    session: Session, inputs: Sequence[FloatArray], *, in_flight: int, graph: bool, transfers: bool, spin: bool
+    session: Session,
+    inputs: Sequence[FloatArray],
+    *,
+    in_flight: int,
+    graph: bool,
+    transfers: bool = True,
+    spin: bool = True,
 ) -> Iterator[DeviceQueries]:
     """Open device queries, proved to answer as `run` does: what answers otherwise does other work, and is not timed.
 
@@ -147,17 +150,14 @@ def take_like_trtexec(queries: DeviceQueries, convention: Convention) -> tuple[D
     warmup_ns = convention.warmup_s * 1e9
     end_ns = warmup_ns + convention.seconds * 1e9
     everything: list[PhaseTimes] = []
-    steady = 0
+    warmup = 0
     with no_collection(), closing(_keep_in_flight(queries)) as running:
-        begun_ns: int | None = None
         for query in running:
-            begun_ns = query.start_ns if begun_ns is None else begun_ns
             everything.append(query)
-            steady += query.compute_start_ns - begun_ns >= warmup_ns
-            if query.compute_start_ns - begun_ns >= end_ns and steady >= convention.iterations:
+            begun_ns = query.compute_start_ns - everything[0].start_ns
+            warmup += begun_ns < warmup_ns
+            if begun_ns >= end_ns and len(everything) - warmup >= convention.iterations:
                 break
-    times = everything[len(everything) - steady :]
-    measured = _device_samples(
-        times, in_flight=queries.slots, cuda_graph=convention.graph, warmup=len(everything) - steady
-    )
+    times = everything[warmup:]
+    measured = _device_samples(times, in_flight=queries.slots, cuda_graph=convention.graph, warmup=warmup)
     return measured, PipelinedSamples(in_flight=queries.slots, count=len(times), duration_ns=measured.duration_ns)

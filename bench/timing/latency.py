@@ -22,7 +22,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,14 +35,7 @@ from alexnet_edge.bench.timing.device import (
     take_like_trtexec,
     take_samples,
 )
-from alexnet_edge.bench.timing.settings import (
-    COLD_PERCENTILE,
-    CONVENTIONS,
-    MAX_SHARE,
-    MIN_WARMUP,
-    Like,
-    MeasureSettings,
-)
+from alexnet_edge.bench.timing.settings import COLD_PERCENTILE, CONVENTIONS, MAX_SHARE, MIN_WARMUP, MeasureSettings
 from alexnet_edge.errors import UserError
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.proof.stats import required_samples
@@ -74,42 +67,21 @@ class LatencySamples:
 def measure_latency(session: Session, x_NCHW: FloatArray, *, batch: int, settings: MeasureSettings) -> LatencySamples:
     """One round: warm up, then time inferences until both the share of samples and the share of time are reached.
 
-    Args:
-        session: an open session.
-        x_NCHW: real preprocessed images `(N, 3, S, S)` float32, at least one.
-        batch: images per inference.
-        settings: `rounds` divides the numbers of samples and seconds.
+    `x_NCHW` are real preprocessed images `(N, 3, S, S)` float32, at least one; `settings.rounds` divides the numbers of
+    samples and seconds.
 
     Raises:
         UserError: when the session does not take this input or batch.
     """
     inputs = batches_of(x_NCHW, batch)
-    min_samples = math.ceil(settings.samples_needed(batch) / settings.rounds)
-    min_ns = int(settings.min_seconds / settings.rounds * 1e9)
-    max_ns = int(settings.max_seconds / settings.rounds * 1e9)
-    clock = time.perf_counter_ns
     warmup = _warm_up(session, inputs, settings)
-    samples: list[int] = []
-    with no_collection():
-        others = BusyElsewhere()
-        first = now = clock()
-        while True:
-            x = inputs[len(samples) % len(inputs)]
-            start = clock()
-            session.run(x)
-            now = clock()
-            samples.append(now - start)
-            elapsed = now - first
-            if elapsed >= max_ns or (elapsed >= min_ns and len(samples) >= min_samples):
-                break
-        other_cpus = others.processors()
-    return LatencySamples(
-        batch=batch,
-        started_ns=first,
-        samples_ns=tuple(samples),
-        duration_ns=now - first,
-        other_cpus=other_cpus,
-        **warmup,
+    return _sample(
+        session,
+        inputs,
+        warmup,
+        min_samples=math.ceil(settings.samples_needed(batch) / settings.rounds),
+        min_s=settings.min_seconds / settings.rounds,
+        max_s=settings.max_seconds / settings.rounds,
     )
 
 
@@ -124,43 +96,73 @@ def measure_cold(
         UserError: when the session does not take this input or batch.
     """
     inputs = batches_of(x_NCHW, batch)
-    min_samples = math.ceil(required_samples(COLD_PERCENTILE) / settings.rounds)
-    max_ns = int(MAX_SHARE * settings.max_seconds / settings.rounds * 1e9)
+    warming = time.perf_counter_ns()
+    for index in range(_COLD_WARMUP):
+        cache.flush()
+        session.run(inputs[index % len(inputs)])
+    return _sample(
+        session,
+        inputs,
+        _WarmUp(inferences=_COLD_WARMUP, ns=time.perf_counter_ns() - warming, stable=True),
+        min_samples=math.ceil(required_samples(COLD_PERCENTILE) / settings.rounds),
+        min_s=0,
+        max_s=MAX_SHARE * settings.max_seconds / settings.rounds,
+        cache=cache,
+    )
+
+
+class _WarmUp(NamedTuple):
+    inferences: int
+    ns: int
+    stable: bool
+
+
+def _sample(
+    session: Session,
+    inputs: Sequence[FloatArray],
+    warmup: _WarmUp,
+    *,
+    min_samples: int,
+    min_s: float,
+    max_s: float,
+    cache: CacheFlush | None = None,
+) -> LatencySamples:
+    """Time inferences until the most time, or both the least time and the number of samples, are reached."""
+    min_ns, max_ns = int(min_s * 1e9), int(max_s * 1e9)
     clock = time.perf_counter_ns
     samples: list[int] = []
     with no_collection():
-        warming = clock()
-        for index in range(_COLD_WARMUP):
-            cache.flush()
-            session.run(inputs[index % len(inputs)])
         others = BusyElsewhere()
-        first = now = clock()
-        while len(samples) < min_samples and now - first < max_ns:
+        first = clock()
+        while True:
             x = inputs[len(samples) % len(inputs)]
-            cache.flush()
+            if cache is not None:
+                cache.flush()
             start = clock()
             session.run(x)
             now = clock()
             samples.append(now - start)
+            elapsed = now - first
+            if elapsed >= max_ns or (elapsed >= min_ns and len(samples) >= min_samples):
+                break
         other_cpus = others.processors()
     return LatencySamples(
-        batch=batch,
+        batch=len(inputs[0]),
         started_ns=first,
         samples_ns=tuple(samples),
-        duration_ns=now - first,
-        warmup_count=_COLD_WARMUP,
-        warmup_ns=first - warming,
-        warmup_stable=True,
+        duration_ns=elapsed,
+        warmup_count=warmup.inferences,
+        warmup_ns=warmup.ns,
+        warmup_stable=warmup.stable,
         other_cpus=other_cpus,
     )
 
 
-def _warm_up(session: Session, inputs: Sequence[FloatArray], settings: MeasureSettings) -> dict[str, Any]:
+def _warm_up(session: Session, inputs: Sequence[FloatArray], settings: MeasureSettings) -> _WarmUp:
     times: list[int] = []
     clock = time.perf_counter_ns
     first = clock()
     check_at = settings.min_warmup_seconds * 1e9
-    stable = False
     while True:
         start = clock()
         session.run(inputs[len(times) % len(inputs)])
@@ -170,18 +172,14 @@ def _warm_up(session: Session, inputs: Sequence[FloatArray], settings: MeasureSe
             continue
         stable = _settled(times, settings.warmup_tolerance)
         if stable or now - first >= settings.max_warmup_seconds * 1e9:
-            break
+            return _WarmUp(len(times), now - first, stable)
         check_at = now - first + _WARMUP_CHECK_S * 1e9
-    return {"warmup_count": len(times), "warmup_ns": now - first, "warmup_stable": stable}
 
 
 def _settled(times: Sequence[int], tolerance: float) -> bool:
     third = len(times) // 3
     last, middle = np.median(times[-third:]), np.median(times[-2 * third : -third])
     return bool(abs(last / middle - 1) <= tolerance)
-
-
-# --- one round --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,24 +198,12 @@ class BatchRound:
     """`cold`, `device`, `graph`, `pipelined`: why it is not there, in words."""
 
 
-_PARTS: dict[str, Any] = {
-    "warm": LatencySamples,
-    "cold": LatencySamples,
-    "device": DeviceSamples,
-    "graph": DeviceSamples,
-    "pipelined": PipelinedSamples,
-}
-
-
 def measure_batch(session: Session, x_NCHW: FloatArray, *, batch: int, settings: MeasureSettings) -> BatchRound:
     """One round of one batch; what the session does not allow is in `unavailable`, with the reason.
 
-    Args:
-        session: an open session.
-        x_NCHW: real preprocessed images `(N, 3, S, S)` float32, at least one.
-        batch: images per inference; only the first of the settings' is measured cold.
-        settings: `rounds` divides the numbers of samples and seconds; not those of `like`, whose every round is a whole
-            measurement by `trtexec`'s definitions.
+    `x_NCHW` are real preprocessed images `(N, 3, S, S)` float32, at least one. Only the first of the settings' batches is
+    measured cold. `settings.rounds` divides the numbers of samples and seconds, but not those of `like`, whose every round is
+    a whole measurement by `trtexec`'s definitions.
 
     Raises:
         UserError: when the session does not take this input or batch; when `like` is asked of one that is on no device.
@@ -240,11 +226,8 @@ def measure_batch(session: Session, x_NCHW: FloatArray, *, batch: int, settings:
         except UserError as error:
             unavailable["cold"] = error.problem
     inputs = batches_of(x_NCHW, batch)
-    device_parts, reasons = (
-        _device_parts(session, inputs, settings, samples=math.ceil(settings.samples_needed(batch) / settings.rounds))
-        if settings.like is None
-        else _device_parts_like(session, inputs, settings.like)
-    )
+    measure_device = _device_parts if settings.like is None else _device_parts_like
+    device_parts, reasons = measure_device(session, inputs, settings)
     return BatchRound(**parts, **device_parts, unavailable={**unavailable, **reasons})
 
 
@@ -252,16 +235,13 @@ _DeviceParts = tuple[dict[str, Any], dict[str, str]]
 """The parts of a `BatchRound` on the device, and why the others are not there."""
 
 
-def _device_parts(
-    session: Session, inputs: Sequence[FloatArray], settings: MeasureSettings, *, samples: int
-) -> _DeviceParts:
+def _device_parts(session: Session, inputs: Sequence[FloatArray], settings: MeasureSettings) -> _DeviceParts:
+    samples = math.ceil(settings.samples_needed(len(inputs[0])) / settings.rounds)
     parts: dict[str, Any] = {}
     unavailable: dict[str, str] = {}
     for name, in_flight, graph in (("device", 1, False), ("graph", 1, True), ("pipelined", settings.in_flight, False)):
         try:
-            with device_queries(
-                session, inputs, in_flight=in_flight, graph=graph, transfers=True, spin=True
-            ) as queries:
+            with device_queries(session, inputs, in_flight=in_flight, graph=graph) as queries:
                 device_samples, pipelined = take_samples(queries, settings, samples=samples, graph=graph)
             parts[name] = pipelined if name == "pipelined" else device_samples
         except UserError as error:
@@ -269,18 +249,13 @@ def _device_parts(
     return parts, unavailable
 
 
-def _device_parts_like(session: Session, inputs: Sequence[FloatArray], like: Like) -> _DeviceParts:
-    convention = CONVENTIONS[like]
+def _device_parts_like(session: Session, inputs: Sequence[FloatArray], settings: MeasureSettings) -> _DeviceParts:
+    assert settings.like is not None
+    convention = CONVENTIONS[settings.like]
+    way = {name: getattr(convention, name) for name in ("in_flight", "graph", "transfers", "spin")}
     try:
-        with device_queries(
-            session,
-            inputs,
-            in_flight=convention.in_flight,
-            graph=convention.graph,
-            transfers=convention.transfers,
-            spin=convention.spin,
-        ) as queries:
+        with device_queries(session, inputs, **way) as queries:
             device_samples, pipelined = take_like_trtexec(queries, convention)
     except UserError as error:
         return {}, dict.fromkeys(("device", "graph", "pipelined"), error.problem)
-    return {"device": device_samples, "pipelined": pipelined}, {"graph": f"{like} measures one way only"}
+    return {"device": device_samples, "pipelined": pipelined}, {"graph": f"{settings.like} measures one way only"}

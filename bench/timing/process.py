@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alexnet_edge import records
 from alexnet_edge.bench import peers
@@ -25,14 +24,8 @@ from alexnet_edge.errors import AlexNetEdgeError
 from alexnet_edge.records import Record
 from alexnet_edge.sessions.base import Device
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-
 NULL = "null"
 """Names the session that measures the harness itself."""
-
-# --- the parent's end -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,16 +67,10 @@ class Worker:
             )
         self._pending = b""
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Worker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(OSError):
@@ -105,54 +92,28 @@ class Worker:
         device: Device = "cpu",
         threads: int | None = None,
         trust: bool = False,
-        timeout_s: float = 300,
     ) -> Opened:
         """Load `subject` and run it once on the first images of `inputs` (`.npy`, `(N, 3, S, S)` float32).
 
         `trust` takes an engine without manifest, see `load_artifact`; `NULL` in place of a path opens the null session.
-
-        Raises:
-            AlexNetEdgeError: when it cannot be loaded, or the worker dies or takes too long.
+        Raises as `ask` does.
         """
-        answer = self.ask(
-            {
-                "do": "open",
-                "subject": str(subject),
-                "device": device,
-                "threads": threads,
-                "trust": trust,
-                "inputs": str(inputs),
-            },
-            timeout_s=timeout_s,
-        )
-        return answered(Opened, answer)
+        place = {"device": device, "threads": threads, "trust": trust, "inputs": str(inputs)}
+        return answered(Opened, self.ask({"do": "open", "subject": str(subject), **place}, timeout_s=300))
 
     def close_subject(self) -> None:
-        """Give back what is open, so that another subject may be opened in the same process.
-
-        Raises:
-            AlexNetEdgeError: when nothing is open, or the worker dies or takes too long.
-        """
+        """Give back what is open, so that another subject may be opened in the same process; raises as `ask` does."""
         self.ask({"do": "close"}, timeout_s=120)
 
     def measure(self, *, batch: int, settings: MeasureSettings) -> tuple[BatchRound, int | None]:
-        """One round of `batch`, and the worker's peak memory so far, in bytes.
-
-        Raises:
-            AlexNetEdgeError: when it cannot be measured, or the worker dies or takes too long.
-        """
+        """One round of `batch`, and the worker's peak memory so far, in bytes; raises as `ask` does."""
         limit_s = settings.max_seconds / settings.rounds + settings.max_warmup_seconds
-        answer = self.ask(
-            {"do": "measure", "batch": batch, "settings": records.to_builtins(settings)}, timeout_s=10 * limit_s + 120
-        )
+        request = {"do": "measure", "batch": batch, "settings": records.to_builtins(settings)}
+        answer = self.ask(request, timeout_s=10 * limit_s + 120)
         return answered(BatchRound, answer["round"]), answer["peak_memory_bytes"]
 
     def time(self, *, batch: int) -> int:
-        """Nanoseconds of one inference of `batch` images.
-
-        Raises:
-            AlexNetEdgeError: when it cannot be run, or the worker dies or takes too long.
-        """
+        """Nanoseconds of one inference of `batch` images; raises as `ask` does."""
         return int(self.ask({"do": "time", "batch": batch}, timeout_s=120)["ns"])
 
     def ask(self, request: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:

@@ -100,12 +100,11 @@ class MeasureSettings:
         if len(set(self.batches)) != len(self.batches):
             raise UserError("a batch is named twice", value=self.batches, fix="name each once")
         check_threads(self.threads)
-        if self.in_flight < 1:
-            raise UserError("in_flight must be 1 or more", value=self.in_flight, fix="give a positive number")
+        for name in ("in_flight", "rounds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be 1 or more", value=getattr(self, name), fix="give a positive number")
         if self.like is not None and self.like not in get_args(Like):
             raise UserError("no such convention", value=self.like, fix=f"choose {' or '.join(get_args(Like))}")
-        if self.rounds < 1:
-            raise UserError("rounds must be 1 or more", value=self.rounds, fix="give a positive number")
         for name in ("percentile", "other_percentile"):
             if not 0 < getattr(self, name) <= 99.99:
                 raise UserError(f"{name} must be above 0 and at most 99.99", value=getattr(self, name), fix="try 99")
@@ -122,6 +121,10 @@ class MeasureSettings:
                 fix="allow more time",
             )
 
+    def percentile_at(self, batch: int) -> float:
+        """Highest percentile that `batch` must support."""
+        return self.percentile if batch == self.batches[0] else self.other_percentile
+
     def samples_needed(self, batch: int) -> int:
         """Samples that `batch` must have over all rounds."""
-        return required_samples(self.percentile if batch == self.batches[0] else self.other_percentile)
+        return required_samples(self.percentile_at(batch))

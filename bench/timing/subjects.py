@@ -6,7 +6,7 @@ Letters: N images, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,7 +19,7 @@ from alexnet_edge.errors import AlexNetEdgeError, DataError
 from alexnet_edge.files import sha256_file, sha256_json
 from alexnet_edge.images.datasets import ImageSet, batches, reopen, synthetic
 from alexnet_edge.images.preprocess import FloatArray, Preprocessing
-from alexnet_edge.network.checkpoint import read_info
+from alexnet_edge.network.checkpoint import CheckpointInfo, read_info
 from alexnet_edge.network.load import CHECKPOINT_SUFFIXES, load_checkpoint
 from alexnet_edge.sessions import runnable
 from alexnet_edge.sessions.base import Device
@@ -72,23 +72,11 @@ class Subject:
 
     def to_json(self) -> dict[str, Any]:
         """What results say of a subject before it is measured."""
+        value = records.to_builtins(self)
         return {
             "label": self.label,
             "file": str(self.path),
-            "format": self.format,
-            "precision": self.precision,
-            "runtime": self.runtime,
-            "architecture": self.architecture,
-            "sha256": self.sha256,
-            "bytes": self.bytes,
-            "checkpoint_sha256": self.checkpoint_sha256,
-            "device": self.device,
-            "threads": self.threads,
-            "parity": dict(self.parity),
-            "layers": [asdict(layer) for layer in self.layers],
-            "calibration": None if self.calibration is None else dict(self.calibration),
-            "metrics": dict(self.metrics),
-            "skipped": self.skipped,
+            **{name: value[name] for name in _RECORDED},
             "error": "",
             "details": {},
             "rounds": [],
@@ -97,6 +85,13 @@ class Subject:
             "scenarios": [],
             "unavailable": {},
         }
+
+
+_RECORDED = (
+    *("format", "precision", "runtime", "architecture", "sha256", "bytes", "checkpoint_sha256", "device", "threads"),
+    *("parity", "layers", "calibration", "metrics", "skipped"),
+)
+"""Fields of a subject that stand in results as they are."""
 
 
 def open_subject(path: Path, *, device: Device = "cpu", trust: bool = False) -> Subject:
@@ -119,36 +114,35 @@ def open_subject(path: Path, *, device: Device = "cpu", trust: bool = False) -> 
             sha256=digest,
             bytes=path.stat().st_size,
             checkpoint_sha256=digest,
-            architecture=info.architecture,
-            num_classes=len(info.classes),
-            preprocessing=info.preprocessing,
-            data=info.data,
+            **_of_checkpoint(info),
             device=device,
             metrics=info.metrics,
         )
     if path.suffix == peers.SUFFIX:
-        return _peer(peers.read_peer(path))
+        prepared = peers.read_peer(path)
+        return Subject(
+            path=prepared.path,
+            label=f"{PEER} {prepared.peer.name}",
+            format=PEER,
+            precision=prepared.peer.precision,
+            runtime=prepared.peer.name,
+            sha256=prepared.sha256,
+            bytes=prepared.bytes,
+            checkpoint_sha256=prepared.checkpoint_sha256,
+            **_of_checkpoint(prepared.info),
+            parity=prepared.parity,
+            python=prepared.python,
+        )
     return replace(subject_of(artifact := open_artifact(path, trust=trust)), device=_device_of(artifact, device))
 
 
-def _peer(prepared: peers.Prepared) -> Subject:
-    info = prepared.info
-    return Subject(
-        path=prepared.path,
-        label=f"{PEER} {prepared.peer.name}",
-        format=PEER,
-        precision=prepared.peer.precision,
-        runtime=prepared.peer.name,
-        sha256=prepared.sha256,
-        bytes=prepared.bytes,
-        checkpoint_sha256=prepared.checkpoint_sha256,
-        architecture=info.architecture,
-        num_classes=len(info.classes),
-        preprocessing=info.preprocessing,
-        data=info.data,
-        parity=prepared.parity,
-        python=prepared.python,
-    )
+def _of_checkpoint(info: CheckpointInfo) -> dict[str, Any]:
+    return {
+        "architecture": info.architecture,
+        "num_classes": len(info.classes),
+        "preprocessing": info.preprocessing,
+        "data": info.data,
+    }
 
 
 def subject_of(artifact: Artifact) -> Subject:
@@ -217,9 +211,6 @@ def _recorded_data(checkpoint: Path) -> Mapping[str, Any]:
         return read_info(checkpoint).data
     except AlexNetEdgeError:
         return {}
-
-
-# --- what is answered -------------------------------------------------------------------------------------------------
 
 
 def default_images(subjects: Sequence[Subject]) -> ImageSet:

@@ -29,9 +29,6 @@ _ENQUEUE_BOUND = 0.8
 """Largest ratio of enqueue time to GPU time, of the medians, at which the GPU and not the host decides; `trtexec`'s."""
 
 
-# --- the figures ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencySummary:
     """All rounds of one batch in a few figures; times in nanoseconds, None where the samples are too few."""
@@ -62,20 +59,22 @@ class LatencySummary:
     reasons: tuple[str, ...]
     """Why it is not valid; the bounds are in the settings."""
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "verdict": "VALID" if self.valid else "INVALID"}
+    def to_json(self, *, before: Sequence[str] = (), after: Sequence[str] = ()) -> dict[str, Any]:
+        """As it stands in results, with reasons that others found before and after its own."""
+        reasons = [*before, *self.reasons, *after]
+        verdict = "INVALID" if reasons else "VALID"
+        return {**asdict(self), "valid": not reasons, "reasons": reasons, "verdict": verdict}
 
 
-def summarise(rounds: Sequence[LatencySamples], settings: MeasureSettings) -> LatencySummary:
-    """The figures of one batch's warm rounds, and the verdict on them."""
-    first = rounds[0].batch == settings.batches[0]
-    return _summarise(rounds, settings, settings.percentile if first else settings.other_percentile)
+def summarise(
+    rounds: Sequence[LatencySamples], settings: MeasureSettings, *, percentile: float | None = None
+) -> LatencySummary:
+    """The figures of one batch's rounds, and the verdict on them.
 
-
-def _summarise(rounds: Sequence[LatencySamples], settings: MeasureSettings, percentile: float) -> LatencySummary:
-    assert rounds
-    batch = rounds[0].batch
-    assert all(round_.batch == batch for round_ in rounds)
+    `percentile` is what the samples must be enough for, by default as the settings have it for this batch.
+    """
+    (batch,) = {round_.batch for round_ in rounds}
+    percentile = settings.percentile_at(batch) if percentile is None else percentile
     arrays = [np.asarray(round_.samples_ns, np.float64) for round_ in rounds]
     pooled = np.concatenate(arrays)
     in_order = np.sort(pooled)
@@ -147,71 +146,69 @@ def summarise_batch(
         more_reasons: why it is not valid, found by others: power, temperature, clocks.
         machine_reasons: why no time measured on this machine is valid, those of `cold` included.
     """
-    warm = summarise([round_.warm for round_ in rounds], settings).to_json()
+    warm = summarise([round_.warm for round_ in rounds], settings)
     device, device_reasons = _summarise_device(rounds, settings)
-    reasons = [*machine_reasons, *warm["reasons"], *device_reasons, *more_reasons]
-    cold = _summarise_cold(rounds, settings)
-    if cold is not None and machine_reasons:
-        cold |= {"reasons": [*machine_reasons, *cold["reasons"]], "valid": False, "verdict": "INVALID"}
     unavailable: dict[str, str] = {}
     for round_ in rounds:
         unavailable.update(round_.unavailable)
     return {
-        **warm,
-        "reasons": reasons,
-        "valid": not reasons,
-        "verdict": "INVALID" if reasons else "VALID",
-        "cold": cold,
+        **warm.to_json(before=machine_reasons, after=[*device_reasons, *more_reasons]),
+        "cold": _summarise_cold(rounds, settings, machine_reasons),
         "device": device,
-        "pipelined": _summarise_pipelined([round_.pipelined for round_ in rounds if round_.pipelined], warm["batch"]),
+        "pipelined": _summarise_pipelined(_parts(rounds, "pipelined"), warm.batch),
         "unavailable": unavailable,
-        "samples": [records.to_builtins(round_.warm) for round_ in rounds],
-        **{
-            f"{name}_samples": [
-                records.to_builtins(part) for round_ in rounds if (part := getattr(round_, name)) is not None
-            ]
-            for name in ("cold", "device", "graph")
-        },
+        "samples": records.to_builtins(_parts(rounds, "warm")),
+        **{f"{name}_samples": records.to_builtins(_parts(rounds, name)) for name in ("cold", "device", "graph")},
     }
 
 
-def _summarise_cold(rounds: Sequence[BatchRound], settings: MeasureSettings) -> dict[str, Any] | None:
-    cold = [round_.cold for round_ in rounds if round_.cold is not None]
+def _parts(rounds: Sequence[BatchRound], name: str) -> list[Any]:
+    """One part of every round that has it."""
+    return [part for round_ in rounds if (part := getattr(round_, name)) is not None]
+
+
+def _summarise_cold(
+    rounds: Sequence[BatchRound], settings: MeasureSettings, machine_reasons: Sequence[str]
+) -> dict[str, Any] | None:
+    cold = _parts(rounds, "cold")
     if not cold:
         return None
     # Throughput over the inferences alone: the flushes between them are the harness's.
     alone = [replace(round_, duration_ns=sum(round_.samples_ns)) for round_ in cold]
-    flushed = {round_.flushed_bytes for round_ in rounds if round_.cold is not None}
-    assert len(flushed) == 1
-    return {**_summarise(alone, settings, COLD_PERCENTILE).to_json(), "flushed_bytes": flushed.pop()}
+    (flushed_bytes,) = set(_parts(rounds, "flushed_bytes"))
+    summary = summarise(alone, settings, percentile=COLD_PERCENTILE).to_json(before=machine_reasons)
+    return {**summary, "flushed_bytes": flushed_bytes}
 
 
 def _summarise_device(
     rounds: Sequence[BatchRound], settings: MeasureSettings
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    plain = [round_.device for round_ in rounds if round_.device is not None]
+    plain, graphs = _parts(rounds, "device"), _parts(rounds, "graph")
     if not plain:
         return None, []
-    graphs = [round_.graph for round_ in rounds if round_.graph is not None]
     figures = _phase_figures(plain, settings.like)
-    graph = _phase_figures(graphs, settings.like) if graphs else None
-    convention = CONVENTIONS[settings.like or "trtexec-11"]
-    warnings = []
     compute, enqueue = figures["compute_ns"], figures["enqueue_ns"]
     bound = enqueue["p50"] / compute["p50"] > _ENQUEUE_BOUND if compute["p50"] else True
-    enqueue_reason = f"enqueue-bound: starting the kernels takes {enqueue['p50'] / 1e6:.3g} ms, the GPU {compute['p50'] / 1e6:.3g} ms"
-    unstable = compute["cv"] is not None and compute["cv"] > convention.max_cv
+    unstable = compute["cv"] is not None and compute["cv"] > CONVENTIONS[settings.like or "trtexec-11"].max_cv
+    warnings = []
     if bound:
-        warnings.append(enqueue_reason)
+        times = f"starting the kernels takes {enqueue['p50'] / 1e6:.3g} ms, the GPU {compute['p50'] / 1e6:.3g} ms"
+        warnings.append(f"enqueue-bound: {times}")
     if unstable:
         warnings.append(f"GPU compute time is unstable: coefficient of variation {compute['cv']:.1%}")
     for phase, words in (("h2d_ns", "the copy to the device"), ("d2h_ns", "the copy back")):
         if figures[phase] is not None and figures[phase]["p50"] >= compute["p50"]:
             warnings.append(f"{words} takes as long as the kernels")
-    summary = {**figures, "cuda_graph": plain[0].cuda_graph, "in_flight": plain[0].in_flight, "like": settings.like}
     # Without a convention the spread of the GPU's time is a warning only: the verdict is on the host's latency.
     reasons = warnings[: bound + unstable] if settings.like else warnings[:bound]
-    return {**summary, "graph": graph, "warnings": warnings}, reasons
+    return {
+        **figures,
+        "cuda_graph": plain[0].cuda_graph,
+        "in_flight": plain[0].in_flight,
+        "like": settings.like,
+        "graph": _phase_figures(graphs, settings.like) if graphs else None,
+        "warnings": warnings,
+    }, reasons
 
 
 def _phase_figures(rounds: Sequence[DeviceSamples], like: Like | None) -> dict[str, Any]:
