@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answering import Answering
 from narrow_network import CLASSES as NARROW_CLASSES
 from narrow_network import write_checkpoint
 from PIL import Image
 
 from alexnet_edge import records
-from alexnet_edge.artifact import TensorSpec
 from alexnet_edge.cli.show.training import show_evaluation
 from alexnet_edge.errors import DataError, ImageError, UserError
 from alexnet_edge.export.exporter import Exporter
@@ -44,35 +44,15 @@ CLASSES = ("dark", "middle", "bright")
 SPEC = Preprocessing(resize=16, crop=8, mean=(0, 0, 0), std=(1, 1, 1))
 
 
-class Brightness(Session):
-    """Answers by the mean brightness; remembers the batches it was given."""
+def by_brightness(x_NCHW: FloatArray) -> FloatArray:
+    return -np.abs(x_NCHW.mean((1, 2, 3))[:, None] - np.asarray([0.1, 0.5, 0.9], np.float32))
 
-    runtime = "brightness"
 
-    def __init__(self, *, min_batch: int = 1, max_batch: int | None = None, classes: tuple[str, ...] = CLASSES) -> None:
-        super().__init__(
-            input=TensorSpec(name="input", dtype="float32", shape=(3, 8, 8), min_batch=min_batch, max_batch=max_batch),
-            output=TensorSpec(name="logits", dtype="float32", shape=(3,)),
-            device="cpu",
-            threads=1,
-            classes=classes,
-            preprocessing=SPEC,
-        )
-        self.given: list[int] = []
+class Brightness(Answering):
+    """Answers by the mean brightness."""
 
-    def _load(self) -> None:
-        """Nothing to load."""
-
-    def _prepare(self, x_NCHW: FloatArray) -> None:
-        self.given.append(len(x_NCHW))
-        self._x_NCHW = x_NCHW
-
-    def _enqueue(self) -> None:
-        mean_N = self._x_NCHW.mean((1, 2, 3))
-        self._y_NK = -np.abs(mean_N[:, None] - np.asarray([0.1, 0.5, 0.9], np.float32)).astype(np.float32)
-
-    def _fetch(self) -> FloatArray:
-        return self._y_NK
+    def __init__(self, **limits: Any) -> None:
+        super().__init__(by_brightness, CLASSES, SPEC, **limits)
 
 
 @pytest.fixture
@@ -85,8 +65,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def opened(folder: Path, classes: tuple[str, ...] = CLASSES) -> ImageSet:
-    return open_images(folder, classes=classes)
+def opened(folder: Path) -> ImageSet:
+    return open_images(folder, classes=CLASSES)
 
 
 def test_accuracy_per_class(folder: Path) -> None:
@@ -96,16 +76,8 @@ def test_accuracy_per_class(folder: Path) -> None:
     rows = {entry.name: (entry.count, entry.correct) for entry in result.classes}
     assert rows == {"dark": (3, 2), "middle": (3, 3), "bright": (3, 3)}
     value = json.loads(json.dumps(records.to_builtins(result)))
-    assert value["classes"][0] == {
-        "name": "dark",
-        "count": 3,
-        "correct": 2,
-        "predicted": 2,
-        "top1": 2 / 3,
-        "precision": 1.0,
-        "recall": 2 / 3,
-        "f1": 0.8,
-    }
+    figures = {"top1": 2 / 3, "precision": 1.0, "recall": 2 / 3, "f1": 0.8}
+    assert value["classes"][0] == {"name": "dark", "count": 3, "correct": 2, "predicted": 2, **figures}
     assert value["classes"][1]["precision"] == 3 / 4
     assert (value["correct"], value["balanced_accuracy"], value["crops"]) == (8, pytest.approx(8 / 9), 1)
     assert value["macro_f1"] == pytest.approx((0.8 + 6 / 7 + 1) / 3)
@@ -119,18 +91,18 @@ def test_accuracy_per_class(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("least", "most", "given"),
+    ("least", "most", "batch_sizes"),
     [(1, None, [4, 4, 1]), (1, 2, [2, 2, 2, 2, 1]), (4, 4, [4, 4, 4]), (6, 8, [6, 6]), (16, 16, [16])],
 )
 def test_batches_are_brought_within_what_the_session_takes(
-    folder: Path, least: int, most: int | None, given: list[int]
+    folder: Path, least: int, most: int | None, batch_sizes: list[int]
 ) -> None:
     images = opened(folder)
     with Brightness() as session:
         expected, _ = outputs_NK(session, images, batch=9)
     with Brightness(min_batch=least, max_batch=most) as session:
         y_NK, indices_N = outputs_NK(session, images, batch=4)
-        assert session.given == given
+        assert session.batches == batch_sizes
     assert np.array_equal(y_NK, expected)
     assert indices_N.tolist() == list(range(9))
 
@@ -171,16 +143,24 @@ def test_top5_counts_the_five_highest() -> None:
 
 
 def test_probabilities_need_no_softmax() -> None:
-    probabilities = np.asarray([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0]], np.float32)
-    result = score(probabilities, np.asarray([0, 1]), classes=CLASSES, head="probabilities")
+    p_NK = np.asarray([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0]], np.float32)
+    result = score(p_NK, np.asarray([0, 1]), classes=CLASSES, head="probabilities")
     assert result.loss == pytest.approx(-math.log(0.7) / 2, rel=1e-6)
-    wrong = score(probabilities, np.asarray([0, 0]), classes=CLASSES, head="probabilities")
+    wrong = score(p_NK, np.asarray([0, 0]), classes=CLASSES, head="probabilities")
     assert 40 < wrong.loss < 100, "a probability of 0 costs much, not infinitely much"
+    assert probabilities(np.asarray([[1.001, 0, 0]], np.float32), "probabilities").tolist() == [[1, 0, 0]]
 
 
-def test_outputs_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(DataError, match="not finite"):
-        score(np.asarray([[math.nan, 1, 2]], np.float32), np.asarray([0]), classes=CLASSES, head="logits")
+@pytest.mark.parametrize(
+    ("y_K", "head", "message"),
+    [
+        ([math.nan, 1, 2], "logits", "not finite"),
+        ([3, -1, 0], "probabilities", "not from 0 to 1: -1 to 3; use another"),
+    ],
+)
+def test_outputs_that_are_none_are_refused(y_K: list[float], head: Head, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        score(np.asarray([y_K], np.float32), np.asarray([0]), classes=CLASSES, head=head)
 
 
 def test_labels_are_matched_by_name(folder: Path) -> None:
@@ -192,16 +172,15 @@ def test_labels_are_matched_by_name(folder: Path) -> None:
         labels_for(("bright", "middle"), images)
 
 
-def test_unlabelled_images_and_sessions_without_preprocessing(folder: Path) -> None:
-    with Brightness() as session, pytest.raises(DataError, match="the images have no labels"):
-        evaluate(session, open_images(folder))
-    with NullSession(num_classes=10) as null, pytest.raises(UserError, match="how images are preprocessed"):
-        outputs_NK(null, synthetic("val", count=10))
-
-
-def test_no_image(folder: Path) -> None:
-    with Brightness() as session, pytest.raises(DataError, match="there is no image to evaluate on"):
-        evaluate(session, opened(folder).subset([]))
+def test_what_cannot_be_evaluated_is_refused(folder: Path) -> None:
+    with Brightness() as session:
+        with pytest.raises(DataError, match="the images have no labels"):
+            evaluate(session, open_images(folder))
+        with pytest.raises(DataError, match="there is no image to evaluate on"):
+            evaluate(session, opened(folder).subset([]))
+    for answer in (outputs_NK, ten_crop_probabilities_NK):
+        with NullSession(num_classes=10) as null, pytest.raises(UserError, match="how images are preprocessed"):
+            answer(null, synthetic("val", count=10))
 
 
 # --- ties ---------------------------------------------------------------------------------------------------------------
@@ -237,21 +216,22 @@ def test_confusions_of_many_classes_are_listed() -> None:
     names = [f"c{index}" for index in range(101)]
     labels_N = np.asarray([5] * 4 + [7] * 3 + [9] * 3 + list(range(101)))
     answer_N = np.asarray([6] * 4 + [8, 8, 100] + [1, 1, 9] + list(range(101)))
-    found = confusion(labels_N, answer_N, names)
-    pairs = [(entry.actual, entry.predicted, entry.count) for entry in found.most]
+    result = confusion(labels_N, answer_N, names)
+    pairs = [(entry.actual, entry.predicted, entry.count) for entry in result.most]
     assert pairs == [("c5", "c6", 4), ("c7", "c8", 2), ("c9", "c1", 2), ("c7", "c100", 1)]
-    value = records.to_builtins(found)
-    assert value["matrix"] is None
-    assert "101 classes" in value["reason"]
+    assert result.matrix is None
+    assert result.reason is not None
+    assert "101 classes" in result.reason
     matrix = confusion(labels_N[:4], answer_N[:4], names[:100]).matrix
+    assert matrix is not None
     assert np.shape(matrix) == (100, 100)
     assert matrix[5][6] == np.sum(matrix) == 4
 
 
 def test_the_list_of_confusions_has_an_end() -> None:
     labels_N = np.arange(30)
-    found = confusion(labels_N, (labels_N + 1) % 30, [str(index) for index in range(30)])
-    assert [entry.actual for entry in found.most] == [str(index) for index in range(20)]
+    result = confusion(labels_N, (labels_N + 1) % 30, [str(index) for index in range(30)])
+    assert [entry.actual for entry in result.most] == [str(index) for index in range(20)]
 
 
 # --- calibration --------------------------------------------------------------------------------------------------------
@@ -269,30 +249,22 @@ def test_calibration_against_plain_loops() -> None:
         squares += sum((p - (index == label)) ** 2 for index, p in enumerate(p_K))
         losses -= math.log(p_K[label])
         bins[math.ceil(15 * p_K.max()) - 1].append((p_K.max(), p_K.argmax() == label))
-    gaps = [abs(np.mean([p for p, _ in one]) - np.mean([right for _, right in one])) if one else 0.0 for one in bins]
-    found = result.calibration
-    assert [entry.count for entry in found.bins] == [len(one) for one in bins]
-    assert found.expected_error == pytest.approx(
-        sum(gap * len(one) / 5000 for gap, one in zip(gaps, bins, strict=True)), rel=1e-9
-    )
-    assert found.maximum_error == pytest.approx(max(gaps), rel=1e-9)
-    assert found.brier == pytest.approx(squares / 5000, rel=1e-9)
-    assert found.negative_log_likelihood == result.loss == pytest.approx(losses / 5000, rel=1e-9)
+    gaps = [abs(np.mean([p - right for p, right in rows])) if rows else 0.0 for rows in bins]
+    table = result.calibration
+    assert [entry.count for entry in table.bins] == [len(rows) for rows in bins]
+    assert table.expected_error == pytest.approx(np.dot(gaps, [len(rows) / 5000 for rows in bins]), rel=1e-9)
+    assert table.maximum_error == pytest.approx(max(gaps), rel=1e-9)
+    assert table.brier == pytest.approx(squares / 5000, rel=1e-9)
+    assert table.negative_log_likelihood == result.loss == pytest.approx(losses / 5000, rel=1e-9)
 
 
 def test_quite_sure_and_half_right() -> None:
     y_NK = np.tile(np.asarray([[1, 0]], np.float32), (10, 1))
     result = score(y_NK, np.asarray([0, 1] * 5), classes=("a", "b"), head="probabilities").calibration
     assert (result.expected_error, result.maximum_error, result.brier) == (0.5, 0.5, 1.0)
-    last = records.to_builtins(result)["bins"][-1]
+    first, *_, last = records.to_builtins(result)["bins"]
     assert last == {"low": 14 / 15, "high": 1.0, "count": 10, "confidence": 1.0, "accuracy": 0.5}
-    assert records.to_builtins(result)["bins"][0] == {
-        "low": 0.0,
-        "high": 1 / 15,
-        "count": 0,
-        "confidence": None,
-        "accuracy": None,
-    }
+    assert first == {"low": 0.0, "high": 1 / 15, "count": 0, "confidence": None, "accuracy": None}
 
 
 def test_as_often_right_as_it_says() -> None:
@@ -309,60 +281,25 @@ def test_a_bin_ends_with_its_upper_edge() -> None:
     assert (counts[0], counts[1], counts[2], counts[14]) == (2, 1, 1, 1)
 
 
-def test_probabilities_that_are_none_are_refused() -> None:
-    with pytest.raises(DataError, match=r"not from 0 to 1: -1 to 3; use another"):
-        score(np.asarray([[3, -1, 0]], np.float32), np.asarray([0]), classes=CLASSES, head="probabilities")
-    rounded = probabilities(np.asarray([[1.001, 0, 0]], np.float32), "probabilities")
-    assert rounded.tolist() == [[1, 0, 0]]
-
-
 # --- ten crops ----------------------------------------------------------------------------------------------------------
 
 
-class Patches(Session):
+class Patches(Answering):
     """Answers by a fixed linear map of the input, so that each view has an answer of its own."""
 
-    runtime = "patches"
+    def __init__(self, *, head: Head = "logits", spec: Preprocessing = SPEC, **limits: Any) -> None:
+        columns = np.random.default_rng(3).standard_normal((3 * spec.crop**2, 3)) * 20 / spec.crop
 
-    def __init__(
-        self, *, head: Head = "logits", min_batch: int = 1, max_batch: int | None = None, spec: Preprocessing = SPEC
-    ) -> None:
-        super().__init__(
-            input=TensorSpec(
-                name="input",
-                dtype="float32",
-                shape=(3, spec.crop, spec.crop),
-                min_batch=min_batch,
-                max_batch=max_batch,
-            ),
-            output=TensorSpec(name="logits", dtype="float32", shape=(3,)),
-            device="cpu",
-            threads=1,
-            classes=CLASSES,
-            head=head,
-            preprocessing=spec,
-        )
-        self.given: list[int] = []
-        rng = np.random.default_rng(3)
-        self.map = (rng.standard_normal((3 * spec.crop**2, 3)) * 20 / spec.crop).astype(np.float32)
+        def answers(x_NCHW: FloatArray) -> FloatArray:
+            y_NK: FloatArray = x_NCHW.reshape(len(x_NCHW), -1) @ columns.astype(np.float32)
+            return softmax(y_NK) if head == "probabilities" else y_NK
 
-    def _load(self) -> None:
-        """Nothing to load."""
-
-    def _prepare(self, x_NCHW: FloatArray) -> None:
-        self.given.append(len(x_NCHW))
-        self._x_NCHW = x_NCHW
-
-    def _enqueue(self) -> None:
-        y_NK = self._x_NCHW.reshape(len(self._x_NCHW), -1) @ self.map
-        self._y_NK = softmax(y_NK).astype(np.float32) if self.head == "probabilities" else y_NK
-
-    def _fetch(self) -> FloatArray:
-        return self._y_NK
+        super().__init__(answers, CLASSES, spec, head=head, **limits)
 
 
-def softmax(y_NK: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-    return np.stack([np.exp(row) / np.exp(row).sum() for row in y_NK.astype(np.float64)])
+def softmax(y_NK: FloatArray) -> FloatArray:
+    exponents_NK = np.exp(y_NK.astype(np.float64))
+    return np.asarray(exponents_NK / exponents_NK.sum(axis=1, keepdims=True))
 
 
 def by_hand(session: Session, image: Image.Image) -> FloatArray:
@@ -373,26 +310,17 @@ def by_hand(session: Session, image: Image.Image) -> FloatArray:
     shorter, size = min(width, height), spec.crop
     width, height = int(spec.resize * width / shorter), int(spec.resize * height / shorter)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
+    right, bottom = width - size, height - size
+    corners = [(0, 0), (right, 0), (0, bottom), (right, bottom), (round(right / 2), round(bottom / 2))]
+    crops = [image.crop((left, top, left + size, top + size)) for left, top in corners]
     views = []
-    for mirrored in (False, True):
-        for left, top in (
-            (0, 0),
-            (width - size, 0),
-            (0, height - size),
-            (width - size, height - size),
-            (round((width - size) / 2), round((height - size) / 2)),
-        ):
-            crop = image.crop((left, top, left + size, top + size))
-            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop
-            scaled = (np.asarray(crop) / 255 - np.asarray(spec.mean)) / np.asarray(spec.std)
-            views.append(scaled.transpose(2, 0, 1).astype(np.float32))
+    for crop in (*crops, *(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for crop in crops)):
+        scaled = (np.asarray(crop) / 255 - np.asarray(spec.mean)) / np.asarray(spec.std)
+        views.append(scaled.transpose(2, 0, 1).astype(np.float32))
     assert len(views) == 10
-    least = session.input.min_batch
-    rows = [session.run(np.repeat(view[None], least, axis=0))[:1] for view in views]
+    rows = [session.run(np.repeat(view[None], session.input.min_batch, axis=0))[:1] for view in views]
     y_NK = np.concatenate(rows)
-    p_NK = y_NK if session.head == "probabilities" else softmax(y_NK)
-    mean: FloatArray = p_NK.mean(axis=0)
-    return mean
+    return np.asarray((y_NK if session.head == "probabilities" else softmax(y_NK)).mean(axis=0))
 
 
 @pytest.fixture
@@ -409,16 +337,16 @@ def noise(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("head", ["logits", "probabilities"])
 @pytest.mark.parametrize(
-    ("least", "most", "given"),
+    ("least", "most", "batch_sizes"),
     [(1, None, [32, 28]), (1, 1, [1] * 60), (1, 7, [7] * 8 + [4]), (16, 16, [16] * 4), (64, 64, [64])],
 )
 def test_ten_crops_are_the_mean_of_ten_softmax_outputs(
-    noise: Path, head: Head, least: int, most: int | None, given: list[int]
+    noise: Path, head: Head, least: int, most: int | None, batch_sizes: list[int]
 ) -> None:
     images = opened(noise)
     with Patches(head=head, min_batch=least, max_batch=most) as session:
         p_NK, indices_N = ten_crop_probabilities_NK(session, images)
-        assert session.given == given
+        assert session.batches == batch_sizes
         expected = [by_hand(session, images.image(index)) for index in range(6)]
         result = evaluate(session, images, ten_crop=True, workers=2)
         single = evaluate(session, images)
@@ -454,8 +382,6 @@ def test_bad_images_are_left_out_of_ten_crops(noise: Path) -> None:
             path.write_bytes(b"x")
         with pytest.raises(DataError, match="none of the 6 images can be used"):
             evaluate(session, opened(noise), ten_crop=True, on_bad_image="skip")
-    with NullSession(num_classes=10) as null, pytest.raises(UserError, match="how images are preprocessed"):
-        ten_crop_probabilities_NK(null, synthetic("val", count=10))
 
 
 def test_ten_crops_of_real_images(data_root: Path) -> None:
@@ -535,7 +461,6 @@ def test_of_many_classes_the_pairs_confused_most_are_shown(capsys: pytest.Captur
 
 
 def test_ties_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    show_evaluation(
-        Path("a"), score(np.zeros((2, 3), np.float32), np.asarray([0, 1]), classes=CLASSES, head="logits"), (0, 1)
-    )
+    result = score(np.zeros((2, 3), np.float32), np.asarray([0, 1]), classes=CLASSES, head="logits")
+    show_evaluation(Path("a"), result, (0, 1))
     assert "2 images have more than one highest output: the first of them is the answer" in capsys.readouterr().out
