@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +49,9 @@ def run_scenario(
     runs the best once more; that last run is the result. LoadGen's arrivals have a fixed seed, so that a rate always
     means the same pattern.
 
-    Args:
-        subject: an artifact or checkpoint, or `worker.NULL`.
-        settings: which scenario, how long.
-        inputs: preprocessed images, `.npy`, `(N, 3, S, S)` float32.
-        device: where to run.
-        threads: processor threads; None for every processor this process may use.
-        logs: folder for LoadGen's logs; the server search makes one inside it for every run.
-        trust: take an engine without manifest, see `load_artifact`.
-        cpus: processors to stay on; None for all.
-        reporter: receives the progress.
+    `subject` is an artifact or checkpoint, or `NULL`. `inputs` has preprocessed images, `.npy`, `(N, 3, S, S)` float32.
+    `threads` of None is every processor this process may use. The server search makes a folder inside `logs` for every run.
+    `trust` takes an engine without manifest, see `load_artifact`. `cpus` are the processors to stay on; None for all.
 
     Returns:
         What `run_here` returns, and `harness_share` (what the same scenario takes per query, offline per sample, on a session
@@ -73,7 +66,6 @@ def run_scenario(
     loadgen()
     if not inputs.is_file():
         raise UserError("no such inputs", value=inputs, fix="write preprocessed images with numpy.save")
-    max_batch = _max_batch(subject, settings, device=device, trust=trust) if isinstance(subject, Path) else None
     place = _Place(
         subject=subject,
         inputs=inputs,
@@ -81,24 +73,48 @@ def run_scenario(
         threads=threads,
         trust=trust,
         cpus=None if cpus is None else tuple(cpus),
-        max_batch=max_batch,
-    )
+    ).checked(settings)
     reporter = reporter or QuietReporter()
     reporter.start(settings.scenario, None)
-    if settings.scenario == "server":
-        result = _serve_best(place, settings, logs, reporter)
-    else:
-        result = _run_long_enough(place, settings, logs, reporter)
+    run = _serve_best if settings.scenario == "server" else _run_long_enough
+    result = run(place, settings, logs, reporter)
     result["harness_share"] = None if subject == NULL else _harness_share(place, result)
     reporter.finish(f"{result['verdict']}, {_figure(result)}")
     return result
 
 
-def _max_batch(path: Path, settings: ScenarioSettings, *, device: Device, trust: bool) -> int | None:
-    """The largest batch that the subject takes; raises UserError where its batches do not allow the scenario."""
-    subject = open_subject(path, device=device, trust=trust)
-    check_batches(subject.min_batch, subject.max_batch, settings)
-    return subject.max_batch
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """What runs, and where."""
+
+    subject: Path | str
+    inputs: Path
+    device: Device = "cpu"
+    threads: int | None = None
+    trust: bool = False
+    cpus: tuple[int, ...] | None = None
+    max_batch: int | None = None
+    """The largest batch that the subject takes."""
+
+    def checked(self, settings: ScenarioSettings) -> _Place:
+        """With the subject's largest batch; raises UserError where its batches do not allow the scenario."""
+        if not isinstance(self.subject, Path):
+            return self
+        subject = open_subject(self.subject, device=self.device, trust=self.trust)
+        check_batches(subject.min_batch, subject.max_batch, settings)
+        return replace(self, max_batch=subject.max_batch)
+
+    def open(self, worker: Worker) -> Opened:
+        return worker.open(self.subject, inputs=self.inputs, device=self.device, threads=self.threads, trust=self.trust)
+
+    def run(self, settings: ScenarioSettings, logs: Path) -> dict[str, Any]:
+        with Worker(cpus=self.cpus) as worker:
+            opened = self.open(worker)
+            # the first inference takes longer than any later one
+            queries = settings.min_queries or required_samples(settings.percentile or 99)
+            longest_s = settings.seconds + queries * settings.samples_per_query * opened.first_ns / 1e9
+            request = {"do": "scenario", "settings": records.to_builtins(settings), "logs": str(logs)}
+            return worker.ask(request, timeout_s=120 + 5 * longest_s)
 
 
 def _run_long_enough(place: _Place, settings: ScenarioSettings, logs: Path, reporter: Reporter) -> dict[str, Any]:
@@ -118,33 +134,6 @@ def _figure(result: Mapping[str, Any]) -> str:
     return f"{value / 1e6:.4g} ms" if unit == "ns" else f"{value:.4g} {unit}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Place:
-    """What runs, and where."""
-
-    subject: Path | str
-    inputs: Path
-    device: Device
-    threads: int | None
-    trust: bool
-    cpus: tuple[int, ...] | None
-    max_batch: int | None
-
-    def open(self, worker: Worker) -> Opened:
-        return worker.open(self.subject, inputs=self.inputs, device=self.device, threads=self.threads, trust=self.trust)
-
-    def run(self, settings: ScenarioSettings, logs: Path) -> dict[str, Any]:
-        with Worker(cpus=self.cpus) as worker:
-            opened = self.open(worker)
-            # the first inference takes longer than any later one
-            queries = settings.min_queries or required_samples(settings.percentile or 99)
-            longest_s = settings.seconds + queries * settings.samples_per_query * opened.first_ns / 1e9
-            return worker.ask(
-                {"do": "scenario", "settings": records.to_builtins(settings), "logs": str(logs)},
-                timeout_s=120 + 5 * longest_s,
-            )
-
-
 def _harness_share(place: _Place, result: Mapping[str, Any]) -> float | None:
     scenario: Scenario = result["scenario"]
     null_ns = null_query_ns(
@@ -160,12 +149,7 @@ def _harness_share(place: _Place, result: Mapping[str, Any]) -> float | None:
 
 @cache
 def null_query_ns(
-    scenario: Scenario,
-    *,
-    inputs: Path,
-    samples_per_query: int,
-    max_batch: int | None,
-    cpus: tuple[int, ...] | None,
+    scenario: Scenario, *, inputs: Path, samples_per_query: int, max_batch: int | None, cpus: tuple[int, ...] | None
 ) -> float | None:
     """The median nanoseconds per query (offline: the mean per sample) of `scenario` on a session that answers at once.
 
@@ -178,9 +162,8 @@ def null_query_ns(
         samples_per_query=samples_per_query,
         max_batch=max_batch,
     )
-    place = _Place(subject=NULL, inputs=inputs, device="cpu", threads=None, trust=False, cpus=cpus, max_batch=None)
     with tempfile.TemporaryDirectory(prefix="alexnet-edge-null-") as logs:
-        return _median_ns(place.run(settings, Path(logs)))
+        return _median_ns(_Place(subject=NULL, inputs=inputs, cpus=cpus).run(settings, Path(logs)))
 
 
 def _median_ns(result: Mapping[str, Any]) -> float | None:
@@ -194,7 +177,7 @@ def _serve_best(place: _Place, settings: ScenarioSettings, logs: Path, reporter:
     """One run at the given rate, or the search for the highest that passes."""
     p90_ns: float | None = None
     batching: Batching | None = None
-    estimate: float = settings.target_qps or 0.0
+    estimate = settings.target_qps or 0.0
     if None in (settings.latency_bound_ms, settings.target_qps, settings.max_batch, settings.percentile):
         reporter.update(0, "timing inferences")
         with Worker(cpus=place.cpus) as worker:
@@ -210,20 +193,13 @@ def _serve_best(place: _Place, settings: ScenarioSettings, logs: Path, reporter:
                 limit_ns=bound_ms * 1e6 / 2,
             )
         largest = settings.max_batch or batching.batch
-        percentile = settings.percentile
-        estimate = estimate or sustained_rate(
-            batching.times_ns, largest=largest, bound_ns=bound_ms * 1e6, percentile=percentile or 99
-        )
-        percentile = percentile or affordable_percentile(settings, estimate)
+        rate_at = partial(sustained_rate, batching.times_ns, largest=largest, bound_ns=bound_ms * 1e6)
+        estimate = settings.target_qps or rate_at(percentile=settings.percentile or 99)
+        percentile = settings.percentile or affordable_percentile(settings, estimate)
         if settings.percentile is None and settings.target_qps is None:
-            estimate = sustained_rate(
-                batching.times_ns, largest=largest, bound_ns=bound_ms * 1e6, percentile=percentile
-            )
+            estimate = rate_at(percentile=percentile)
         settings = replace(settings, latency_bound_ms=bound_ms, max_batch=largest, percentile=percentile)
     runs: list[dict[str, Any]] = []
-    about: dict[str, Any] = {"single_p90_ns": p90_ns, "runs": runs}
-    if batching is not None:
-        about["batching"] = records.to_builtins(batching)
 
     def run(rate: float) -> dict[str, Any]:
         reporter.update(len(runs), f"{rate:.4g} queries/s")
@@ -233,7 +209,8 @@ def _serve_best(place: _Place, settings: ScenarioSettings, logs: Path, reporter:
         return result
 
     result = run(settings.target_qps) if settings.target_qps else search_rate(run, estimate)
-    return {**result, **about}
+    measured = {} if batching is None else {"batching": records.to_builtins(batching)}
+    return {**result, "single_p90_ns": p90_ns, "runs": runs, **measured}
 
 
 def _p90_ns(one_inference: Callable[[], int]) -> float:
@@ -245,20 +222,13 @@ def _p90_ns(one_inference: Callable[[], int]) -> float:
 
 
 def search_rate(run: Callable[[float], dict[str, Any]], start: float) -> dict[str, Any]:
-    """The run at the highest rate that passes twice, to 5 %.
+    """The run at the highest rate that passes twice, to 5 %; `run` runs a rate in queries per second, its `verdict` decides.
 
-    From `start` the rate moves by 10 %, then by growing steps, until one run is VALID and one is not; then the interval is
-    halved (in ratio) until it is at most 5 % wide, and the best rate is run again. Should it fail then, the rate goes
-    down by 5 % until a run passes.
-
-    Args:
-        run: runs a rate, in queries per second; its `verdict` decides.
-        start: the first rate to try, positive.
-
-    Returns:
-        What the last run returned: VALID, or INVALID when no rate was found in a bounded number of runs.
+    From the positive `start` the rate moves by 10 %, then by growing steps, until one run is VALID and one is not; then the
+    interval is halved (in ratio) until it is at most 5 % wide, and the best rate is run again. Should it fail then, the rate
+    goes down by 5 % until a run passes. The last run is returned: VALID, or INVALID when no rate was found in a bounded
+    number of runs.
     """
-    assert start > 0
     passed: float | None = None
     failed: float | None = None
     rate, step = start, _SEARCH_STEP
@@ -293,20 +263,12 @@ def sustained_rate(
     """Queries per second at which a simulated server keeps `percentile` of its latencies within `bound_ns`.
 
     Arrivals are random (Poisson), one inference runs at a time and takes all that wait, `largest` at most; times between the
-    measured batches are interpolated. An estimate to start a search from.
-
-    Args:
-        times_ns: of one inference, by batch.
-        largest: most images per inference.
-        bound_ns: latency bound.
-        percentile: share of the latencies that must be within it.
-        arrivals: simulated queries.
+    measured batches (`times_ns`) are interpolated. An estimate to start a search from.
     """
     batches = sorted(times_ns)
     service_ns = np.interp(np.arange(largest + 1), batches, [times_ns[batch] for batch in batches]).tolist()
     gaps = np.random.default_rng(0).exponential(1.0, arrivals)
-    highest = max(batch / service_ns[batch] for batch in range(1, largest + 1))  # queries per ns
-    low, high = 0.0, highest
+    low, high = 0.0, max(batch / service_ns[batch] for batch in range(1, largest + 1))  # queries per ns
     for _ in range(12):
         rate = (low + high) / 2
         latencies = _simulated_latencies(np.cumsum(gaps / rate).tolist(), service_ns)

@@ -65,47 +65,8 @@ class Measured:
     """Why `roofline` is None."""
     scenarios: list[Mapping[str, Any]] = field(default_factory=list)
     error: str = ""
-    _entries: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
-
-    def entry(
-        self, batch: int, settings: MeasureSettings, power: PowerFindings, emulated: str | None = None
-    ) -> dict[str, Any] | None:
-        """The summary of one batch over the rounds so far, without the speed-up; None before the first.
-
-        `emulated` is what emulates the machine, if anything does: then no time is valid.
-        """
-        rounds = [round_ for round_ in self.rounds if batch in round_.batches]
-        if not rounds:
-            return None
-        if batch not in self._entries or self._entries[batch][0] != len(rounds):
-            self._entries[batch] = (len(rounds), self._summary(batch, rounds, settings, power, emulated))
-        return self._entries[batch][1]
-
-    def _summary(
-        self,
-        batch: int,
-        rounds: Sequence[Round],
-        settings: MeasureSettings,
-        power: PowerFindings,
-        emulated: str | None,
-    ) -> dict[str, Any]:
-        windows = [round_.windows[batch] for round_ in rounds if batch in round_.windows]
-        missing = [f"{len(rounds)} of {settings.rounds} rounds"] if len(rounds) < settings.rounds else []
-        entry = summarise_batch(
-            [round_.batches[batch] for round_ in rounds],
-            settings,
-            more_reasons=[
-                *missing,
-                *power.log_reasons(self.subject.device),
-                *thermal_reasons(windows, device=self.subject.device),
-            ],
-            machine_reasons=[f"emulated: {emulated}"] if emulated else [],
-        )
-        images = batch * sum(len(round_.batches[batch].warm.samples_ns) for round_ in rounds if batch in round_.windows)
-        entry["energy"], why = energy_of(windows, power.idle, images=images, device=self.subject.device)
-        if entry["energy"] is None:
-            entry["unavailable"]["energy"] = why
-        return entry
+    entries: dict[int, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+    """The last summary of each batch, and of how many rounds it is; see `BenchResult.entry`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -138,14 +99,9 @@ class PowerFindings:
         return [f"{self.log_name}: {reason}" for reason in dict.fromkeys(reasons)]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "meter": self.meter,
-            "reason": self.reason,
-            "mode": dict(self.mode),
-            "idle": None if self.idle is None else records.to_builtins(self.idle),
-            "set": self.set,
-            "log": None if self.log is None else {"name": self.log_name, **records.to_builtins(self.log)},
-        }
+        value: dict[str, Any] = records.to_builtins(self)
+        name, log = value.pop("log_name"), value.pop("log")
+        return {**value, "log": None if log is None else {"name": name, **log}}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -194,30 +150,29 @@ class BenchResult:
             "pinned_cpus": None if self.pinned_cpus is None else list(self.pinned_cpus),
             "power": self.power.to_json(),
             "peaks": records.to_builtins(self.peaks),
-            "harness": None if self.harness is None else dict(self.harness),
+            "harness": self.harness,
             "peers_left_out": dict(self.peers_left_out),
             "subjects": [self._subject_json(measured) for measured in self.measured],
         }
 
     def _subject_json(self, measured: Measured) -> dict[str, Any]:
-        opened = [round_.opened for round_ in measured.rounds if round_.opened is not None]
+        details = next((dict(round_.opened.details) for round_ in measured.rounds if round_.opened is not None), {})
         batches = []
         unavailable = {} if measured.roofline is not None else {"roofline": measured.no_roofline}
         if not self.isolate:
             unavailable["peak_memory"] = "several subjects shared the process"
         for batch in self.settings.batches:
-            entry = measured.entry(batch, self.settings, self.power, self.environment.get("emulated"))
+            entry = self.entry(measured, batch)
             if entry is not None:
                 speed_up, why = self._speed_up(measured, batch)
                 unavailable_here = {**entry["unavailable"], **({"speed_up": why} if why else {})}
                 peers = self._against_peers(measured, batch)
                 batches.append({**entry, "unavailable": unavailable_here, "speed_up": speed_up, **peers})
-        threads = opened[0].details.get("threads") if opened else None
         return {
             **measured.subject.to_json(),
-            "threads": threads or measured.subject.threads or environment.usable_cpus(),
+            "threads": details.get("threads") or measured.subject.threads or environment.usable_cpus(),
             "error": measured.error,
-            "details": dict(opened[0].details) if opened else {},
+            "details": details,
             "rounds": [round_.to_json() for round_ in measured.rounds],
             "batches": batches,
             "roofline": measured.roofline,
@@ -225,20 +180,41 @@ class BenchResult:
             "unavailable": unavailable,
         }
 
+    def entry(self, measured: Measured, batch: int) -> dict[str, Any] | None:
+        """The summary of one batch over the rounds so far, without the speed-up; None before the first."""
+        rounds = [round_ for round_ in measured.rounds if batch in round_.batches]
+        if not rounds:
+            return None
+        if measured.entries.get(batch, (0, {}))[0] != len(rounds):
+            measured.entries[batch] = (len(rounds), self._summary(measured.subject.device, batch, rounds))
+        return measured.entries[batch][1]
+
+    def _summary(self, device: Device, batch: int, rounds: Sequence[Round]) -> dict[str, Any]:
+        """Where something emulates the machine, no time is valid."""
+        windows = [round_.windows[batch] for round_ in rounds if batch in round_.windows]
+        planned = self.settings.rounds
+        missing = [f"{len(rounds)} of {planned} rounds"] if len(rounds) < planned else []
+        emulated = self.environment.get("emulated")
+        entry = summarise_batch(
+            [round_.batches[batch] for round_ in rounds],
+            self.settings,
+            more_reasons=[*missing, *self.power.log_reasons(device), *thermal_reasons(windows, device=device)],
+            machine_reasons=[f"emulated: {emulated}"] if emulated else [],
+        )
+        images = batch * sum(len(round_.batches[batch].warm.samples_ns) for round_ in rounds if batch in round_.windows)
+        entry["energy"], why = energy_of(windows, self.power.idle, images=images, device=device)
+        if entry["energy"] is None:
+            entry["unavailable"]["energy"] = why
+        return entry
+
     def _speed_up(self, measured: Measured, batch: int) -> tuple[dict[str, Any] | None, str]:
         """The checkpoint's median latency over this one's, where its checkpoint was measured too, as many threads."""
-        subject = measured.subject
-        reference = next(
-            (
-                other
-                for other in self.measured
-                if other.subject.format == "checkpoint"
-                and other.subject.sha256 == subject.checkpoint_sha256
-                and other.subject.device == subject.device
-                and other.subject.threads == subject.threads
-            ),
-            None,
-        )
+
+        def key(subject: Subject) -> tuple[str, Device, int | None]:
+            return subject.checkpoint_sha256, subject.device, subject.threads
+
+        checkpoints = [other for other in self.measured if other.subject.format == "checkpoint"]
+        reference = next((other for other in checkpoints if key(other.subject) == key(measured.subject)), None)
         if reference is measured:
             return None, "it is what the others are compared with"
         if reference is None:
@@ -248,25 +224,26 @@ class BenchResult:
 
     def _against_peers(self, measured: Measured, batch: int) -> dict[str, Any]:
         """The fastest peer's median latency over this one's; nothing where no peer was measured, or this is one."""
-        if measured.subject.format == PEER:
+        subject = measured.subject
+        if subject.format == PEER:
             return {}
-        medians = {}
+        medians = []
         for other in self.measured:
             same = (other.subject.checkpoint_sha256, other.subject.threads) == (
-                measured.subject.checkpoint_sha256,
-                measured.subject.threads,
+                subject.checkpoint_sha256,
+                subject.threads,
             )
-            entry = other.entry(batch, self.settings, self.power) if other.subject.format == PEER and same else None
+            entry = self.entry(other, batch) if other.subject.format == PEER and same else None
             if entry is not None and entry["percentiles_ns"]["p50"] is not None:
-                medians[other.subject.label] = (entry["percentiles_ns"]["p50"], other)
+                medians.append((entry["percentiles_ns"]["p50"], other))
         if not medians:
             return {}
-        fastest = min(medians.values(), key=lambda pair: pair[0])[1]
+        fastest = min(medians, key=lambda pair: pair[0])[1]
         return {"against_fastest_peer": _ratio(fastest, measured, batch)}
 
 
 def _ratio(reference: Measured, measured: Measured, batch: int) -> dict[str, Any] | None:
-    """The reference's median latency over that of `one`, round by round, with its interval; None without a common round."""
+    """The reference's median latency over that of the other, round by round, with its interval; None without a common round."""
     pairs = [
         (against.batches[batch].warm.samples_ns, own.batches[batch].warm.samples_ns)
         for against, own in zip(
@@ -287,17 +264,14 @@ def read_results(path: Path) -> dict[str, Any]:
         UserError: when it is missing or is something else.
     """
     try:
-        value = records.parse(path.read_bytes())
-        known = value["kind"] == KIND and value["schema"] == SCHEMA
+        value: dict[str, Any] = records.parse(path.read_bytes())
+        kind, schema = value["kind"], value["schema"]
     except OSError as error:
         raise UserError(
             f"cannot read the results ({error.strerror})", value=path, fix="run `alexnet-edge bench`"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (records.RecordError, KeyError, TypeError) as error:
         raise UserError("not a results file of `alexnet-edge bench`", value=path, fix="name another") from error
-    if not known:
-        raise UserError(
-            f"results of another kind or schema ({value['kind']} {value['schema']})", value=path, fix="measure again"
-        )
-    result: dict[str, Any] = value
-    return result
+    if (kind, schema) != (KIND, SCHEMA):
+        raise UserError(f"results of another kind or schema ({kind} {schema})", value=path, fix="measure again")
+    return value

@@ -140,9 +140,8 @@ def run_bench(
     settings, plan = settings or MeasureSettings(), plan or Plan()
     opened = _open_subjects(subjects, settings, plan, trust=trust)
     measured = [Measured(subject=subject) for subject in swept(with_distinct_labels(opened), plan.threads)]
-    if images is None:
-        images = default_images(opened)
     with tempfile.TemporaryDirectory(prefix="alexnet-edge-bench-") as folder:
+        images = default_images(opened) if images is None else images
         inputs, about_inputs = write_inputs(Path(folder), opened, images, largest_batch=max(settings.batches))
         result = BenchResult(
             settings=settings,
@@ -153,15 +152,9 @@ def run_bench(
             pinned_cpus=plan.pinned_cpus,
             peers_left_out=plan.peers_left_out,
         )
-        _Bench(
-            result=result,
-            plan=plan,
-            inputs=inputs,
-            trust=trust,
-            out=out,
-            logs=Path(folder) / "loadgen" if out is None else out.with_name(f"{out.stem}-loadgen"),
-            reporter=reporter or QuietReporter(),
-        ).run()
+        logs = Path(folder) / "loadgen" if out is None else out.with_name(f"{out.stem}-loadgen")
+        reporter = reporter or QuietReporter()
+        _Bench(result=result, plan=plan, inputs=inputs, trust=trust, out=out, logs=logs, reporter=reporter).run()
     return result
 
 
@@ -183,10 +176,11 @@ def _open_subjects(paths: Sequence[Path], settings: MeasureSettings, plan: Plan,
             subject if subject.device == "cuda" else replace(subject, skipped=subject.skipped or only_gpu)
             for subject in opened
         ]
-    hashes = [subject.sha256 for subject in opened]
-    for index, digest in enumerate(hashes):
-        if digest in hashes[:index]:
-            raise UserError("the same file is named twice", value=paths[index], fix="name each once")
+    seen: set[str] = set()
+    for path, subject in zip(paths, opened, strict=True):
+        if subject.sha256 in seen:
+            raise UserError("the same file is named twice", value=path, fix="name each once")
+        seen.add(subject.sha256)
     if all(subject.skipped for subject in opened):
         raise UserError(
             f"nothing can be measured here: {opened[0].skipped}",
@@ -253,43 +247,33 @@ class _Bench:
     def _running(self) -> list[Measured]:
         return [measured for measured in self.result.measured if not measured.subject.skipped and not measured.error]
 
-    # --- processes ----------------------------------------------------------------------------------------------------
+    def _place(self, subject: Subject) -> dict[str, Any]:
+        return {"inputs": self.inputs[subject.preprocessing], "device": subject.device, "threads": subject.threads}
 
     @contextmanager
-    def _worker(self, subject: Subject) -> Iterator[Worker]:
+    def _opened(self, subject: Subject) -> Iterator[tuple[Worker, Opened]]:
+        """The subject in a process of its own, or in the one for all, which ends with the first error."""
         if self.plan.isolate:
             with Worker(cpus=self.plan.pinned_cpus, python=subject.python) as worker:
-                yield worker
+                yield worker, worker.open(subject.path, trust=self.trust, **self._place(subject))
             return
         if self._shared is None:
             self._shared = Worker(cpus=self.plan.pinned_cpus)
         try:
-            yield self._shared
+            yield self._shared, self._shared.open(subject.path, trust=self.trust, **self._place(subject))
             self._shared.close_subject()
         except BaseException:
             self._end_shared_worker()
             raise
-
-    def _open(self, worker: Worker, subject: Subject) -> Opened:
-        return worker.open(
-            subject.path,
-            inputs=self.inputs[subject.preprocessing],
-            device=subject.device,
-            threads=subject.threads,
-            trust=self.trust,
-        )
 
     def _end_shared_worker(self) -> None:
         if self._shared is not None:
             shared, self._shared = self._shared, None
             shared.__exit__(None, None, None)
 
-    # --- power --------------------------------------------------------------------------------------------------------
-
     def _watch_power(self, stack: ExitStack) -> Recorder:
-        meters = find_meters(
-            device="cuda" if any(measured.subject.device == "cuda" for measured in self._running()) else "cpu"
-        )
+        devices = {measured.subject.device for measured in self._running()}
+        meters = find_meters(device="cuda" if "cuda" in devices else "cpu")
         power = PowerFindings(meter=meters.name, reason=meters.reason, mode=describe_power(), set=self.result.power.set)
         if self.plan.tegrastats is not None:
             power.log, power.log_name = tegrastats_window(self.plan.tegrastats), self.plan.tegrastats.name
@@ -300,8 +284,6 @@ class _Bench:
         self.result.power = power
         return recorder
 
-    # --- the steps ----------------------------------------------------------------------------------------------------
-
     def _harness(self) -> None:
         try:
             self.result.harness = harness.harness_overhead(inputs=next(iter(self.inputs.values())))
@@ -310,18 +292,12 @@ class _Bench:
             self.reporter.note(f"the harness itself could not be measured: {error}")
 
     def _plain_loop(self) -> None:
-        subject = next(
-            (measured.subject for measured in self._running() if measured.subject.runtime == "onnxruntime"), None
-        )
+        subjects = (measured.subject for measured in self._running())
+        subject = next((subject for subject in subjects if subject.runtime == "onnxruntime"), None)
         if subject is None:
             raise UserError("no ONNX file to loop over", value="--plain-loop", fix="name one, or leave it out")
         self.reporter.note(f"a plain loop around {subject.label}'s session and this harness, in turn")
-        ratio = harness.plain_loop_ratio(
-            subject.path,
-            inputs=self.inputs[subject.preprocessing],
-            device=subject.device,
-            threads=subject.threads,
-        )
+        ratio = harness.plain_loop_ratio(subject.path, **self._place(subject))
         self.result.harness = {**(self.result.harness or {}), "plain_loop": {"label": subject.label, **ratio}}
 
     def _rounds(self, recorder: Recorder) -> None:
@@ -349,8 +325,7 @@ class _Bench:
         round_ = Round(before=machine_state())
         measured.rounds.append(round_)
         try:
-            with self._worker(subject) as worker:
-                round_.opened = self._open(worker, subject)
+            with self._opened(subject) as (worker, round_.opened):
                 for index, batch in enumerate(settings.batches):
                     if subject.takes(batch):
                         batch_round, peak = worker.measure(batch=batch, settings=settings)
@@ -366,15 +341,11 @@ class _Bench:
 
     def _measure_peaks(self, running: Sequence[Measured]) -> None:
         """What the machine can do in this round, for each device and number of threads that a subject is measured with."""
+        seconds = PEAK_SECONDS / min(self.result.settings.rounds, MOST_PARTS)
         for device, threads in dict.fromkeys(_key(measured.subject) for measured in running if not measured.error):
             outcome: peaks.Peaks | AlexNetEdgeError
             try:
-                outcome = measure_peaks(
-                    device=device,
-                    threads=threads,
-                    cpus=self.plan.pinned_cpus,
-                    seconds=PEAK_SECONDS / min(self.result.settings.rounds, MOST_PARTS),
-                )
+                outcome = measure_peaks(device=device, threads=threads, cpus=self.plan.pinned_cpus, seconds=seconds)
             except AlexNetEdgeError as error:
                 outcome = error
             self._peaks.setdefault((device, threads), []).append(outcome)
@@ -404,12 +375,11 @@ class _Bench:
 
     def _roofline(self, measured: Measured, index: int) -> dict[str, Any] | None:
         subject, batch = measured.subject, self.result.settings.batches[0]
-        entry = measured.entry(batch, self.result.settings, self.result.power, self.result.environment.get("emulated"))
+        entry = self.result.entry(measured, batch)
         if entry is None or entry["percentiles_ns"]["p50"] is None:
             measured.no_roofline = "no median latency at the first batch"
             return None
-        with self._worker(subject) as worker:
-            self._open(worker, subject)
+        with self._opened(subject) as (worker, _):
             answer = worker.ask({"do": "nodes", "batch": batch, "runs": PROFILE_RUNS}, timeout_s=300)
         nodes = answer["nodes"]
         value = roofline.roofline(
@@ -429,35 +399,23 @@ class _Bench:
         return {**value, "peaks": index}
 
     def _scenarios(self) -> None:
-        running = self._running()
-        self.reporter.start("scenarios", len(running) * len(self.plan.scenarios))
-        done = 0
-        for measured in running:
-            for scenario in self.plan.scenarios:
-                subject = measured.subject
-                self.reporter.update(done, f"{subject.label}: {scenario.scenario}")
-                folder = self.logs / _file_name(subject.label) / scenario.scenario
-                folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    measured.scenarios.append(
-                        run_scenario(
-                            subject.path,
-                            scenario,
-                            inputs=self.inputs[subject.preprocessing],
-                            device=subject.device,
-                            threads=subject.threads,
-                            cpus=self.plan.pinned_cpus,
-                            logs=folder,
-                            trust=self.trust,
-                        )
-                    )
-                except AlexNetEdgeError as error:
-                    measured.error = str(error)
-                    self.reporter.note(f"{subject.label}: {scenario.scenario}: {error}")
-                self._keep()
-                done += 1
-                self.reporter.update(done)
-        self.reporter.finish(f"{done} run by LoadGen")
+        steps = [(measured, settings) for measured in self._running() for settings in self.plan.scenarios]
+        self.reporter.start("scenarios", len(steps))
+        for done, (measured, settings) in enumerate(steps):
+            subject, scenario = measured.subject, settings.scenario
+            self.reporter.update(done, f"{subject.label}: {scenario}")
+            logs = self.logs / _file_name(subject.label) / scenario
+            logs.mkdir(parents=True, exist_ok=True)
+            cpus, place = self.plan.pinned_cpus, self._place(subject)
+            try:
+                result = run_scenario(subject.path, settings, logs=logs, trust=self.trust, cpus=cpus, **place)
+                measured.scenarios.append(result)
+            except AlexNetEdgeError as error:
+                measured.error = str(error)
+                self.reporter.note(f"{subject.label}: {scenario}: {error}")
+            self._keep()
+            self.reporter.update(done + 1)
+        self.reporter.finish(f"{len(steps)} run by LoadGen")
 
 
 def _key(subject: Subject) -> _Key:
