@@ -1,7 +1,7 @@
 """Random views of images, as in section 4.1 of the paper: crops, mirror images and a change of light. Needs no torch.
 
-The numbers of a view are drawn ahead of the work, from the seed, the epoch and the place in it alone: neither the number of
-workers or processes nor a resumed run can change one.
+The numbers of a view depend on the seed, the epoch and the place in it alone. The number of workers or processes does not
+change them, and a resumed run draws the same.
 
 Source: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks" (2012).
 
@@ -10,7 +10,7 @@ Letters: N images, C channels, H height, W width, K principal components.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -18,6 +18,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from alexnet_edge import records
 from alexnet_edge.errors import DataError, ImageError
 from alexnet_edge.images.datasets import ImageSet, OnBadImage
 from alexnet_edge.images.preprocess import FloatArray, Preprocessing, centre_offset, resize_shorter
@@ -48,7 +49,7 @@ CENTRE = Draw(-1.0, -1.0, 0.0)
 
 
 class Draws(Sequence[Draw]):
-    """Draws made when they are asked for, from two tables."""
+    """The draws of many views, kept as two tables."""
 
     def __init__(self, views_N3: Doubles, light_NK: Doubles) -> None:
         self._views_N3 = views_N3
@@ -66,8 +67,9 @@ class Draws(Sequence[Draw]):
     def __getitem__(self, place: int | slice) -> Draw | Draws:
         if isinstance(place, slice):
             return Draws(self._views_N3[place], self._light_NK[place])
-        x0, y0, mirror = self._views_N3[place].tolist()
-        return Draw(x0, y0, mirror, _three(self._light_NK[place]))
+        left, top, mirror = self._views_N3[place].tolist()
+        first, second, third = self._light_NK[place].tolist()
+        return Draw(left, top, mirror, (first, second, third))
 
     def at(self, places: Sequence[int]) -> Draws:
         """Those at `places`, in that order."""
@@ -104,8 +106,8 @@ class Lighting:
 
     The paper adds the sum of p_k * alpha_k * lambda_k, with eigenvectors p and eigenvalues lambda of the covariance of the
     R, G, B values and alpha normal with deviation `sigma`. It names no scale; on 0-255 the sum would be hundreds of times
-    the whole range. Here, as in the implementations that others published, values are on the 0-1 scale. They are not
-    clipped: nor are they in the paper.
+    the whole range. Here, as in the published implementations, values are on the 0-1 scale. They are not clipped, as in
+    the paper.
     """
 
     sigma: float
@@ -123,22 +125,10 @@ class Lighting:
         return ((alpha_K * self.eigenvalues) @ np.asarray(self.eigenvectors, np.float64)).astype(np.float32)
 
 
-def _three(values: Iterable[float]) -> tuple[float, float, float]:
-    first, second, third = (float(value) for value in values)
-    return first, second, third
+def measure_lighting(images: ImageSet, spec: Preprocessing, *, sigma: float, on_bad_image: OnBadImage) -> Lighting:
+    """The principal components of the R, G, B values of `LIGHTING_SAMPLE` of the `images`, resized as for training.
 
-
-def measure_lighting(
-    images: ImageSet,
-    spec: Preprocessing,
-    *,
-    sigma: float,
-    on_bad_image: OnBadImage,
-    sample: int = LIGHTING_SAMPLE,
-) -> Lighting:
-    """The principal components of the R, G, B values of `sample` of the `images`, resized as for training.
-
-    Every pixel counts the same. The sums are of whole numbers, so the covariance does not depend on their order.
+    Every pixel has the same weight. The sums are of whole numbers, so the covariance does not depend on their order.
 
     Raises:
         DataError: when no image of the sample can be used.
@@ -147,7 +137,7 @@ def measure_lighting(
     count = len(images)
     pixels, used = 0, 0
     sum_C, products_CC = np.zeros(3), np.zeros((3, 3))
-    for index in sorted({place * count // sample for place in range(sample)}):
+    for index in sorted({place * count // LIGHTING_SAMPLE for place in range(LIGHTING_SAMPLE)}):
         try:
             resized = resize_shorter(images.image(index), spec, path=Path(images.name(index)))
         except ImageError:
@@ -163,16 +153,19 @@ def measure_lighting(
     mean_C = sum_C / pixels
     covariance_CC = (products_CC / pixels - np.outer(mean_C, mean_C)) / 255**2
     values_K, vectors_CK = np.linalg.eigh(covariance_CC)
-    vectors = [_three(_upright(vector_C)) for vector_C in vectors_CK.T[::-1]]
-    return Lighting(
-        sigma=sigma,
-        eigenvalues=_three(np.maximum(values_K[::-1], 0.0).tolist()),
-        eigenvectors=(vectors[0], vectors[1], vectors[2]),
-        images=used,
+    vectors_KC = np.stack([_upright(vector_C) for vector_C in vectors_CK.T[::-1]])
+    return records.convert(
+        Lighting,
+        {
+            "sigma": sigma,
+            "eigenvalues": np.maximum(values_K[::-1], 0.0).tolist(),
+            "eigenvectors": vectors_KC.tolist(),
+            "images": used,
+        },
     )
 
 
 def _upright(vector_C: Doubles) -> Doubles:
-    """The direction with its largest component above 0: an eigenvector's sign is nobody's choice."""
+    """The direction with its largest component above 0: the sign of an eigenvector is arbitrary."""
     largest = vector_C[np.abs(vector_C).argmax()]
     return vector_C if largest > 0 else -vector_C

@@ -23,7 +23,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from PIL import Image
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MAX_FRAME_BYTES = 64 << 20
-"""A picture of more bytes than this is refused: a program that never stops writing shall not fill the board's memory."""
+"""Larger pictures are refused: a program that never stops writing must not fill the board's memory."""
 CAPTURE_TIMEOUT_S = 20.0
 """How long a program may take for one picture."""
 SETTLING_FRAMES = 5
@@ -54,14 +53,12 @@ class FrameSource(ABC):
     """Where frames come from; use it as a context manager."""
 
     name: str
-    """As it stands beside the answers."""
+    """The name of the image in the answers."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @abstractmethod
@@ -74,10 +71,7 @@ class FrameSource(ABC):
         """
 
     def close(self) -> None:
-        """Sources that hold a device or a process let go of it."""
-
-
-# --- programs -------------------------------------------------------------------------------------------------------------
+        """Release the device or process that the source holds."""
 
 
 class CommandSource(FrameSource):
@@ -86,10 +80,7 @@ class CommandSource(FrameSource):
     def __init__(
         self, command: Sequence[str], *, name: str | None = None, timeout_s: float = CAPTURE_TIMEOUT_S
     ) -> None:
-        """
-        Raises:
-            UserError: when the command is empty or its program is not here.
-        """
+        """Raises UserError when the command is empty or its program is not installed."""
         if not command or shutil.which(command[0]) is None:
             raise UserError(
                 "the program that takes the picture was not found",
@@ -113,19 +104,17 @@ class CommandSource(FrameSource):
         ) as process:
             try:
                 picture, errors = self._written(process)
-            finally:  # whatever it has started ends with it
+            finally:  # the processes that it started end with it
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
         if process.returncode != 0 or not picture:
-            reason = errors.decode(errors="replace").strip().splitlines()
-            raise self._refusal(
-                f"no picture: the program ended with {process.returncode}"
-                + (f" ({reason[-1].strip()[:200]})" if reason else " and wrote nothing")
-            )
+            lines = errors.decode(errors="replace").strip().splitlines()
+            reason = f" ({lines[-1].strip()[:200]})" if lines else " and wrote nothing"
+            raise self._refusal(f"no picture: the program ended with {process.returncode}{reason}")
         return picture
 
     def _written(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-        """What the program writes to its two outputs, within the time and the size that are allowed."""
+        """The bytes of the program's two outputs, within the limits of time and size."""
         assert process.stdout is not None
         assert process.stderr is not None
         parts = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
@@ -153,21 +142,18 @@ class CommandSource(FrameSource):
 
     def _refusal(self, problem: str) -> UserError:
         return UserError(
-            problem, value=shlex.join(self._command), fix="run it by hand: it shall write one image, and end"
+            problem, value=shlex.join(self._command), fix="run it by hand: it must write one image and end"
         )
-
-
-# --- a camera -------------------------------------------------------------------------------------------------------------
 
 
 def open_camera(camera: str) -> FrameSource:
     """A camera: a number or `/dev/videoN` (V4L2), `csi` or `csi:N` (a Jetson's), or a GStreamer pipeline.
 
-    A pipeline has a `!` in it and no sink of its own: what it gives is converted and taken here.
+    A pipeline has a `!` in it and no sink of its own: a converter and a sink are added.
 
     Raises:
-        UserError: when it is none of these, or the device is not here or cannot be opened.
-        MissingComponentError: when neither OpenCV nor a program that reads it is here.
+        UserError: when it is none of these, or the device does not exist or cannot be opened.
+        MissingComponentError: when neither OpenCV nor a program that reads it is installed.
     """
     text = camera.strip()
     if match := re.fullmatch(r"csi(?::(\d{1,2}))?", text):
@@ -250,9 +236,6 @@ class OpenCVSource(FrameSource):
         self._capture.release()
 
 
-# --- standard input -------------------------------------------------------------------------------------------------------
-
-
 class StreamSource(FrameSource):
     """One image of any kind, or JPEG images one after the other, as a capture program pipes them; closes the stream."""
 
@@ -293,12 +276,9 @@ class _Reader:
     def __init__(self, stream: BinaryIO) -> None:
         self._descriptor = stream.fileno()
         self._buffer = bytearray()
-        self._at = 0
-        """Up to here the image that is being cut out was looked through."""
 
     def peek(self, count: int) -> bytes:
-        while len(self._buffer) < count and self._fill():
-            pass
+        self._have(count)
         return bytes(self._buffer[:count])
 
     def rest(self) -> bytes:
@@ -308,51 +288,45 @@ class _Reader:
 
     def skip_to_jpeg(self) -> bool:
         """Drop what lies between two images, such as padding; False at the end."""
-        while True:
-            at = self._buffer.find(b"\xff\xd8")
-            if at >= 0:
-                del self._buffer[:at]
-                return True
+        while (at := self._buffer.find(b"\xff\xd8")) < 0:
             del self._buffer[: max(0, len(self._buffer) - 1)]
             if not self._fill():
                 return False
+        del self._buffer[:at]
+        return True
 
     def jpeg(self) -> bytes:
-        """The image at the start of the buffer; what is there of it where the stream ends early."""
-        self._at = 2
-        in_scan = False
-        while self._have(self._at + 2):
+        """The image at the start of the buffer; cut short where the stream ends early."""
+        at, in_scan = 2, False
+        while self._have(at + 2):
             if in_scan:
-                marker = self._buffer.find(b"\xff", self._at)
+                marker = self._buffer.find(b"\xff", at)
                 if marker < 0 or marker + 1 >= len(self._buffer):
-                    self._at = len(self._buffer) if marker < 0 else marker
+                    at = len(self._buffer) if marker < 0 else marker
                     if not self._fill():
                         break
                     continue
-                self._at = marker
+                at = marker
                 code = self._buffer[marker + 1]
                 if code in (0x00, 0xFF) or 0xD0 <= code <= 0xD7:  # an escaped byte, padding, a restart
-                    self._at = marker + (1 if code == 0xFF else 2)
+                    at += 1 if code == 0xFF else 2
                     continue
-            code = self._buffer[self._at + 1]
-            if self._buffer[self._at] != 0xFF or code == 0xD9:
-                self._at += 2
+            code = self._buffer[at + 1]
+            if self._buffer[at] != 0xFF or code == 0xD9:
+                at += 2
                 break
-            if code == 0xD8:  # the next image: this one was cut short
-                break
-            if not self._have(self._at + 4):
+            if code == 0xD8 or not self._have(at + 4):  # the next image, or the stream's end: this one is cut short
                 break
             in_scan = code == 0xDA
-            self._at += 2 + int.from_bytes(self._buffer[self._at + 2 : self._at + 4], "big")
-        content = bytes(self._buffer[: self._at])
-        del self._buffer[: self._at]
+            at += 2 + int.from_bytes(self._buffer[at + 2 : at + 4], "big")
+        content = bytes(self._buffer[:at])
+        del self._buffer[:at]
         return content
 
     def _have(self, count: int) -> bool:
-        while len(self._buffer) < count:
-            if not self._fill():
-                return False
-        return True
+        while len(self._buffer) < count and self._fill():
+            pass
+        return len(self._buffer) >= count
 
     def _fill(self) -> bool:
         chunk = os.read(self._descriptor, 1 << 16)
@@ -364,11 +338,8 @@ class _Reader:
         return bool(chunk)
 
 
-# --- a process that systemd watches ---------------------------------------------------------------------------------------
-
-
 def tell_systemd(state: Literal["READY=1", "WATCHDOG=1", "STOPPING=1"]) -> None:
-    """Say how this service is doing, where systemd started it with `Type=notify`; elsewhere nothing happens.
+    """Report the state of this service where systemd started it with `Type=notify`; elsewhere do nothing.
 
     Source: sd_notify(3).
     """

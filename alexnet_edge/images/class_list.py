@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from alexnet_edge.errors import DataError
 
@@ -32,8 +32,8 @@ def read_class_list(path: Path) -> list[tuple[str, str]]:
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         reason = f"column {error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataError(f"the class list is not readable ({reason})", value=path, fix=fix) from error
-    for column, values in (("wnid", [entry[0] for entry in listed]), ("index", [entry[1] for entry in listed])):
-        twice = [value for value, count in counts_of(values).items() if count > 1]
+    for column, position in (("wnid", 0), ("index", 1)):
+        twice = [value for value, count in Counter(entry[position] for entry in listed).items() if count > 1]
         if twice:
             raise DataError(
                 f"the class list has {column} {twice[0]} more than once", value=path, fix="remove the duplicate"
@@ -41,7 +41,7 @@ def read_class_list(path: Path) -> list[tuple[str, str]]:
     listed.sort(key=lambda entry: entry[1])
     if not listed or [entry[1] for entry in listed] != list(range(len(listed))):
         raise DataError("the class list's indices are not 0, 1, 2, ...", value=path, fix="give the whole list")
-    counts = counts_of([name for _, _, name in listed])
+    counts = Counter(name for _, _, name in listed)
     return [(wnid, name if counts[name] == 1 else f"{name} ({wnid})") for wnid, _, name in listed]
 
 
@@ -50,11 +50,3 @@ def find_class_list(root: Path, names: Sequence[str]) -> Path | None:
     if not names or not all(_WNID.fullmatch(name) for name in names):
         return None
     return next((path for path in (root / CLASS_LIST_NAME, root.parent / CLASS_LIST_NAME) if path.is_file()), None)
-
-
-def counts_of(values: Sequence[Any]) -> dict[Any, int]:
-    """How often each value occurs, in order of first occurrence."""
-    counts: dict[Any, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return counts

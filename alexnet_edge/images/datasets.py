@@ -6,7 +6,7 @@ a tenth of every class, chosen by a hash of the file names, is kept for validati
 `classes.csv` in the folder or in its parent. Without a class list they are classes of their own, in sorted order: right
 for training from scratch, never a position in ImageNet's 1000.
 
-Hidden files and folders are ignored, links are followed, loops of links are not; the order is that of the sorted paths.
+Hidden files and folders are ignored. Links are followed, except loops of links. The order is that of the sorted paths.
 
 Letters: N images, C channels, H height, W width.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from alexnet_edge.errors import DataError, ImageError
-from alexnet_edge.images.class_list import counts_of, find_class_list, read_class_list
+from alexnet_edge.images.class_list import find_class_list, read_class_list
 from alexnet_edge.images.folders import endings, files_below, folders_in
 from alexnet_edge.images.preprocess import FloatArray, Preprocessing, load_rgb, preprocess_image
 from alexnet_edge.images.synthetic import SYNTHETIC_CLASSES, draw
@@ -77,10 +77,8 @@ class FileItem:
     def content(self) -> bytes:
         try:
             return self.path.read_bytes()
-        except OSError as error:
-            return (
-                f"unreadable: {error.errno}".encode()
-            )  # whoever opens the image says so; the set has a hash all the same
+        except OSError as error:  # the set still has a hash; an error is raised when the image is opened
+            return f"unreadable: {error.errno}".encode()
 
 
 class ImageSet:
@@ -188,13 +186,8 @@ def batches(
 ) -> Iterator[Batch]:
     """The images in order, preprocessed, `batch` at a time; the last batch may be smaller.
 
-    Args:
-        images: what to read.
-        spec: the preprocessing.
-        batch: images per batch, 1 or more.
-        on_bad_image: `fail` raises at the first image that cannot be used, `skip` leaves it out.
-        bad: receives the error of each image left out.
-        workers: threads that decode ahead; 0 decodes in the caller's.
+    `workers` threads decode ahead; 0 decodes in the caller's. An image that cannot be used raises when `on_bad_image` is
+    `fail`; `skip` leaves it out and adds its error to `bad`.
 
     Raises:
         ImageError: when an image cannot be used and `on_bad_image` is `fail`.
@@ -209,7 +202,11 @@ def batches(
         except ImageError as error:
             return error
 
-    inputs, indices, total = list[FloatArray](), list[int](), 0
+    def joined(rows: Sequence[tuple[int, FloatArray]]) -> Batch:
+        indices_N = np.asarray([index for index, _ in rows], np.int64)
+        return Batch(x_NCHW=np.stack([x for _, x in rows]), labels_N=images.labels_N[indices_N], indices_N=indices_N)
+
+    rows, total = list[tuple[int, FloatArray]](), 0
     for index, prepared in read_ahead(prepare, range(len(images)), workers=workers, ahead=2 * batch):
         if isinstance(prepared, ImageError):
             if on_bad_image == "fail":
@@ -217,60 +214,46 @@ def batches(
             if bad is not None:
                 bad.append(prepared)
             continue
-        inputs.append(prepared)
-        indices.append(index)
-        if len(inputs) == batch:
-            yield _batch(images, inputs, indices)
-            total += batch
-            inputs, indices = [], []
-    if inputs:
-        yield _batch(images, inputs, indices)
-    elif not total:
-        raise DataError(f"none of the {len(images)} images can be used", value=_origin(images), fix="replace them")
+        rows.append((index, prepared))
+        total += 1
+        if len(rows) == batch:
+            yield joined(rows)
+            rows = []
+    if rows:
+        yield joined(rows)
+    if not total:
+        origin = images.source.get("path", images.source.get("kind"))
+        raise DataError(f"none of the {len(images)} images can be used", value=origin, fix="replace them")
 
 
 def read_ahead(
     call: Callable[[int], Result], indices: Sequence[int], *, workers: int, ahead: int
 ) -> Iterator[tuple[int, Result]]:
-    """`(index, call(index))` in order, computed by `workers` threads, at most `ahead` beyond what was taken."""
+    """`(index, call(index))` in order, computed by `workers` threads, at most `ahead` before they are used."""
+
+    def numbered(index: int) -> tuple[int, Result]:
+        return index, call(index)
+
     if workers < 1:
-        for index in indices:
-            yield index, call(index)
+        yield from map(numbered, indices)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[tuple[int, Future[Result]]] = deque()
+    waiting = deque[Future[tuple[int, Result]]]()
     try:
         for index in indices:
-            waiting.append((index, pool.submit(call, index)))
+            waiting.append(pool.submit(numbered, index))
             if len(waiting) > ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
+                yield waiting.popleft().result()
         while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _batch(images: ImageSet, inputs: list[FloatArray], indices: list[int]) -> Batch:
-    positions = np.asarray(indices, np.int64)
-    return Batch(x_NCHW=np.stack(inputs), labels_N=images.labels_N[positions], indices_N=positions)
-
-
-def _origin(images: ImageSet) -> object:
-    return images.source.get("path", images.source.get("kind"))
-
-
-# --- opening ------------------------------------------------------------------------------------------------------------
-
-
 def open_split(data: str | Path, split: Split, *, class_list: Path | None = None) -> ImageSet:
-    """The training or validation images of `data`.
+    """The training or validation images of `data`: `synthetic`, or a folder in the layout described at the head of this module.
 
-    Args:
-        data: `synthetic`, or a folder laid out as said at the head of this module.
-        split: which half.
-        class_list: CSV file with `wnid,index,name` that gives every folder its index; found by itself for WordNet ids.
+    `class_list` is a CSV file with `wnid,index,name` that gives every folder its index; for WordNet ids it is searched.
 
     Raises:
         DataError: when the folder is missing or empty, has no classes or only one, or a class is not in the list.
@@ -280,7 +263,7 @@ def open_split(data: str | Path, split: Split, *, class_list: Path | None = None
     root = _existing(Path(data), class_list)
     train, val = root / "train", root / "val"
     if not train.is_dir() and not val.is_dir():
-        return _open_classfolders_in(root, root, split, class_list, share=True)
+        return _class_folders(root, root, split, class_list, share=True)
     folder = train if split == "train" else val
     if not folder.is_dir():
         raise DataError(
@@ -288,7 +271,7 @@ def open_split(data: str | Path, split: Split, *, class_list: Path | None = None
             value=root,
             fix=f"add {split}/ with one folder per class, or name the other folder itself",
         )
-    return _open_classfolders_in(root, folder, split, class_list, share=False)
+    return _class_folders(root, folder, split, class_list, share=False)
 
 
 def open_images(
@@ -300,14 +283,9 @@ def open_images(
 ) -> ImageSet:
     """Every image of a folder and its sub-folders, or one image file, or the validation half of the synthetic set.
 
-    Images get labels when each lies in a folder named by one of `classes`, directly or through the class list; without
-    `classes`, WordNet ids get the labels of the class list. Otherwise none has a label.
-
-    Args:
-        data: `synthetic`, a folder or an image file.
-        limit: keep at most so many, evenly spread over the classes or folders.
-        class_list: CSV file with `wnid,index,name`; found by itself for WordNet ids.
-        classes: the network's class names, by output index.
+    Images get labels when each lies in a folder named by one of `classes` (the network's, by output index), directly or
+    through the class list; without `classes`, WordNet ids get the labels of the class list. Otherwise none has a label. At
+    most `limit` images are kept, evenly spread over the classes or folders.
 
     Raises:
         DataError: when the folder is missing or has no images, or `limit` is not positive.
@@ -319,7 +297,7 @@ def open_images(
         if root.is_file():
             root, names = root.parent, [root.name]
         else:
-            names = [str(path) for path in files_below(root)]
+            names = files_below(root)
             if not names:
                 raise DataError("no images in the folder", value=root, fix=f"it needs {endings()} files")
         labels, class_names, used = _labels_by_folder(root, names, class_list, classes)
@@ -394,7 +372,7 @@ def _existing(path: Path, class_list: Path | None) -> Path:
     return resolved
 
 
-def _open_classfolders_in(root: Path, folder: Path, split: Split, class_list: Path | None, *, share: bool) -> ImageSet:
+def _class_folders(root: Path, folder: Path, split: Split, class_list: Path | None, *, share: bool) -> ImageSet:
     """The images of `folder`, a folder of class folders; with `share`, the part of each class that belongs to `split`."""
     if folder.is_file():
         raise DataError("this is a file, not a folder of images", value=folder, fix="name its folder")
@@ -408,9 +386,7 @@ def _open_classfolders_in(root: Path, folder: Path, split: Split, class_list: Pa
     known = names if share or not (root / "train").is_dir() else [entry.name for entry in folders_in(root / "train")]
     used = class_list or find_class_list(root, names)
     if used is not None:
-        entries = read_class_list(used)
-        classes: Sequence[str] = [name for _, name in entries]
-        index_of = {key: index for index, pair in enumerate(entries) for key in pair}
+        classes, index_of = _indexed(read_class_list(used))
         fix = f"add it to {used}, or rename the folder"
     else:
         classes = sorted(known)
@@ -429,7 +405,7 @@ def _open_classfolders_in(root: Path, folder: Path, split: Split, class_list: Pa
         labels += [index_of[name]] * len(kept)
     if not items:
         raise DataError(f"no images for {split}", value=folder, fix=f"it needs {endings()} files, several per class")
-    twice = [name for name, count in counts_of([index_of[name] for name in names]).items() if count > 1]
+    twice = [name for name, count in Counter(index_of[name] for name in names).items() if count > 1]
     if twice:
         raise DataError("two folders are the same class", value=classes[twice[0]], fix="merge them")
     if split == "train" and len(set(labels)) < 2:
@@ -446,6 +422,11 @@ def _share(paths: list[str], split: Split) -> list[str]:
     return [path for path in paths if (path in held_out) == (split == "val")]
 
 
+def _indexed(entries: Sequence[tuple[str, str]]) -> tuple[list[str], dict[str, int]]:
+    """The class names of a class list, and the output index of every WordNet id and name."""
+    return [name for _, name in entries], {key: index for index, pair in enumerate(entries) for key in pair}
+
+
 def _labels_by_folder(
     root: Path, names: Sequence[str], class_list: Path | None, classes: Sequence[str] | None
 ) -> tuple[list[int], Sequence[str], Path | None]:
@@ -453,24 +434,18 @@ def _labels_by_folder(
     folders = [name.split("/")[:-1] for name in names]
     nearest = sorted({parts[-1] for parts in folders if parts})
     used = class_list or find_class_list(root, nearest)
-    index_of: dict[str, int] = {}
     entries = read_class_list(used) if used is not None else []
-    if classes is not None:
+    listed, listed_index = _indexed(entries)
+    if classes is None or (entries and tuple(classes) == tuple(f"class {index}" for index in range(len(entries)))):
+        index_of = listed_index  # an imported network's classes have numbers only, which are those of the list
+    else:
         index_of = {name: index for index, name in enumerate(classes)}
         index_of |= {wnid: index_of[name] for wnid, name in entries if name in index_of and wnid not in index_of}
-        numbered = tuple(classes) == tuple(f"class {index}" for index in range(len(entries)))
-        if entries and numbered:  # an imported network: its classes have numbers only, which are those of the list
-            index_of = {key: index for index, pair in enumerate(entries) for key in pair}
-    else:
-        classes = [name for _, name in entries]
-        index_of = {key: index for index, pair in enumerate(entries) for key in pair}
     labels = [next((index_of[part] for part in reversed(parts) if part in index_of), -1) for parts in folders]
     if not index_of or min(labels) < 0:  # an accuracy over the few folders that happen to match would mislead
         return [-1] * len(names), (), used
-    return labels, classes, used
+    return labels, listed if classes is None else classes, used
 
-
-# --- the built-in synthetic set -----------------------------------------------------------------------------------------
 
 SYNTHETIC_COUNTS: dict[Split, int] = {"train": 720, "val": 200}
 """Images of each half, a tenth of each class."""
@@ -480,7 +455,7 @@ SYNTHETIC_SEED = 2012
 
 @dataclass(frozen=True, slots=True)
 class SyntheticItem:
-    """One synthetic image: it is drawn when asked for."""
+    """One synthetic image, drawn when it is opened."""
 
     split: Split
     seed: int

@@ -1,7 +1,7 @@
-"""What training reads: random views of images, or features computed once.
+"""The samples of training: random views of images, or features computed once.
 
 A view is cut from the same resized image and scaled by the same arithmetic as `alexnet_edge.images.preprocess`: the central,
-unmirrored view in unchanged light equals it bit for bit. `augment.py` says which views there are.
+unmirrored view in unchanged light equals it bit for bit. `augment.py` describes the views.
 
 Letters: N batch, C channels, H height, W width, F features, V views.
 """
@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from multiprocessing import get_context
 from typing import Any, Protocol, TypeVar
 
@@ -34,7 +34,7 @@ with needs("train"):
     from torch import Tensor
 
 CACHE_BYTES = 2 << 30
-"""Decoded and resized images are kept in memory up to so many bytes; the others are decoded every time."""
+"""Bytes of resized images to keep in memory; the other images are decoded every time."""
 
 BATCHES_AHEAD = 2
 """Batches that workers prepare beyond the one that training has."""
@@ -58,6 +58,7 @@ class Feed(Protocol):
         """
 
 
+@dataclass(eq=False)
 class ImageFeed:
     """Views of the images of a set, made by workers ahead of training.
 
@@ -65,43 +66,31 @@ class ImageFeed:
     batches travel through pinned memory, one ahead, beside the computation.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        spec: Preprocessing,
-        *,
-        workers: int,
-        on_bad_image: OnBadImage,
-        budget: int = CACHE_BYTES,
-        lighting: Lighting | None = None,
-        device: torch.device | None = None,
-        augment_on: AugmentOn = "workers",
-        pool: Pool = "threads",
-    ) -> None:
-        """
-        Args:
-            images: what to read.
-            spec: the preprocessing.
-            workers: threads or processes that read ahead; 0 reads in the caller's thread, when asked.
-            on_bad_image: `fail` raises at the first image that cannot be used, `skip` leaves it out.
-            budget: bytes of resized images to keep.
-            lighting: the change of light that a draw's `light` is of; None leaves it.
-            device: where batches are put; None is the processor.
-            augment_on: `device` sends bytes, a quarter of the size, and mirrors, lights and normalises them there.
-            pool: what the workers are.
-        """
-        self.images = images
-        self.spec = spec
-        self.bad: dict[int, ImageError] = {}
-        """The error of each image that cannot be used, by position."""
-        self._workers = workers
-        self._on_bad_image = on_bad_image
-        self._lighting = lighting
-        self._device = device or torch.device("cpu")
-        self._kind: Kind = "uint8" if augment_on == "device" else "float32"
-        self._in_processes = pool == "processes" and workers > 0
-        self._budget = budget // workers if self._in_processes else budget
-        self._reader = ViewReader(images, spec, lighting=lighting, budget=self._budget)
+    images: ImageSet
+    spec: Preprocessing
+    _: KW_ONLY
+    workers: int
+    """Threads or processes that read ahead; 0 reads in the caller's thread, when a batch is needed."""
+    on_bad_image: OnBadImage
+    """`fail` raises at the first image that cannot be used, `skip` leaves it out."""
+    budget: int = CACHE_BYTES
+    """Bytes of resized images to keep."""
+    lighting: Lighting | None = None
+    """The change of light that a draw's `light` is of; None leaves it."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where batches are put."""
+    augment_on: AugmentOn = "workers"
+    """`device` sends bytes, a quarter of the size, and mirrors, lights and normalises them there."""
+    pool: Pool = "threads"
+    """What the workers are."""
+    bad: dict[int, ImageError] = field(default_factory=dict, init=False)
+    """The error of each image that cannot be used, by position."""
+
+    def __post_init__(self) -> None:
+        self._kind: Kind = "uint8" if self.augment_on == "device" else "float32"
+        self._in_processes = self.pool == "processes" and self.workers > 0
+        self._share = self.budget // self.workers if self._in_processes else self.budget
+        self._reader = ViewReader(self.images, self.spec, lighting=self.lighting, budget=self._share)
         self._executor: Executor | None = None
 
     def __len__(self) -> int:
@@ -110,9 +99,10 @@ class ImageFeed:
     def batches(self, order: Sequence[int], draws: Sequence[Draw], batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Raises ImageError when an image cannot be used and bad images are not skipped."""
         with closing(self._read(order, draws, batch)) as host_batches:
-            yield from (
-                _moved(host_batches, self._device) if self._device.type == "cuda" else map(_finished, host_batches)
-            )
+            if self.device.type == "cuda":
+                yield from _moved(host_batches, self.device)
+            else:
+                yield from (_finished(*tensors) for tensors in host_batches)
 
     def close(self) -> None:
         """End the workers; another call of `batches` starts new ones."""
@@ -122,7 +112,7 @@ class ImageFeed:
 
     def _read(self, order: Sequence[int], draws: Sequence[Draw], batch: int) -> Generator[_Batch, None, None]:
         executor = self._executor = self._executor or self._start()
-        ahead = BATCHES_AHEAD if self._workers else 0
+        ahead = BATCHES_AHEAD if self.workers else 0
         waiting = deque[_Pending]()
         try:
             for first in range(0, len(order), batch):
@@ -139,20 +129,20 @@ class ImageFeed:
                 fix="use fewer workers, or threads",
             ) from error
         finally:
-            for pending in waiting:  # their memory is let go only when nobody writes into it any more
+            for pending in waiting:  # their memory is freed only when nobody writes into it any more
                 pending.abandon()
 
     def _start(self) -> Executor:
-        if not self._workers:
+        if not self.workers:
             return _Inline()
         if not self._in_processes:
-            return ThreadPoolExecutor(self._workers, thread_name_prefix="reader")
+            return ThreadPoolExecutor(self.workers, thread_name_prefix="reader")
         # torch has threads, so a fork of this process could hang; a server that forks could be stopped by itself
         return ProcessPoolExecutor(
-            self._workers,
+            self.workers,
             mp_context=get_context("spawn"),
             initializer=start_process,
-            initargs=(self.images, self.spec, self._lighting, self._budget),
+            initargs=(self.images, self.spec, self.lighting, self._share),
         )
 
     def _begin(self, executor: Executor, order: Sequence[int], draws: Sequence[Draw]) -> _Pending:
@@ -165,8 +155,8 @@ class ImageFeed:
             os.ftruncate(memory, size)
             x = torch.frombuffer(mmap.mmap(memory, size), dtype=getattr(torch, self._kind)).view(shape)
         else:
-            x = torch.empty(shape, dtype=getattr(torch, self._kind), pin_memory=self._device.type == "cuda")
-        pending = _Pending(x=x, order=order, draws=draws, memory=memory)
+            x = torch.empty(shape, dtype=getattr(torch, self._kind), pin_memory=self.device.type == "cuda")
+        pending = _Pending(x, order, draws, memory)
         for first in range(0, len(order), IMAGES_PER_TASK):
             rows = slice(first, first + IMAGES_PER_TASK)
             if self._in_processes:
@@ -187,7 +177,7 @@ class ImageFeed:
         keep = [row for row, error in enumerate(errors) if error is None]
         for index, error in zip(pending.order, errors, strict=True):
             if error is not None:
-                if self._on_bad_image == "fail":
+                if self.on_bad_image == "fail":
                     raise error
                 self.bad[index] = error
         x, order, draws = pending.x, list(pending.order), pending.draws
@@ -195,21 +185,18 @@ class ImageFeed:
             x, order, draws = x[keep], [order[row] for row in keep], [draws[row] for row in keep]
         labels_N = torch.from_numpy(self.images.labels_N[order])
         if self._kind == "float32":
-            return _Batch(x, labels_N, None)
+            return x, labels_N
         shift_NC = np.zeros((len(order), 3), np.float32)
-        if self._lighting is not None and order:
-            shift_NC = np.stack([self._lighting.shift(draw.light) for draw in draws])
-        finish = _Finish(
-            mirror_N=torch.tensor([draw.mirror >= 0.5 for draw in draws], dtype=torch.bool),
-            mean_NC=torch.from_numpy(np.asarray(self.spec.mean, np.float32) - shift_NC),
-            std_C=torch.tensor(self.spec.std, dtype=torch.float32),
-        )
-        return _Batch(x, labels_N, finish)
+        if self.lighting is not None and order:
+            shift_NC = np.stack([self.lighting.shift(draw.light) for draw in draws])
+        mirror_N = torch.tensor([draw.mirror >= 0.5 for draw in draws], dtype=torch.bool)
+        mean_NC = torch.from_numpy(np.asarray(self.spec.mean, np.float32) - shift_NC)
+        return x, labels_N, mirror_N, mean_NC, torch.tensor(self.spec.std, dtype=torch.float32)
 
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Put Ctrl-C and SIGTERM off in this thread; processes started meanwhile begin so, until they know whom to obey."""
+    """Hold back Ctrl-C and SIGTERM in this thread and in the processes that it starts, which later set their own rules."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -218,7 +205,7 @@ def _signals_held() -> Iterator[None]:
 
 
 class _Inline(Executor):
-    """Does everything at once, in the thread that asks."""
+    """Does each task at once, in the caller's thread."""
 
     def submit(self, call: Callable[..., Result], /, *args: Any, **options: Any) -> Future[Result]:
         future = Future[Result]()
@@ -226,54 +213,35 @@ class _Inline(Executor):
         return future
 
 
-@dataclass(frozen=True, slots=True)
-class _Finish:
-    """What is left to do to a batch of bytes."""
-
-    mirror_N: Tensor
-    mean_NC: Tensor
-    """The mean on the 0-1 scale, less each image's change of light."""
-    std_C: Tensor
+_Batch = tuple[Tensor, ...]
+"""Float32 views `(N, C, H, W)` and labels; or bytes `(N, H, W, C)`, labels, and what `augment` needs to finish the views."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    x: Tensor
-    """Float32 views `(N, C, H, W)`, or bytes `(N, H, W, C)`."""
-    labels_N: Tensor
-    finish: _Finish | None
-    """None when the views are finished."""
-
-
+@dataclass(eq=False, slots=True)
 class _Pending:
     """A batch that workers are writing."""
 
-    def __init__(self, *, x: Tensor, order: Sequence[int], draws: Sequence[Draw], memory: int) -> None:
-        self.x = x
-        self.order = order
-        self.draws = draws
-        self.futures: list[Future[list[ImageError | None]]] = []
-        self._memory = memory  # file descriptor, or below 0
+    x: Tensor
+    order: Sequence[int]
+    draws: Sequence[Draw]
+    memory: int
+    """File descriptor; below 0 where the batch is in this process's own memory."""
+    futures: list[Future[list[ImageError | None]]] = field(default_factory=list)
 
     def abandon(self) -> None:
         """Take no more work, and close the memory's descriptor (not the memory) when nobody opens it any more."""
         wait([future for future in self.futures if not future.cancel()])
-        if self._memory >= 0:
+        if self.memory >= 0:
             with suppress(OSError):
-                os.close(self._memory)
-            self._memory = -1
+                os.close(self.memory)
+            self.memory = -1
 
 
 def augment(pixels_NHWC: Tensor, mirror_N: Tensor, mean_NC: Tensor, std_C: Tensor) -> Tensor:
     """Mirror, light and normalise a batch of bytes on the device that it is on; float32 `(N, C, H, W)`.
 
-    Operation by operation what `preprocess.normalise` does, so that the values are the same, to the bit on a processor.
-
-    Args:
-        pixels_NHWC: crops, uint8.
-        mirror_N: which ones are mirrored.
-        mean_NC: taken off R, G, B on the 0-1 scale: the mean, less each image's change of light.
-        std_C: divides R, G, B after that.
+    Operation by operation what `preprocess.normalise` does, so that the values are the same, to the bit on a processor. On
+    the 0-1 scale, `mean_NC` (the mean, less each image's change of light) is taken off R, G, B, and `std_C` divides them.
     """
     x_NCHW = pixels_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     x_NCHW /= torch.full((), 255.0, device=x_NCHW.device)  # a plain 255 is multiplied by 1/255 on a GPU
@@ -282,10 +250,8 @@ def augment(pixels_NHWC: Tensor, mirror_N: Tensor, mean_NC: Tensor, std_C: Tenso
     return torch.where(mirror_N[:, None, None, None], x_NCHW.flip(3), x_NCHW)
 
 
-def _finished(batch: _Batch) -> tuple[Tensor, Tensor]:
-    if batch.finish is None:
-        return batch.x, batch.labels_N
-    return augment(batch.x, batch.finish.mirror_N, batch.finish.mean_NC, batch.finish.std_C), batch.labels_N
+def _finished(x: Tensor, labels_N: Tensor, *finish: Tensor) -> tuple[Tensor, Tensor]:
+    return (augment(x, *finish) if finish else x), labels_N
 
 
 def _moved(batches: Iterator[_Batch], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -306,11 +272,8 @@ def _moved(batches: Iterator[_Batch], device: torch.device) -> Iterator[tuple[Te
 
     waiting: tuple[tuple[Tensor, Tensor], torch.cuda.Event] | None = None
     for batch in batches:
-        finish = batch.finish
         with torch.cuda.stream(copying):
-            if finish is not None:
-                finish = _Finish(sent(finish.mirror_N), sent(finish.mean_NC), sent(finish.std_C))
-            tensors = _finished(_Batch(sent(batch.x), sent(batch.labels_N), finish))
+            tensors = _finished(*map(sent, batch))
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(copying)
         if waiting is not None:
@@ -346,10 +309,10 @@ def fixed_views(count: int) -> list[Draw]:
     """
     if not 1 <= count <= 10:
         raise UserError("views must be from 1 to 10", value=count, fix="2 is the centre and its mirror image")
-    almost = 1 - 1e-9
-    corners = [(0.0, 0.0), (almost, 0.0), (0.0, almost), (almost, almost)]
-    draws = [CENTRE, Draw(CENTRE.left, CENTRE.top, 1.0)]
-    return (draws + [Draw(x0, y0, mirror) for x0, y0 in corners for mirror in (0.0, 1.0)])[:count]
+    low, high = 0.0, 1 - 1e-9
+    corners = [(low, low), (high, low), (low, high), (high, high)]
+    places = [(CENTRE.left, CENTRE.top), *corners]
+    return [Draw(left, top, mirror) for left, top in places for mirror in (0.0, 1.0)][:count]
 
 
 def compute_features(

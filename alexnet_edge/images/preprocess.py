@@ -1,8 +1,8 @@
 """From an image file to the network's input, without torch.
 
-This is the single definition: evaluation, calibration, parity, bench, prediction and devices all call it, and the training
-transforms use its constants. The geometry is that of `torchvision.transforms` on PIL images (`Resize`, `CenterCrop`,
-`ToTensor`, `Normalize`), and the result is equal to theirs bit for bit.
+This is the single definition: evaluation, calibration, parity, bench, prediction and devices all call it, and training uses
+its parts. The geometry is that of `torchvision.transforms` on PIL images (`Resize`, `CenterCrop`, `ToTensor`, `Normalize`),
+and the result is equal to theirs bit for bit.
 
 Letters: N batch, C channels, H height, W width.
 """
@@ -70,8 +70,8 @@ scale; `caffe` subtracts 123, 117, 104 from R, G, B on the 0-255 scale."""
 def load_rgb(path: Path, *, content: bytes | None = None) -> Image.Image:
     """Decode an image file (or its `content`) to upright 8-bit RGB.
 
-    Grayscale and palette images become RGB, transparent pixels show white, 16-bit grayscale keeps its 8 high bits, CMYK is
-    converted by PIL, the EXIF orientation is applied, of an animation the first frame is taken.
+    Grayscale and palette images become RGB, transparent pixels show white, 16-bit grayscale keeps its 8 high bits, PIL
+    converts CMYK, the EXIF orientation is applied, and an animation gives its first frame.
 
     Raises:
         ImageError: with the path and the reason, when it is missing, not an image, truncated, damaged, too large, or of a
@@ -79,14 +79,11 @@ def load_rgb(path: Path, *, content: bytes | None = None) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # MAX_PIXELS below is the same limit, as an error
-            warnings.filterwarnings(
-                "ignore", category=UserWarning, module="PIL"
-            )  # odd metadata does not change the pixels
-            source = BytesIO(content) if content is not None else path
-            with Image.open(source) as image:
+            # MAX_PIXELS below is the same limit, as an error
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # odd metadata does not change the pixels
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            with Image.open(path if content is None else BytesIO(content)) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise ImageError(
@@ -151,17 +148,6 @@ def centre_offset(width: int, height: int, crop: int) -> tuple[int, int]:
     return round((width - crop) / 2.0), round((height - crop) / 2.0)
 
 
-def resize_and_crop(image: Image.Image, spec: Preprocessing, *, path: Path | None = None) -> Image.Image:
-    """The shorter side scaled to `spec.resize`, then the central `spec.crop` square.
-
-    Raises:
-        ImageError: when the image is so long and thin that the resized one would not be sensible.
-    """
-    image = resize_shorter(image, spec, path=path)
-    x0, y0 = centre_offset(*image.size, spec.crop)
-    return image.crop((x0, y0, x0 + spec.crop, y0 + spec.crop))
-
-
 def normalise(
     pixels_NHWC: npt.NDArray[np.uint8],
     spec: Preprocessing,
@@ -171,11 +157,8 @@ def normalise(
 ) -> FloatArray:
     """8-bit RGB `(..., H, W, 3)` to float32 `(..., 3, H, W)`: divide by 255, subtract the mean, divide by the deviation.
 
-    Args:
-        pixels_NHWC: the pixels.
-        spec: the mean and the deviation.
-        shift_C: added to R, G, B on the 0-1 scale, by taking it off the mean: a training view's change of light.
-        out: where to write, in the shape of the result.
+    `shift_C`, a training view's change of light, is added to R, G, B on the 0-1 scale by taking it off the mean. The result
+    is written into `out` where it is given.
     """
     turned = np.moveaxis(pixels_NHWC, -1, -3)
     x = np.empty(turned.shape, np.float32) if out is None else out
@@ -188,20 +171,18 @@ def normalise(
 
 
 def preprocess_image(image: Image.Image, spec: Preprocessing, *, path: Path | None = None) -> FloatArray:
-    """A decoded RGB image to the input `(3, spec.crop, spec.crop)`, float32.
+    """A decoded RGB image to the input `(3, spec.crop, spec.crop)`, float32: the central square of the resized image.
 
     Raises:
         ImageError: when the image cannot be resized sensibly.
     """
-    return normalise(np.asarray(resize_and_crop(image, spec, path=path)), spec)
+    image = resize_shorter(image, spec, path=path)
+    x0, y0 = centre_offset(*image.size, spec.crop)
+    return normalise(np.asarray(image.crop((x0, y0, x0 + spec.crop, y0 + spec.crop))), spec)
 
 
 def ten_crop_offsets(width: int, height: int, crop: int) -> tuple[tuple[int, int], ...]:
-    """Left and top of the five squares of the ten-crop: top left, top right, bottom left, bottom right, centre.
-
-    With right = width - crop and bottom = height - crop: (0, 0), (right, 0), (0, bottom), (right, bottom), and the centre
-    that `centre_offset` gives. Squares coincide where `right` or `bottom` is 0.
-    """
+    """Left and top of the five squares of the ten-crop: top left, top right, bottom left, bottom right, centre."""
     right, bottom = width - crop, height - crop
     return (0, 0), (right, 0), (0, bottom), (right, bottom), centre_offset(width, height, crop)
 
@@ -211,8 +192,8 @@ def ten_crops(image: Image.Image, spec: Preprocessing, *, path: Path | None = No
 
     The five squares of `ten_crop_offsets` on the image resized as for one crop, then each of them mirrored left to right,
     in the same order. Number 4, the centre unmirrored, equals `preprocess_image` bit for bit. The paper cuts from the
-    central 256x256 of the resized image; here, as in torchvision's `TenCrop` and in training, corners are those of the
-    whole resized image, which is the same for square images.
+    central 256x256; here, as in torchvision's `TenCrop` and in training, corners are those of the whole resized image,
+    which is the same for square images.
 
     Source: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks" (2012).
 

@@ -1,7 +1,7 @@
-"""What the workers of a feed do: read an image, cut its view, write it into the batch. Needs no torch.
+"""The work of a feed's workers: read an image, cut its view, write it into the batch. Needs no torch.
 
-Workers are threads or processes. Processes write into the memory of the batch itself, which they map: nothing but numbers and
-errors travels between them.
+Workers are threads or processes. Processes map the memory of the batch itself and write into it: only numbers and errors
+travel between them.
 
 Letters: N images, C channels, H height, W width.
 """
@@ -72,21 +72,21 @@ class ViewReader:
                 raise
             pixels_HWC = np.asarray(image)
             with self._lock:
-                keep = index not in self._kept and self._left >= pixels_HWC.nbytes
-                if keep:
+                if index not in self._kept and self._left >= pixels_HWC.nbytes:
                     self._left -= pixels_HWC.nbytes
                     self._kept[index] = pixels_HWC
         return pixels_HWC
 
 
-# --- in a process of its own --------------------------------------------------------------------------------------------
-
 _reader: ViewReader | None = None
 
 
 def start_process(images: ImageSet, spec: Preprocessing, lighting: Lighting | None, budget: int) -> None:
-    """Make this process a worker that ends with its parent, and not before it: what asks all of a job's processes to stop
-    (Ctrl-C, a batch system, a service manager) is for the parent, which still needs its batches to leave in good order."""
+    """Make this process a worker that ends with its parent, and not before it.
+
+    A signal to every process of a job (Ctrl-C, a batch system, a service manager) is for the parent, which still needs its
+    batches to stop in good order.
+    """
     global _reader
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
