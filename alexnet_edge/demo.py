@@ -15,6 +15,7 @@ from alexnet_edge.errors import GateError
 from alexnet_edge.export.exporter import Exporter, Outcome
 from alexnet_edge.export.graphs.targets import this_machine_or_none
 from alexnet_edge.export.selection import every_artifact
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.files import write_json
 from alexnet_edge.network.checkpoint import read_history
 from alexnet_edge.network.load import load_checkpoint
@@ -60,14 +61,8 @@ def run_demo(*, runs: Path, artifacts: Path, reports: Path, threads: int | None,
         )
     checkpoint = load_checkpoint(trained.checkpoint)
     target = this_machine_or_none()
-    exporter = Exporter(
-        checkpoint,
-        out=artifacts,
-        proof_images=validation_images(checkpoint),
-        target=target,
-        threads=threads,
-        reporter=reporter,
-    )
+    settings = ExportSettings(out=artifacts, target=target, threads=threads)
+    exporter = Exporter(checkpoint, settings, proof_images=validation_images(checkpoint), reporter=reporter)
     outcomes = list(exporter.export_all(every_artifact(target)))
     paths = [outcome.artifact.path for outcome in outcomes if outcome.artifact is not None]
     results = reports / "demo.json"

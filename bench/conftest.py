@@ -34,8 +34,9 @@ from alexnet_edge.bench.suite import ARTIFACT_CASES, BATCHES, CASES, Case, repla
 from alexnet_edge.bench.timing.settings import MeasureSettings
 from alexnet_edge.environment import versions
 from alexnet_edge.errors import AlexNetEdgeError, CheckpointError, UserError
-from alexnet_edge.export.exporter import CACHE, Exporter
+from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.export.graphs.targets import this_machine_or_none
+from alexnet_edge.export.settings import CACHE, ExportSettings
 from alexnet_edge.files import sha256_json
 from alexnet_edge.images.datasets import ImageSet, synthetic
 from alexnet_edge.images.preprocess import FloatArray
@@ -172,9 +173,10 @@ def artifact_of(
     target = this_machine_or_none()  # as `alexnet-edge export` lowers them without --target
     lowered_for = None if target is None else target.name
     key = sha256_json({"checkpoint": checkpoint.sha256, "versions": versions(), "target": lowered_for})[:16]
-    user_exporter = Exporter(checkpoint, out=folder, proof_images=images, target=target)
-    cached_exporter = Exporter(
-        checkpoint, out=CACHE_BENCH / f"artifacts-{key}", proof_images=images, target=target, reporter=reporter
+    cache = CACHE_BENCH / f"artifacts-{key}"
+    user_exporter, cached_exporter = (
+        Exporter(checkpoint, ExportSettings(out=out, target=target), proof_images=images, reporter=reporter)
+        for out in (folder, cache)
     )
     artifacts: dict[tuple[Format, Precision], Artifact] = {}
     failed: dict[tuple[Format, Precision], AlexNetEdgeError] = {}

@@ -175,7 +175,7 @@ def search_plan(
         DataError: when there is no image.
         GateError: when a graph cannot be measured.
     """
-    if exporter.target is None or exporter.lowered(format, "mixed") is None:
+    if exporter.settings.target is None or exporter.lowered(format, "mixed") is None:
         raise UserError(
             "a plan per layer needs a processor's target and --format onnx or openvino",
             value=f"--format {format}",
@@ -196,7 +196,7 @@ def search_images(exporter: Exporter, named: str | None = None, class_list: Path
     if named is not None:
         return open_images(named, limit=SEARCH_IMAGES, classes=exporter.checkpoint.info.classes, class_list=class_list)
     every = training_images(exporter.checkpoint)
-    used = {item.name for item in exporter.calibration_images.items}
+    used = {item.name for item in exporter.quantiser.images.items}
     unused = [index for index in range(len(every)) if every.name(index) not in used]
     return (every.subset(unused) if unused else every).spread(SEARCH_IMAGES)
 
@@ -221,15 +221,15 @@ class _Search:
             "checkpoint": exporter.checkpoint.sha256,
             "preprocessing": records.to_builtins(exporter.checkpoint.info.preprocessing),
             "format": self.format,
-            "target": exporter.target.name if exporter.target is not None else None,
-            "calibration": exporter.calibration("int8").table_sha256,
+            "target": exporter.settings.target.name if exporter.settings.target is not None else None,
+            "calibration": exporter.quantiser.calibration("int8").table_sha256,
             "images": self.images.content_hash(),
-            "threads": exporter.threads,
+            "threads": exporter.settings.threads,
             "machine": [environment.get("cpu"), environment.get("cpus")],
             "versions": environment.get("versions"),
-            **({"corrections": exporter.corrector.named} if exporter.corrector.named else {}),
+            **({"corrections": exporter.quantiser.corrections} if exporter.quantiser.corrections else {}),
         }
-        self.journal = Journal(exporter.cache / "search" / f"{sha256_json(self._context)}.jsonl")
+        self.journal = Journal(exporter.settings.cache / "search" / f"{sha256_json(self._context)}.jsonl")
 
     def run(self) -> SearchResult:
         exact = dict.fromkeys(LAYER_NAMES, "fp32")
@@ -342,7 +342,7 @@ class _Search:
         if answers is None:
             with self._built([plan]) as (artifact,):
                 reference_NK = self._reference()
-                with open_session(artifact, threads=self.exporter.threads) as session:
+                with open_session(artifact, threads=self.exporter.settings.threads) as session:
                     y_NK = np.concatenate([session.run(x_NCHW) for x_NCHW in self._x_NCHW])
                 head = artifact.manifest.head
                 figures = compare_outputs(reference_NK, y_NK, labels_N=self._labels_N, head=head)
@@ -377,7 +377,7 @@ class _Search:
                 max_seconds=10 * self.settings.seconds,
                 percentile=50,
                 cold=False,
-                threads=self.exporter.threads,
+                threads=self.exporter.settings.threads,
             ),
             BenchPlan(roofline=False, harness=False),
             images=self.images.subset(range(min(len(self.images), 8))),
@@ -394,10 +394,10 @@ class _Search:
     @contextmanager
     def _built(self, plans: Sequence[Plan]) -> Iterator[list[Artifact]]:
         """The graphs of these plans, in a folder of their own that goes afterwards."""
-        self.exporter.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".staging-{os.getpid()}-", dir=self.exporter.out) as folder:
+        self.exporter.settings.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".staging-{os.getpid()}-", dir=self.exporter.settings.out) as folder:
             yield [
-                self.exporter.build_only(self.format, plan, Path(folder) / str(index))
+                self.exporter.build_only(self.format, "mixed", Path(folder) / str(index), plan)
                 for index, plan in enumerate(plans)
             ]
 
@@ -405,7 +405,7 @@ class _Search:
         if self._reference_NK is None:
             spec = self.exporter.checkpoint.info.preprocessing
             self._x_NCHW = [batch.x_NCHW for batch in batches(self.images, spec, batch=BATCH)]
-            with reference_session(self.exporter.checkpoint, threads=self.exporter.threads) as session:
+            with reference_session(self.exporter.checkpoint, threads=self.exporter.settings.threads) as session:
                 self._reference_NK = np.concatenate([session.run(x_NCHW) for x_NCHW in self._x_NCHW])
         return self._reference_NK
 

@@ -6,14 +6,15 @@ A file that cannot run on this machine is proved by an ONNX file of which the sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from alexnet_edge.artifact import Artifact, Precision, commit
 from alexnet_edge.export.precision import EMULATED
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.files import sha256_file
-from alexnet_edge.images.datasets import ImageSet, OnBadImage
+from alexnet_edge.images.datasets import ImageSet
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.progress import Reporter
@@ -22,45 +23,27 @@ from alexnet_edge.proof.parity import ParityReport, Tolerance, check_parity, par
 from alexnet_edge.sessions import reference_session, runnable
 
 
+@dataclass(slots=True)
 class Prover:
     """Proves artifacts of one checkpoint; its answers, and the proof of a shared ONNX file, are computed once."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        images: ImageSet,
-        *,
-        reference_NK: FloatArray | None = None,
-        threads: int | None = None,
-        on_bad_image: OnBadImage = "fail",
-        reporter: Reporter,
-    ) -> None:
-        """
-        Args:
-            checkpoint: the network whose answers are expected.
-            images: the proof images; those that cannot be read leave the set when the answers are computed.
-            reference_NK: the checkpoint's answers to `images`, `(N, K)` float32, computed elsewhere.
-            threads: processor threads; None for all.
-            on_bad_image: what to do with an image that cannot be read.
-            reporter: where progress goes.
-        """
-        self.checkpoint = checkpoint
-        self.images = images
-        self.threads = threads
-        self.on_bad_image: OnBadImage = on_bad_image
-        self.reporter = reporter
-        self.expected_NK = reference_NK
-        """The checkpoint's answers, once they are known."""
-        self._skipped = 0  # images that could not be used
-        self._reports: dict[str, ParityReport] = {}  # of ONNX files, by their hash
+    checkpoint: Checkpoint
+    settings: ExportSettings
+    reporter: Reporter
+    images: ImageSet
+    """The proof images; those that cannot be read leave the set when the answers are computed."""
+    expected_NK: FloatArray | None = None
+    """The checkpoint's answers to the images, `(N, K)` float32, once they are known."""
+    _skipped: int = 0  # images that could not be used
+    _reports: dict[str, ParityReport] = field(default_factory=dict)  # of ONNX files, by their hash
 
     def reference_NK(self) -> FloatArray:
         """The checkpoint's own answers on the proof images, `(N, K)` float32."""
         if self.expected_NK is None:
             self.reporter.start("reference answers", len(self.images))
             bad: list[Any] = []
-            with reference_session(self.checkpoint, threads=self.threads) as session:
-                answers, used = outputs_NK(session, self.images, on_bad_image=self.on_bad_image, bad=bad)
+            with reference_session(self.checkpoint, threads=self.settings.threads) as session:
+                answers, used = outputs_NK(session, self.images, on_bad_image=self.settings.on_bad_image, bad=bad)
             self.images = self.images.subset(list(used)) if bad else self.images
             self._skipped = len(bad)
             self.expected_NK = answers
@@ -116,6 +99,6 @@ class Prover:
         reference_NK = self.reference_NK()
         manifest = candidate.manifest
         self.reporter.start(f"proving {manifest.format} {precision or manifest.precision}", None)
-        report = check_parity(candidate, reference_NK, self.images, tolerance=tolerance, threads=self.threads)
+        report = check_parity(candidate, reference_NK, self.images, tolerance=tolerance, threads=self.settings.threads)
         self.reporter.finish("passed" if report.passed else "; ".join(report.reasons))
         return replace(report, images_skipped=self._skipped)

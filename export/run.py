@@ -8,9 +8,10 @@ from typing import Protocol
 
 from alexnet_edge import records
 from alexnet_edge.artifact import Format, Plan
-from alexnet_edge.export.exporter import CACHE, Exporter, Outcome
+from alexnet_edge.export.exporter import Exporter, Outcome
 from alexnet_edge.export.precision import CALIBRATED
 from alexnet_edge.export.request import ExportRequest, Job, resolve
+from alexnet_edge.export.settings import CACHE, ExportSettings
 from alexnet_edge.images.datasets import ImageSet, open_images
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.progress import Reporter
@@ -53,7 +54,7 @@ def export_all(
     exporter = exporter_of(request, job, cache=cache, reporter=reporter)
     if job.table_version is not None:
         assert request.calibration.calibration_table is not None
-        exporter.write_calibration_table(request.calibration.calibration_table, job.table_version)
+        exporter.quantiser.write_table(request.calibration.calibration_table, job.table_version)
     if request.auto:
         assert search is not None, "`auto` needs a search"
         result = search(exporter, job.artifacts[0][0])
@@ -73,24 +74,21 @@ def exporter_of(request: ExportRequest, job: Job, *, cache: Path = CACHE, report
     images = None
     if any(precision in CALIBRATED for _, precision in job.artifacts):
         images = calibration_images(checkpoint, ranges.calibration, ranges.calibration_images, request.class_list)
-    return Exporter(
-        checkpoint,
+    settings = ExportSettings(
         out=request.out,
-        proof_images=proof,
-        calibration_images=images,
         method=ranges.method,
-        engine=request.engine,
-        runtime=request.runtime,
         outputs=ranges.calibration_table is not None,
-        target=job.target,
-        lower_fp32=job.lower_fp32,
         equalise=request.corrections.equalise,
         correct_bias=request.corrections.correct_bias,
+        engine=request.engine,
+        runtime=request.runtime,
+        target=job.target,
+        lower_fp32=job.lower_fp32,
         threads=request.threads,
         on_bad_image=request.on_bad_image,
         cache=cache,
-        reporter=reporter,
     )
+    return Exporter(checkpoint, settings, proof_images=proof, calibration_images=images, reporter=reporter)
 
 
 def source_of(request: ExportRequest) -> Checkpoint:

@@ -167,16 +167,16 @@ def exported(
     from alexnet_edge.errors import MissingComponentError
     from alexnet_edge.export.exporter import Exporter
     from alexnet_edge.export.selection import every_artifact
+    from alexnet_edge.export.settings import ExportSettings
     from alexnet_edge.images.datasets import open_images
     from alexnet_edge.network.load import load_checkpoint
 
     root = tmp_path_factory.mktemp("exported")
     exporter = Exporter(
         load_checkpoint(tiny_checkpoint()),
-        out=root / "artifacts",
+        ExportSettings(out=root / "artifacts", cache=root / "cache"),
         proof_images=open_images(image_folder / "val", classes=CLASSES),
         calibration_images=open_images(image_folder / "train"),
-        cache=root / "cache",
     )
     outcomes = list(exporter.export_all(every_artifact()))
     for outcome in outcomes:

@@ -134,7 +134,7 @@ class Peers:
     ) -> tuple[list[Path], dict[str, str]]:
         """The peers of the first checkpoint among the subjects, and why others are left out."""
         from alexnet_edge.bench.peers import prepare_peers
-        from alexnet_edge.export.exporter import CACHE
+        from alexnet_edge.export.settings import CACHE
         from alexnet_edge.network.load import load_checkpoint
         from alexnet_edge.proof.recorded import validation_images
 

@@ -30,8 +30,8 @@ def calibrate(
     """Compare INT8 calibrations by the answers of the network: methods, numbers of images and sets."""
     from alexnet_edge.cli.show import base as console
     from alexnet_edge.cli.show.export import show_sweep
-    from alexnet_edge.export.exporter import CACHE
     from alexnet_edge.export.quantising.sweep import sweep
+    from alexnet_edge.export.settings import CACHE
     from alexnet_edge.images.datasets import open_images
     from alexnet_edge.proof.recorded import training_images
 

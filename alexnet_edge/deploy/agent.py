@@ -123,6 +123,7 @@ def _built(release: Path, out: Path, golden: Golden, settings: Mapping[str, Any]
     from alexnet_edge.export.graphs.source import checkpoint_from_onnx
     from alexnet_edge.export.graphs.targets import this_machine_or_none
     from alexnet_edge.export.quantising.calibrate import decode_calibration
+    from alexnet_edge.export.settings import ExportSettings
 
     ranges = release / "files" / "calibration.json"
     calibration = decode_calibration(ranges.read_bytes()) if settings["calibration"] else None
@@ -135,15 +136,17 @@ def _built(release: Path, out: Path, golden: Golden, settings: Mapping[str, Any]
     lowered = settings["format"] == "onnx" and (calibration is None or bool(calibration.output_amax))
     exporter = Exporter(
         checkpoint_from_onnx(release / "files" / settings["source"]),
-        out=out,
+        ExportSettings(
+            out=out,
+            engine=engine,
+            target=this_machine_or_none() if lowered else None,
+            runtime=settings["runtime"],
+            threads=settings["threads"],
+            cache=release / "cache",
+        ),
         proof_images=golden.images,
         calibration=calibration,
         reference_NK=golden.reference_NK,
-        engine=engine,
-        target=this_machine_or_none() if lowered else None,
-        runtime=settings["runtime"],
-        threads=settings["threads"],
-        cache=release / "cache",
         reporter=reporter,
     )
     return exporter.export(settings["format"], settings["precision"])

@@ -5,12 +5,12 @@ Letters: N batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from alexnet_edge.artifact import LayerPrecision, Precision
+from alexnet_edge.artifact import Format, LayerPrecision, Precision
 from alexnet_edge.errors import needs
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
@@ -79,3 +79,9 @@ def _rows(types: Mapping[str, torch.dtype | None], requested: Precision, evidenc
         )
         for name, dtype in types.items()
     )
+
+
+FORMATS: dict[
+    Format, tuple[Callable[[Checkpoint, Path], None], Callable[[Path, Precision], tuple[LayerPrecision, ...]]]
+] = {"torchscript": (write_torchscript, torchscript_precisions), "pt2": (write_pt2, pt2_precisions)}
+"""What writes each format, and what reads the precisions of a written file back."""

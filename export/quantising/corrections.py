@@ -18,7 +18,7 @@ Correction" (arXiv:1906.04721); the ranges of activations instead of weights alo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,16 +29,10 @@ from alexnet_edge.artifact import Plan
 from alexnet_edge.errors import DataError
 from alexnet_edge.export.graphs.targets import Lowering, Ranges
 from alexnet_edge.export.quantising.calibrate import observed
-from alexnet_edge.files import sha256_json
 from alexnet_edge.images.datasets import ImageSet, OnBadImage
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint, Weights
-from alexnet_edge.network.equalise import (
-    equalisable,
-    equalised,
-    steps_for,
-    to_text,
-)
+from alexnet_edge.network.equalise import equalisable
 from alexnet_edge.network.layers import LayerSpec
 from alexnet_edge.network.quantize import quantize_blocks_full, quantize_weight
 from alexnet_edge.progress import Reporter
@@ -186,63 +180,3 @@ def _mean_output(mean: npt.NDArray[np.float64], weight: FloatArray, spec: LayerS
     if spec.kind == "fc":
         return np.asarray(weight @ x, np.float64)
     return np.asarray(convolve(x[None], weight, spec)[0].mean(axis=(1, 2), dtype=np.float64))
-
-
-class Corrector:
-    """The corrections of one export; each pass over the images is made once."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        images: Callable[[], ImageSet],
-        *,
-        equalise: bool,
-        correct_bias: bool,
-        threads: int | None,
-        on_bad_image: OnBadImage,
-        reporter: Reporter,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._images = images
-        self._equalise, self._correct_bias = equalise, correct_bias
-        self._how: dict[str, Any] = {"threads": threads, "on_bad_image": on_bad_image, "reporter": reporter}
-        self._equalised: tuple[Checkpoint, dict[str, Any]] | None = None
-        self._means: dict[str, MeanInputs] = {}
-
-    @property
-    def named(self) -> list[str]:
-        """What is done, by the names of the options."""
-        asked = {"equalise": self._equalise, "correct-bias": self._correct_bias}
-        return [name for name, wanted in asked.items() if wanted]
-
-    def network(self) -> Checkpoint:
-        """What is calibrated: the network, equalised where that was asked for."""
-        return self._network()[0]
-
-    def written(self, plan: Plan, ranges: Ranges, lowering: Lowering | None) -> tuple[Checkpoint, dict[str, Any]]:
-        """What is written for a plan, and what the manifest says of it, in `build["corrections"]`.
-
-        Args:
-            plan: the type of each layer.
-            ranges: of a calibration of `network()`.
-            lowering: how the graph is written; None for the portable one.
-        """
-        network, record = self._network()
-        if not self._correct_bias:
-            return network, record
-        key = sha256_json([dict(ranges.amax), lowering is None])
-        if key not in self._means:
-            images = self._images().spread(IMAGES)
-            self._means[key] = mean_inputs(network, images, ranges, lowering, **self._how)
-        network, largest = corrected(network, plan, self._means[key], lowering)
-        return network, {**record, "bias": largest}
-
-    def _network(self) -> tuple[Checkpoint, dict[str, Any]]:
-        if self._equalised is None:
-            if self._equalise:
-                peaks = channel_peaks(self._checkpoint, self._images().spread(IMAGES), **self._how)
-                steps = steps_for(self._checkpoint, peaks)
-                self._equalised = equalised(self._checkpoint, steps), {"equalised": to_text(steps)}
-            else:
-                self._equalised = self._checkpoint, {}
-        return self._equalised

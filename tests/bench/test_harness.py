@@ -15,6 +15,7 @@ from alexnet_edge.bench.rounds import harness
 from alexnet_edge.bench.rounds.harness import harness_overhead, plain_loop_ratio
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.exporter import Exporter
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.images.datasets import synthetic
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.sessions.onnxruntime import OnnxRuntimeSession
@@ -73,7 +74,9 @@ def test_the_median_is_a_plain_loops(
     pytest.importorskip("onnxruntime")
     checkpoint = load_checkpoint(write_checkpoint(tmp_path / "model.safetensors"))
     artifact = Exporter(
-        checkpoint, out=tmp_path / "artifacts", proof_images=synthetic("val").spread(8), cache=tmp_path / "cache"
+        checkpoint,
+        ExportSettings(out=tmp_path / "artifacts", cache=tmp_path / "cache"),
+        proof_images=synthetic("val").spread(8),
     ).export("onnx", "fp32")
     wrapped: list[_Plain] = []
     load = OnnxRuntimeSession._load

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from alexnet_edge.artifact import load_artifact
 from alexnet_edge.bench import search as module
 from alexnet_edge.bench.search import Journal, SearchSettings, search_plan
 from alexnet_edge.errors import UserError
-from alexnet_edge.export.exporter import CACHE
 from alexnet_edge.export.graphs.targets import find_target
+from alexnet_edge.export.settings import CACHE
 from alexnet_edge.images.datasets import ImageSet, batches, open_images
 from alexnet_edge.network.checkpoint import Checkpoint, save_checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
@@ -191,7 +192,7 @@ def test_the_command_goes_on_from_the_journal(
     checkpoint: Checkpoint, images: ImageSet, image_folder: Path, run_cli: Any, measured: list[tuple[str, ...]]
 ) -> None:
     exporter = exporter_in(run_cli.folder, checkpoint, images, target=find_target())
-    exporter.cache = run_cli.folder / CACHE
+    exporter.settings = replace(exporter.settings, cache=run_cli.folder / CACHE)
     found = search_plan(exporter, "onnx", images, SearchSettings(max_drop=0.05))
     folder = image_folder / "train"
     result = run_cli(

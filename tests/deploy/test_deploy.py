@@ -31,6 +31,7 @@ from alexnet_edge.deploy.plan import BenchOptions, Manner, Order
 from alexnet_edge.deploy.run import Deployed, deploy, plan_deploy, rollback, status
 from alexnet_edge.errors import AlexNetEdgeError, DeviceError, DisconnectedError, GateError
 from alexnet_edge.export.exporter import Exporter
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.images.datasets import open_images
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.progress import QuietReporter
@@ -58,7 +59,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Pa
     folder = tmp_path_factory.mktemp("narrow")
     checkpoint = load_checkpoint(write_checkpoint(folder / "model.safetensors"))
     images = open_images(image_folder / "val", classes=CLASSES)
-    return Exporter(checkpoint, out=folder / "artifacts", proof_images=images).export("onnx", "fp32").path
+    return (
+        Exporter(checkpoint, ExportSettings(out=folder / "artifacts"), proof_images=images).export("onnx", "fp32").path
+    )
 
 
 @pytest.fixture(scope="module")

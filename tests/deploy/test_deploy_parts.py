@@ -35,6 +35,7 @@ from alexnet_edge.errors import ArtifactError, DataError, DeviceError, GateError
 from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.export.graphs.source import checkpoint_from_onnx
 from alexnet_edge.export.quantising.calibrate import Calibration, decode_calibration
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.images.datasets import ImageSet, open_images
 from alexnet_edge.network import layers
 from alexnet_edge.network.load import load_checkpoint
@@ -181,14 +182,13 @@ def narrow_exports(tmp_path: Path, image_folder: Path) -> tuple[Path, Calibratio
     """FP32 and INT8 ONNX files of the narrow network in one folder, and the INT8 ranges."""
     exporter = Exporter(
         load_checkpoint(write_checkpoint(tmp_path / "model.safetensors")),
-        out=tmp_path / "artifacts",
+        ExportSettings(out=tmp_path / "artifacts", cache=tmp_path / "cache"),
         proof_images=open_images(image_folder / "val", classes=CLASSES),
         calibration_images=open_images(image_folder / "train"),
-        cache=tmp_path / "cache",
     )
     for precision in ("fp32", "int8"):
         exporter.export("onnx", precision)
-    return tmp_path / "artifacts", exporter.calibration()
+    return tmp_path / "artifacts", exporter.quantiser.calibration()
 
 
 def answered(folder: Path, image_folder: Path) -> tuple[ImageSet, np.ndarray[Any, Any]]:
@@ -206,7 +206,9 @@ def test_ranges_and_answers_from_elsewhere_give_the_same_file(
 
     def exporter(name: str, **more: Any) -> Exporter:
         checkpoint = checkpoint_from_onnx(folder / "alexnet_fp32.onnx")
-        return Exporter(checkpoint, out=tmp_path / name, proof_images=images, reference_NK=answers_NK, **more)
+        return Exporter(
+            checkpoint, ExportSettings(out=tmp_path / name), proof_images=images, reference_NK=answers_NK, **more
+        )
 
     there = exporter("there", calibration=decode_calibration(json.dumps(ranges.to_json())))
     built = there.export("onnx", "int8")

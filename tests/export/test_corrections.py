@@ -13,11 +13,9 @@ import pytest
 from narrow_network import CLASSES, NARROW, exporter_in, write_checkpoint
 from onnx import numpy_helper
 
-from alexnet_edge.artifact import commit
+from alexnet_edge.artifact import layer_types
 from alexnet_edge.cli.rebuild import rebuild_command
 from alexnet_edge.errors import UserError
-from alexnet_edge.export.engines.engine import check_engine
-from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.export.graphs.targets import GivenRanges, find_target, this_machine
 from alexnet_edge.export.quantising.corrections import IMAGES, channel_peaks, corrected, mean_inputs
 from alexnet_edge.images.datasets import ImageSet, batches, open_images
@@ -207,10 +205,7 @@ def test_an_equalised_artifact_is_better_says_so_and_can_be_bisected(
     found, errors = {}, {}
     for name, corrections in (("plain", {}), ("both", {"equalise": True, "correct_bias": True})):
         exporter = exporter_in(tmp_path / name, wide, images, **options, **corrections)
-        exporter.out.mkdir(parents=True)
-        built = exporter._build("onnx", "int8", exporter.out)
-        manifest = exporter._manifest("onnx", "int8", built, 0.0, audited=False)
-        found[name] = commit(built.path, exporter.path("onnx", "int8"), manifest)
+        found[name] = exporter.build_only("onnx", "int8", tmp_path / name / "artifacts")
         with open_session(found[name], threads=1) as session:
             errors[name] = compare_outputs(reference_NK, session.run(x_NCHW)).sqnr_db
     manifest = found["both"].manifest
@@ -234,11 +229,12 @@ def test_an_equalised_artifact_is_better_says_so_and_can_be_bisected(
 def test_other_precisions_are_left_alone(checkpoint: Checkpoint, images: ImageSet, tmp_path: Path) -> None:
     wide = planted(checkpoint, 16)
     exporter = exporter_in(tmp_path, wide, images, equalise=True, correct_bias=True)
-    source, record = exporter._source("fp16")
+    source, record = exporter.quantiser.source("fp16", layer_types("fp16"), None)
     assert source is wide
     assert record == {}
-    assert exporter.calibration("fp8").amax == exporter_in(tmp_path, wide, images).calibration("fp8").amax
-    assert exporter.calibration("int8").amax["conv5"] < exporter.calibration("fp8").amax["conv5"] / 4
+    ranges = exporter.quantiser.calibration("fp8")
+    assert ranges.amax == exporter_in(tmp_path, wide, images).quantiser.calibration("fp8").amax
+    assert exporter.quantiser.calibration("int8").amax["conv5"] < ranges.amax["conv5"] / 4
     assert len(images) <= IMAGES
 
 
@@ -247,14 +243,13 @@ def test_an_engine_is_built_from_the_corrected_graph(checkpoint: Checkpoint, ima
     wide = planted(checkpoint, 16)
     exporter = exporter_in(tmp_path, wide, images, equalise=True, correct_bias=True, runtime="rtx")
     folder = tmp_path / "staging"
-    folder.mkdir()
-    built = exporter._build("trt", "int8", folder, check_engine("rtx", EngineOptions(), "int8"))
-    assert set(built.build["corrections"]) == {"equalised", "bias"}
+    built = exporter.build_only("trt", "int8", folder)
+    assert set(built.manifest.build["corrections"]) == {"equalised", "bias"}
     constants = {
         entry.name: numpy_helper.to_array(entry)
         for entry in onnx.load(str(folder / "building_int8.onnx")).graph.initializer
     }
-    source, _ = exporter._source("int8")
+    source, _ = exporter.quantiser.source("int8", layer_types("int8"), None)
     np.testing.assert_array_equal(constants["conv4.bias"], source.weights["conv4.bias"])
     assert np.abs(constants["conv4.bias"] - wide.weights["conv4.bias"]).max() > 0
     assert constants["conv4.weight_scale"][5] < wide.weights["conv4.weight"][5].max() / 127 / 4

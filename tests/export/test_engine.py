@@ -27,6 +27,7 @@ from alexnet_edge.environment import memory_bytes
 from alexnet_edge.export.engines.calibrators import read_calibration_table
 from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.export.graphs.onnx import layer_inputs, write_onnx
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.files import sha256_file
 from alexnet_edge.images.datasets import open_images
 from alexnet_edge.network.layers import LAYER_NAMES
@@ -212,10 +213,8 @@ def test_the_exporter_without_a_command_line(
     trtexec("10.13", layer_types("int4-fc"))
     exporter = Exporter(
         load_checkpoint(narrow),
-        out=tmp_path / "out",
+        ExportSettings(out=tmp_path / "out", runtime="trtexec", cache=tmp_path / "cache"),
         proof_images=open_images(image_folder / "val"),
-        runtime="trtexec",
-        cache=tmp_path / "cache",
     )
     artifact = exporter.export("trt", "int4-fc")
     assert artifact.path == tmp_path / "out" / "alexnet_int4-fc.engine"
@@ -230,10 +229,8 @@ def fp16_engine(narrow: Path, image_folder: Path, tmp_path_factory: pytest.TempP
     program.builds(layer_types("fp16"))
     exporter = Exporter(
         load_checkpoint(narrow),
-        out=folder / "artifacts",
+        ExportSettings(out=folder / "artifacts", runtime="trtexec", cache=folder / "cache"),
         proof_images=open_images(image_folder / "val"),
-        runtime="trtexec",
-        cache=folder / "cache",
     )
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("TRTEXEC", str(program.path))
@@ -435,9 +432,8 @@ def onnx_source(narrow: Path, image_folder: Path, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("source")
     exporter = Exporter(
         load_checkpoint(narrow),
-        out=folder / "artifacts",
+        ExportSettings(out=folder / "artifacts", cache=folder / "cache"),
         proof_images=open_images(image_folder / "val"),
-        cache=folder / "cache",
     )
     return exporter.export("onnx", "fp32").path
 

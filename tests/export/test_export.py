@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +20,9 @@ from alexnet_edge.errors import MissingComponentError, OutputError, ParityError,
 from alexnet_edge.export import exporter as build
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.export.exporter import Exporter, Outcome, require_outcomes
+from alexnet_edge.export.graphs import onnx as writer
 from alexnet_edge.export.selection import EVERYDAY, every_artifact, selection
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.files import sha256_file
 from alexnet_edge.images.datasets import ImageSet, open_images
 from alexnet_edge.network.checkpoint import Checkpoint, save_checkpoint
@@ -49,7 +50,7 @@ def proof(image_folder: Path) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def reference_NK(checkpoint: Checkpoint, proof: ImageSet) -> np.ndarray:
-    return Exporter(checkpoint, out=Path(), proof_images=proof).prover.reference_NK()
+    return Exporter(checkpoint, ExportSettings(out=Path()), proof_images=proof).prover.reference_NK()
 
 
 @pytest.fixture
@@ -57,10 +58,9 @@ def exporter(checkpoint: Checkpoint, proof: ImageSet, reference_NK: np.ndarray, 
     """Writes into `tmp_path/artifacts`; the checkpoint's answers are known already."""
     return Exporter(
         checkpoint,
-        out=tmp_path / "artifacts",
+        ExportSettings(out=tmp_path / "artifacts", cache=tmp_path / "cache"),
         proof_images=proof,
         reference_NK=reference_NK,
-        cache=tmp_path / "cache",
     )
 
 
@@ -140,20 +140,21 @@ def test_an_engine_names_the_graph_it_was_built_from(exported: Exported) -> None
 @needs_rtx
 def test_an_engine_for_chosen_gpus(exporter: Exporter) -> None:
     """Without an ONNX export before it: its own graph is proved."""
-    exporter.engine = EngineOptions(min_batch=2, opt_batch=3, max_batch=4, compute_capability=("sm86", "sm89"))
+    options = EngineOptions(min_batch=2, opt_batch=3, max_batch=4, compute_capability=("sm86", "sm89"))
+    exporter.settings = replace(exporter.settings, engine=options)
     manifest = exporter.export("trt", "fp16").manifest
     assert manifest.build["compute_capabilities"] == ["sm86", "sm89"]
     assert (manifest.input.min_batch, manifest.input.max_batch) == (2, 4)
     assert manifest.parity["stand_in"]["verdict"] == "passed"
-    assert content(exporter.out).keys() == {"alexnet_fp16_rtx.engine", "alexnet_fp16_rtx.engine.json"}
+    assert content(exporter.settings.out).keys() == {"alexnet_fp16_rtx.engine", "alexnet_fp16_rtx.engine.json"}
 
 
 @needs_rtx
 def test_a_gpu_that_it_does_not_build_for(exporter: Exporter) -> None:
-    exporter.engine = EngineOptions(compute_capability=("sm87",))
+    exporter.settings = replace(exporter.settings, engine=EngineOptions(compute_capability=("sm87",)))
     with pytest.raises(UserError, match=r"does not build for this GPU architecture.*choose from sm75, sm80, sm86"):
         exporter.export("trt", "fp16")
-    assert not exporter.out.exists(), "refused before any work"
+    assert not exporter.settings.out.exists(), "refused before any work"
 
 
 @pytest.mark.parametrize("batches", [(0, 1, 1), (2, 1, 4), (1, 8, 4), (-1, -1, -1)])
@@ -163,14 +164,14 @@ def test_batches_out_of_order(batches: tuple[int, int, int]) -> None:
         EngineOptions(min_batch=low, opt_batch=middle, max_batch=high)
 
 
-def test_random_calibration_is_recorded(exporter: Exporter) -> None:
-    exporter._calibration_images = random_images(2)
-    exporter.method = "minmax"
-    assert exporter.calibration().to_json()["source"] == {"kind": "random", "count": 2}
-    manifest = exporter._manifest("onnx", "int8", build._Built(path=Path(), runtime="onnxruntime", layers=()), 0.0)
-    assert manifest.calibration is not None
-    assert manifest.calibration["source"] == {"kind": "random", "count": 2}
-    assert manifest.calibration["num_images"] == 2
+def test_random_calibration_is_recorded(exporter: Exporter, checkpoint: Checkpoint, proof: ImageSet) -> None:
+    settings = replace(exporter.settings, method="minmax")
+    exporter = Exporter(checkpoint, settings, proof_images=proof, calibration_images=random_images(2))
+    assert exporter.quantiser.calibration().to_json()["source"] == {"kind": "random", "count": 2}
+    recorded = exporter.quantiser.record("onnx", "int8", proof)
+    assert recorded is not None
+    assert recorded["source"] == {"kind": "random", "count": 2}
+    assert recorded["num_images"] == 2
 
 
 def test_images_that_cannot_be_read_are_left_out_of_the_proof(
@@ -181,7 +182,7 @@ def test_images_that_cannot_be_read_are_left_out_of_the_proof(
     for index, path in enumerate(sorted((image_folder / "val").glob("*/*.jpg"))[:3]):
         (folder / f"{index}.jpg").write_bytes(path.read_bytes())
     (folder / "1.jpg").write_bytes((folder / "1.jpg").read_bytes()[:300])
-    made = Exporter(checkpoint, out=tmp_path, proof_images=open_images(folder), on_bad_image="skip")
+    made = Exporter(checkpoint, ExportSettings(out=tmp_path, on_bad_image="skip"), proof_images=open_images(folder))
     assert len(made.prover.reference_NK()) == len(made.prover.images) == 2
 
 
@@ -192,29 +193,25 @@ def test_images_that_cannot_be_read_are_left_out_of_the_proof(
 def test_a_precision_that_the_format_has_not(exporter: Exporter, format: Format, precision: Precision) -> None:
     with pytest.raises(UserError, match=f"{format} is written in fp32 only: {precision}; choose --format onnx or "):
         exporter.export(format, precision)
-    assert not exporter.out.exists()
+    assert not exporter.settings.out.exists()
 
 
 def test_a_wrong_graph_is_kept_aside(
     exporter: Exporter, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = exporter.export("onnx", "fp16")
-    before = content(exporter.out)
+    before = content(exporter.settings.out)
     weights = {**checkpoint.weights, "fc8.weight": -checkpoint.weights["fc8.weight"]}
-    original = build.Exporter._build_onnx
-
-    def wrong(self: Exporter, precision: Precision, staging: Path) -> Any:
-        self.checkpoint = replace(checkpoint, weights=weights)
-        return original(self, precision, staging)
-
-    monkeypatch.setattr(build.Exporter, "_build_onnx", wrong)
+    wrong = replace(checkpoint, weights=weights)
+    original = writer.onnx_from_checkpoint
+    monkeypatch.setattr(writer, "onnx_from_checkpoint", lambda _, **options: original(wrong, **options))
     with pytest.raises(ParityError, match=r"onnx fp16 does not answer like the checkpoint: top-1 agreement") as error:
         exporter.export("onnx", "fp16")
     assert error.value.exit_code == 1
-    kept = exporter.out / "alexnet_fp16.failed.onnx"
+    kept = exporter.settings.out / "alexnet_fp16.failed.onnx"
     assert str(kept) in str(error.value)
     assert load_artifact(kept).manifest.parity["verdict"] == "failed"
-    after = content(exporter.out)
+    after = content(exporter.settings.out)
     assert {name: digest for name, digest in after.items() if "failed" not in name} == before
     assert after.keys() - before.keys() == {kept.name, f"{kept.name}.json"}
     assert load_artifact(right.path).manifest.sha256 == right.manifest.sha256
@@ -228,20 +225,21 @@ def test_an_engine_of_a_wrong_graph_is_kept_aside(
     (outcome,) = exporter.export_all([("trt", "fp16")])
     assert isinstance(outcome.error, ParityError)
     assert outcome.artifact is None
-    assert content(exporter.out).keys() == {"alexnet_fp16_rtx.failed.engine", "alexnet_fp16_rtx.failed.engine.json"}
+    assert content(exporter.settings.out).keys() == {
+        "alexnet_fp16_rtx.failed.engine",
+        "alexnet_fp16_rtx.failed.engine.json",
+    }
     with pytest.raises(ParityError):
         require_outcomes([outcome], everything=True)
 
 
 def test_a_layer_in_another_precision_leaves_nothing(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer is made to ignore the request, as a published exporter did."""
-    from alexnet_edge.export.graphs import onnx as writer
-
     original = writer.onnx_from_checkpoint
     monkeypatch.setattr(writer, "onnx_from_checkpoint", lambda checkpoint, **options: original(checkpoint))
     with pytest.raises(PrecisionError, match="onnx fp16: conv1 is fp32, not fp16"):
         exporter.export("onnx", "fp16")
-    assert content(exporter.out) == {}
+    assert content(exporter.settings.out) == {}
 
 
 def test_one_failure_does_not_stop_the_others(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +278,7 @@ def test_outcome_of_nothing_is_plain_json() -> None:
 
 def test_a_folder_that_cannot_be_made(exporter: Exporter, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    exporter.out = tmp_path / "file" / "artifacts"
+    exporter.settings = replace(exporter.settings, out=tmp_path / "file" / "artifacts")
     with pytest.raises(OutputError, match="a part of the path is a file"):
         exporter.export("onnx", "fp32")
     assert (tmp_path / "file").read_text() == "in the way"
@@ -290,7 +288,7 @@ def test_a_folder_in_the_artifact_s_place(exporter: Exporter) -> None:
     exporter.path("onnx", "fp16").mkdir(parents=True)
     with pytest.raises(OutputError, match="the path is a folder, not a file"):
         exporter.export("onnx", "fp16")
-    assert not list(exporter.out.glob(".*"))
+    assert not list(exporter.settings.out.glob(".*"))
 
 
 @pytest.fixture
@@ -320,16 +318,18 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 def large(tiny_checkpoint: MakeCheckpoint, proof: ImageSet, tmp_path: Path) -> Exporter:
     """Of the full-size network, whose files fill a disk."""
     checkpoint = load_checkpoint(tiny_checkpoint("two-tower"))
-    return Exporter(checkpoint, out=tmp_path / "artifacts", proof_images=proof, cache=tmp_path / "cache")
+    return Exporter(
+        checkpoint, ExportSettings(out=tmp_path / "artifacts", cache=tmp_path / "cache"), proof_images=proof
+    )
 
 
 def test_a_full_disk_is_refused_before_the_work(large: Exporter, small_disk: Callable[[int], Path]) -> None:
-    large.out = small_disk(160)
+    large.settings = replace(large.settings, out=small_disk(160))
     artifact = large.export("onnx", "fp16")
-    before = content(large.out)
+    before = content(large.settings.out)
     with pytest.raises(OutputError, match=r"onnx fp16 takes \d+ MB and \d+ MB are free: .*; free some space"):
         large.export("onnx", "fp16")
-    assert content(large.out) == before
+    assert content(large.settings.out) == before
     assert load_artifact(artifact.path).manifest.sha256 == artifact.manifest.sha256
 
 
@@ -338,11 +338,11 @@ def test_a_disk_that_fills_up_during_the_work(
     large: Exporter, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, format: Format
 ) -> None:
     """Somebody else took the space after it was looked at."""
-    monkeypatch.setattr(Exporter, "_need_space", lambda self, format, precision: None)
-    large.out = small_disk(60)
+    monkeypatch.setattr(Exporter, "_need_space", lambda self, *_: None)
+    large.settings = replace(large.settings, out=small_disk(60))
     with pytest.raises(OutputError, match=r"cannot write, .*; .*choose another output folder"):
         large.export(format, "fp32")
-    assert content(large.out) == {}
+    assert content(large.settings.out) == {}
 
 
 KILLED = """
@@ -354,6 +354,7 @@ from alexnet_edge.images.datasets import open_images
 from alexnet_edge.export.graphs import onnx
 from alexnet_edge.export import precision
 from alexnet_edge.export.exporter import Exporter
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.sessions import torch as _
 import onnxruntime
 
@@ -361,7 +362,8 @@ out, images, seed, *sources = sys.argv[1:]
 rng = random.Random(int(seed))
 exporters = []
 for source in sources:
-    exporter = Exporter(load_checkpoint(Path(source)), out=Path(out), proof_images=open_images(images, limit=1), threads=1)
+    settings = ExportSettings(out=Path(out), threads=1)
+    exporter = Exporter(load_checkpoint(Path(source)), settings, proof_images=open_images(images, limit=1))
     exporters.append(exporter)
 target = load_artifact(Path(out) / "alexnet_fp16.onnx").path
 exporters[1].export("onnx", "fp16")
@@ -392,7 +394,7 @@ def test_a_killed_export_leaves_the_old_artifact_or_the_new(
     seed = random.randrange(10**6)
     sources = [str(checkpoint.path), str(other)]
     run = subprocess.run(
-        [sys.executable, "-c", KILLED, str(exporter.out), str(image_folder / "val"), str(seed), *sources],
+        [sys.executable, "-c", KILLED, str(exporter.settings.out), str(image_folder / "val"), str(seed), *sources],
         capture_output=True,
         text=True,
         timeout=240,
@@ -406,4 +408,4 @@ def test_a_killed_export_leaves_the_old_artifact_or_the_new(
     artifact = load_artifact(exporter.path("onnx", "fp16"))
     assert manifest_path(artifact.path).is_file()
     exporter.export("onnx", "fp16")
-    assert not list(exporter.out.glob(".staging-*")), "what killed exports left is removed by the next one"
+    assert not list(exporter.settings.out.glob(".staging-*")), "what killed exports left is removed by the next one"

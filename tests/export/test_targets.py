@@ -26,6 +26,7 @@ from alexnet_edge.export.graphs.onnx import layer_inputs, onnx_from_checkpoint
 from alexnet_edge.export.graphs.targets import TARGETS, GivenRanges, Lowering, Target
 from alexnet_edge.export.precision import onnx_precisions
 from alexnet_edge.export.selection import every_artifact, selection
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.images.datasets import open_images
 from alexnet_edge.network import layers
 from alexnet_edge.network.checkpoint import Checkpoint, CheckpointInfo, parameter_shapes
@@ -326,20 +327,17 @@ def test_int4_uses_all_sixteen_values() -> None:
 def exporter(checkpoint: Checkpoint, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
     images = open_images(image_folder / "val", limit=8)
     folder = tmp_path_factory.mktemp("targets")
-    made = Exporter(
+    return Exporter(
         checkpoint,
-        out=folder / "artifacts",
+        ExportSettings(out=folder / "artifacts", cache=folder / "cache", method="minmax", outputs=True),
         proof_images=images,
         calibration_images=images,
-        cache=folder / "cache",
-        method="minmax",
     )
-    made.outputs = True
-    return made
 
 
 def exported(exporter: Exporter, target: Target, format: Any, precision: Precision, **fields: Any) -> Path:
-    exporter.target, exporter.lower_fp32, exporter.plan = target, fields.get("lower_fp32", False), fields.get("plan")
+    exporter.settings = replace(exporter.settings, target=target, lower_fp32=fields.get("lower_fp32", False))
+    exporter.plan = fields.get("plan")
     return exporter.export(format, precision).path
 
 

@@ -20,6 +20,7 @@ from alexnet_edge.artifact import Artifact, commit
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.export.graphs.targets import GivenRanges, find_target
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.images.datasets import ImageSet, batches, open_images
 from alexnet_edge.network.checkpoint import Checkpoint, save_checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
@@ -55,19 +56,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def exporter(checkpoint: Checkpoint, images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
     root = tmp_path_factory.mktemp("narrow-export")
-    return Exporter(checkpoint, out=root / "artifacts", proof_images=images, calibration_images=images, cache=root)
+    return Exporter(
+        checkpoint, ExportSettings(out=root / "artifacts", cache=root), proof_images=images, calibration_images=images
+    )
 
 
 @pytest.fixture(scope="module")
 def graphs(exporter: Exporter) -> dict[str, Artifact]:
     """The narrow network's ONNX files; proved elsewhere, and with random weights some would not agree on every image."""
-    exporter.out.mkdir(exist_ok=True)
-    artifacts = {}
-    for precision in ("fp32", "fp16", "int8"):
-        built = exporter._build("onnx", precision, exporter.out)
-        manifest = exporter._manifest("onnx", precision, built, 0.0)
-        artifacts[precision] = commit(built.path, exporter.path("onnx", precision), manifest)
-    return artifacts
+    out = exporter.settings.out
+    return {
+        precision: exporter.build_only("onnx", precision, out / precision) for precision in ("fp32", "fp16", "int8")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def lowered(checkpoint: Checkpoint, images: ImageSet, tmp_path_factory: pytest.T
     plans = {"operators": ("onnx", plain), "int4": ("onnx", small)}
     if importlib.util.find_spec("openvino"):
         plans["openvino"] = ("openvino", small)
-    return {name: exporter.build_only(format, plan, root / name) for name, (format, plan) in plans.items()}
+    return {name: exporter.build_only(format, "mixed", root / name, plan) for name, (format, plan) in plans.items()}
 
 
 Change = Callable[[onnx.GraphProto], None]
@@ -250,13 +250,13 @@ def test_a_range_that_saturates_is_named(exporter: Exporter, graphs: dict[str, A
     from alexnet_edge.export.graphs.onnx import onnx_from_checkpoint, write_onnx
     from alexnet_edge.export.precision import onnx_precisions
 
-    amax = exporter.calibration("int8").amax
+    amax = exporter.quantiser.calibration("int8").amax
     amax = {**amax, "conv4": amax["conv4"] / 20}
-    path = exporter.out / "otherwise.onnx"
+    path = exporter.settings.out / "otherwise.onnx"
     write_onnx(onnx_from_checkpoint(exporter.checkpoint, precision="int8", amax=amax), path)
     layers = onnx_precisions(path, "int8")
     manifest = replace(graphs["int8"].manifest, calibration={"amax": amax}, layers=layers)
-    result = look(commit(path, exporter.out / "otherwise_kept.onnx", manifest))
+    result = look(commit(path, path.with_name("otherwise_kept.onnx"), manifest))
     assert first(result).name == "conv4/input"
     assert "saturate" in result.cause
     assert "--method minmax" in result.fix

@@ -20,6 +20,7 @@ from alexnet_edge import records
 from alexnet_edge.cli.show.training import show_evaluation
 from alexnet_edge.errors import DataError, ImageError, UserError
 from alexnet_edge.export.exporter import Exporter
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.images.datasets import ImageSet, batches, open_images, synthetic
 from alexnet_edge.images.preprocess import FloatArray, Preprocessing
 from alexnet_edge.network.load import load_checkpoint
@@ -400,7 +401,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> tupl
     root = tmp_path_factory.mktemp("narrow")
     checkpoint = write_checkpoint(root / "model.safetensors")
     proof_images = open_images(image_folder / "val", classes=NARROW_CLASSES)
-    exporter = Exporter(load_checkpoint(checkpoint), out=root, proof_images=proof_images, threads=1)
+    exporter = Exporter(load_checkpoint(checkpoint), ExportSettings(out=root, threads=1), proof_images=proof_images)
     return checkpoint, exporter.export("onnx", "fp32").path
 
 

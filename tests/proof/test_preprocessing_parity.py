@@ -59,8 +59,9 @@ def test_resizing_without_averaging_is_what_differs(checkpoint: Checkpoint, larg
 
 def test_an_artifact_s_own_flips_stand_beside_them(checkpoint: Checkpoint, large: ImageSet, tmp_path: Path) -> None:
     from alexnet_edge.export.exporter import Exporter
+    from alexnet_edge.export.settings import ExportSettings
 
-    exporter = Exporter(checkpoint, out=tmp_path, proof_images=large, cache=tmp_path)
+    exporter = Exporter(checkpoint, ExportSettings(out=tmp_path, cache=tmp_path), proof_images=large)
     artifact = exporter.export("onnx", "fp32")
     report = compare_preprocessing(checkpoint, large, artifact=artifact)
     assert report.artifact_flips == 0

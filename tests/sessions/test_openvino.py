@@ -37,6 +37,7 @@ from alexnet_edge.errors import ArtifactError, MissingComponentError, ParityErro
 from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.export.graphs import openvino as writer
 from alexnet_edge.export.selection import unavailable
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.files import sha256_file
 from alexnet_edge.images.datasets import open_images
 from alexnet_edge.network.layers import LAYER_NAMES
@@ -364,10 +365,9 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def exporter_of(checkpoint: Any, out: Path, image_folder: Path) -> Exporter:
     return Exporter(
         checkpoint,
-        out=out,
+        ExportSettings(out=out, cache=out.parent / "cache"),
         proof_images=open_images(image_folder / "val"),
         calibration_images=open_images(image_folder / "train"),
-        cache=out.parent / "cache",
     )
 
 
@@ -442,7 +442,7 @@ def test_a_graph_without_quantise_nodes_is_not_called_int8(
         PrecisionError, match=r"openvino int8: the weights of conv1 are stored in fp32.*fc8 is fp32, not"
     ):
         made.export("openvino", "int8")
-    assert names(made.out) == []
+    assert names(made.settings.out) == []
 
 
 def node(primitive: str, *inputs: str, kind: str = "Convolution", fused: tuple[str, ...] = ("conv1",)) -> ExecutedNode:
@@ -491,8 +491,8 @@ def test_a_wrong_one_is_kept_aside_whole(
     made.prover.expected_NK = made.prover.reference_NK()[:, ::-1].copy()
     with pytest.raises(ParityError, match=r"kept aside as .*alexnet_fp32\.failed\.xml"):
         made.export("openvino", "fp32")
-    assert names(made.out) == [f"alexnet_fp32.failed.{suffix}" for suffix in ("bin", "xml", "xml.json")]
-    assert load_artifact(made.out / "alexnet_fp32.failed.xml").manifest.parity["verdict"] == "failed"
+    assert names(made.settings.out) == [f"alexnet_fp32.failed.{suffix}" for suffix in ("bin", "xml", "xml.json")]
+    assert load_artifact(made.settings.out / "alexnet_fp32.failed.xml").manifest.parity["verdict"] == "failed"
 
 
 def test_precisions_it_is_not_written_in(narrow: Any, image_folder: Path, tmp_path: Path) -> None:
@@ -706,7 +706,9 @@ def test_a_killed_export_leaves_the_old_set_or_the_new(
     code = (
         "import sys; from pathlib import Path; from alexnet_edge.network.load import load_checkpoint\n"
         "from alexnet_edge.images.datasets import open_images; from alexnet_edge.export.exporter import Exporter\n"
-        "made = Exporter(load_checkpoint(Path(sys.argv[1])), out=Path(sys.argv[2]), cache=Path(sys.argv[4]),\n"
+        "from alexnet_edge.export.settings import ExportSettings\n"
+        "settings = ExportSettings(out=Path(sys.argv[2]), cache=Path(sys.argv[4]))\n"
+        "made = Exporter(load_checkpoint(Path(sys.argv[1])), settings,\n"
         "    proof_images=open_images(sys.argv[3] + '/val'), calibration_images=open_images(sys.argv[3] + '/train'))\n"
         "print('begins', flush=True)\n"
         "made.export('openvino', sys.argv[5])\n"

@@ -84,16 +84,10 @@ def write_checkpoint(path: Path, arch: layers.Architecture = NARROW) -> Path:
 def exporter_in(folder: Path, checkpoint: Checkpoint, images: ImageSet, **options: Any) -> Exporter:
     """An exporter into `folder / "artifacts"` that is calibrated and proved on `images`."""
     from alexnet_edge.export.exporter import Exporter
+    from alexnet_edge.export.settings import ExportSettings
 
-    return Exporter(
-        checkpoint,
-        out=folder / "artifacts",
-        proof_images=images,
-        calibration_images=images,
-        method="minmax",
-        cache=folder / "cache",
-        **options,
-    )
+    settings = ExportSettings(out=folder / "artifacts", method="minmax", cache=folder / "cache", **options)
+    return Exporter(checkpoint, settings, proof_images=images, calibration_images=images)
 
 
 def python_path(folder: Path, *, first: str = "", without: tuple[str, ...] = ()) -> str:

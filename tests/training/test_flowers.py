@@ -14,6 +14,7 @@ from loopback_device import LoopbackDevice
 from alexnet_edge.artifact import Format, Precision, layer_types, load_artifact
 from alexnet_edge.export.exporter import Exporter, Outcome
 from alexnet_edge.export.selection import PRECISIONS, every_artifact
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.images.datasets import open_images, reopen
 from alexnet_edge.images.preprocess import preset
 from alexnet_edge.network.checkpoint import Checkpoint
@@ -83,9 +84,8 @@ def outcomes(
 ) -> dict[tuple[Format, Precision], Outcome]:
     exporter = Exporter(
         checkpoint,
-        out=tmp_path_factory.mktemp("artifacts"),
+        ExportSettings(out=tmp_path_factory.mktemp("artifacts"), cache=tmp_path_factory.mktemp("cache")),
         proof_images=validation_images(checkpoint),
-        cache=tmp_path_factory.mktemp("cache"),
     )
     further: list[tuple[Format, Precision]] = [("onnx", "fp8"), ("onnx", "int4-fc")]
     further += [("trt", precision) for precision in ("bf16", "fp8", "int4-fc")]
@@ -141,10 +141,9 @@ def test_engines_are_built_in_the_precision_asked_for_and_not_called_proved(
 def test_int8_calibrated_on_imagenet_images(checkpoint: Checkpoint, data_root: Path, tmp_path: Path) -> None:
     exporter = Exporter(
         checkpoint,
-        out=tmp_path,
+        ExportSettings(out=tmp_path, cache=tmp_path / "cache"),
         proof_images=validation_images(checkpoint),
         calibration_images=open_images(data_root / "imagenet-samples/calib", limit=256),
-        cache=tmp_path / "cache",
     )
     artifact = exporter.export("onnx", "int8")
     assert artifact.manifest.calibration is not None
