@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alexnet_edge.artifact import SUFFIXES, Format, LayerPrecision, Plan, Precision, companion_path
 from alexnet_edge.export.graphs.targets import NO_RANGES, LoweredRuntime, Target, target_record
 from alexnet_edge.export.precision import CALIBRATED, onnx_precisions, require_precision
-from alexnet_edge.export.quantising.quantiser import Quantiser
+from alexnet_edge.export.quantiser import Quantiser
 from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.files import sha256_file, writing
 

@@ -41,8 +41,8 @@ from alexnet_edge.export.building import Builder, Built
 from alexnet_edge.export.graphs.targets import LoweredRuntime, check_plan, this_machine_or_none
 from alexnet_edge.export.precision import weight_bytes
 from alexnet_edge.export.proving import Prover
+from alexnet_edge.export.quantiser import Quantiser
 from alexnet_edge.export.quantising.calibrate import Calibration
-from alexnet_edge.export.quantising.quantiser import Quantiser
 from alexnet_edge.export.selection import LOWERED, WRITABLE, engine_runtime, unavailable
 from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.files import writing
