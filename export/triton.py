@@ -175,24 +175,25 @@ def write_triton_model(artifact: Artifact, options: TritonOptions, max_batch: in
 
 def _check(artifact: Artifact, options: TritonOptions, max_batch: int | None) -> None:
     manifest = artifact.manifest
-    if manifest.format not in BACKENDS:
-        raise UserError(
+    for refused, problem, fix in (
+        (
+            manifest.format not in BACKENDS,
             f"Triton gets ONNX, OpenVINO or TensorRT from here, not {manifest.format}",
-            value=artifact.path,
-            fix="export it with --format onnx, openvino or trt",
-        )
-    if manifest.runtime == "tensorrt-rtx":
-        raise UserError(
+            "export it with --format onnx, openvino or trt",
+        ),
+        (
+            manifest.runtime == "tensorrt-rtx",
             "Triton's backend is TensorRT, which does not load an engine of TensorRT-RTX",
-            value=artifact.path,
-            fix="build the engine with --runtime tensorrt on the server's GPU, or serve the ONNX file",
-        )
-    if manifest.format == "onnx" and manifest.precision == "fp8":
-        raise UserError(
+            "build the engine with --runtime tensorrt on the server's GPU, or serve the ONNX file",
+        ),
+        (
+            manifest.format == "onnx" and manifest.precision == "fp8",
             "ONNX Runtime answers FP8 graphs wrongly unless a pass is off that Triton gives no way to turn off",
-            value=artifact.path,
-            fix="build an engine from it, and serve that",
-        )
+            "build an engine from it, and serve that",
+        ),
+    ):
+        if refused:
+            raise UserError(problem, value=artifact.path, fix=fix)
     verdict = manifest.parity.get("verdict")
     if verdict != "passed":
         reasons = "; ".join(map(str, manifest.parity.get("reasons", ()))) or "no proof is recorded"
@@ -227,12 +228,12 @@ def _batches(manifest: Manifest, max_batch: int | None) -> tuple[int, int]:
             value=least,
             fix="export it with --min-batch 1, or with one fixed batch",
         )
-    asked = max_batch or (most if most is not None else DEFAULT_MAX_BATCH)
-    if most is not None and asked > most:
+    largest = max_batch or (most if most is not None else DEFAULT_MAX_BATCH)
+    if most is not None and largest > most:
         raise UserError(
-            f"the artifact takes a batch of {most} at most", value=asked, fix="leave --max-batch out, or export again"
+            f"the artifact takes a batch of {most} at most", value=largest, fix="leave --max-batch out, or export again"
         )
-    return 1, asked
+    return 1, largest
 
 
 def _kept(folder: Path, backend: Backend, count: int) -> dict[int, Artifact]:
@@ -253,10 +254,10 @@ def _kept(folder: Path, backend: Backend, count: int) -> dict[int, Artifact]:
 
 
 def _need_same_network(other: Manifest, manifest: Manifest, folder: Path) -> None:
-    for what in ("classes", "head", "preprocessing"):
-        if getattr(other, what) != getattr(manifest, what):
+    for name in ("classes", "head", "preprocessing"):
+        if getattr(other, name) != getattr(manifest, name):
             raise UserError(
-                f"a version that stays in service has other {what}, and one configuration holds for them all",
+                f"a version that stays in service has other {name}, and one configuration holds for them all",
                 value=folder,
                 fix="choose another --model-name, or --keep-versions 1",
             )
@@ -301,14 +302,8 @@ def _notes(manifest: Manifest, kind: InstanceKind) -> tuple[str, ...]:
     return tuple(notes)
 
 
-# --- config.pbtxt -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Word:
+class _Word(str):
     """A value that is written without quotes: a member of an enumeration."""
-
-    text: str
 
 
 def config_of(manifests: Sequence[Manifest], name: str, options: TritonOptions, max_batch: int | None = None) -> str:
@@ -325,32 +320,21 @@ def config_of(manifests: Sequence[Manifest], name: str, options: TritonOptions, 
     if fixed and len(set(bounds)) > 1:
         raise UserError("the versions that stay in service take other batches", value=name, fix="add --keep-versions 1")
     most = min(most for _, most in bounds)
-    lead = [most] if fixed else []
-    kind = _kind(options, backend)
-    group: dict[str, Any] = {"count": options.instances, "kind": _Word(text=f"KIND_{kind.upper()}")}
+    group: dict[str, Any] = {"count": options.instances, "kind": _Word(f"KIND_{_kind(options, backend).upper()}")}
     if backend.backend == "tensorrt":
         group["profile"] = ["0"]
+    x, y = (
+        {"data_type": _Word("TYPE_FP32"), "dims": [*([most] if fixed else []), *spec.shape]}
+        for spec in (manifest.input, manifest.output)
+    )
     config: dict[str, Any] = {
         "name": name,
         **({"platform": backend.platform} if backend.platform else {}),
         "backend": backend.backend,
         "default_model_filename": backend.file,
         "max_batch_size": 0 if fixed else most,
-        "input": [
-            {
-                "name": manifest.input.name,
-                "data_type": _Word(text="TYPE_FP32"),
-                "dims": [*lead, *manifest.input.shape],
-            }
-        ],
-        "output": [
-            {
-                "name": manifest.output.name,
-                "data_type": _Word(text="TYPE_FP32"),
-                "dims": [*lead, *manifest.output.shape],
-                "label_filename": "labels.txt",
-            }
-        ],
+        "input": [{"name": manifest.input.name, **x}],
+        "output": [{"name": manifest.output.name, **y, "label_filename": "labels.txt"}],
         "version_policy": {"latest": {"num_versions": options.keep_versions}},
         "instance_group": [group],
     }
@@ -363,25 +347,15 @@ def config_of(manifests: Sequence[Manifest], name: str, options: TritonOptions, 
         {
             "name": f"batch {batch}",
             "batch_size": 0 if fixed else batch,
-            "inputs": [
-                {
-                    "key": manifest.input.name,
-                    "value": {
-                        "data_type": _Word(text="TYPE_FP32"),
-                        "dims": [*lead, *manifest.input.shape],
-                        "random_data": True,
-                    },
-                }
-            ],
+            "inputs": [{"key": manifest.input.name, "value": {**x, "random_data": True}}],
         }
         for batch in ([most] if fixed else sorted({1, most}))
     ]
     config["parameters"] = [
         {"key": f"alexnet_edge.{key}", "value": {"string_value": text}} for key, text in _provenance(manifest).items()
     ]
-    return "# Written by alexnet-edge; the manifest beside the model says what was proved.\n" + "".join(
-        f"{line}\n" for line in _pbtxt(config)
-    )
+    lines = ("# Written by alexnet-edge; the manifest beside the model says what was proved.", *_pbtxt(config))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _preferred(manifest: Manifest, most: int) -> dict[str, Any]:
@@ -407,25 +381,19 @@ def _pbtxt(message: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     """The lines of a message in protobuf's text format: a list is a repeated field, a mapping a message."""
     for name, value in message.items():
         entries = value if isinstance(value, list) else [value]
-        if isinstance(value, list) and not any(isinstance(entry, Mapping) for entry in entries):
-            yield f"{indent}{name}: [ {', '.join(map(_scalar, entries))} ]"
-            continue
-        for entry in entries:
-            if not isinstance(entry, Mapping):
-                yield f"{indent}{name}: {_scalar(entry)}"
-                continue
-            yield f"{indent}{name} {{"
-            yield from _pbtxt(entry, indent + "  ")
-            yield f"{indent}}}"
+        if any(isinstance(entry, Mapping) for entry in entries):
+            for entry in entries:
+                yield from (f"{indent}{name} {{", *_pbtxt(entry, indent + "  "), f"{indent}}}")
+        else:
+            text = ", ".join(map(_scalar, entries))
+            yield f"{indent}{name}: [ {text} ]" if isinstance(value, list) else f"{indent}{name}: {text}"
 
 
-def _scalar(value: str | int | bool | _Word) -> str:
+def _scalar(value: str | int | bool) -> str:
     if isinstance(value, _Word):
-        return value.text
-    if isinstance(value, bool):
-        return "true" if value else "false"
+        return value
     if isinstance(value, int):
-        return str(value)
+        return str(value).lower()  # a bool is one
     # The text format has C's escapes; those of other bytes are octal, of three digits.
     escaped = "".join(
         f"\\{chr(byte)}" if byte in b'"\\' else chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}"

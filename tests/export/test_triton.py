@@ -72,9 +72,6 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
-# --- what is written ------------------------------------------------------------------------------------------------------
-
-
 def test_the_repository_holds_the_proved_file_itself(artifact: Artifact, tmp_path: Path) -> None:
     model = write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton"))
     folder = tmp_path / "triton" / "alexnet_fp32"
@@ -84,18 +81,6 @@ def test_the_repository_holds_the_proved_file_itself(artifact: Artifact, tmp_pat
     assert load_artifact(folder / "1" / "model.onnx").manifest == artifact.manifest
     assert (folder / "labels.txt").read_text(encoding="utf-8").splitlines() == list(artifact.manifest.classes)
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
-
-
-def test_openvino_takes_its_weights_along(tmp_path: Path) -> None:
-    model = write_triton_model(
-        openvino(tmp_path / "a" / "alexnet_fp32.xml"), TritonOptions(repository=tmp_path / "triton")
-    )
-    assert set(tree(model.folder)) == {
-        "config.pbtxt",
-        "labels.txt",
-        *("1/model.xml", "1/model.bin", "1/model.xml.json"),
-    }
-    assert any("BF16" in note for note in model.notes)
 
 
 def test_the_next_file_is_the_next_version(artifact: Artifact, tmp_path: Path) -> None:
@@ -112,9 +97,6 @@ def test_the_next_file_is_the_next_version(artifact: Artifact, tmp_path: Path) -
     assert "num_versions: 1\n" in (model.folder / "config.pbtxt").read_text(encoding="utf-8")
     write_triton_model(other, TritonOptions(repository=repository, keep_versions=2))
     assert "num_versions: 2\n" in (model.folder / "config.pbtxt").read_text(encoding="utf-8")
-
-
-# --- Triton's own message classes -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -169,43 +151,41 @@ def test_config_of_an_onnx_file(messages: ModuleType, artifact: Artifact, tmp_pa
     assert any("not on the GPU" in note for note in model.notes)
 
 
+def config(messages: ModuleType, artifact: Artifact, tmp_path: Path) -> Any:
+    return parsed(messages, write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton")))
+
+
 def test_config_of_an_engine_follows_its_profile(messages: ModuleType, tmp_path: Path) -> None:
-    config = parsed(
-        messages,
-        write_triton_model(
-            engine(tmp_path / "a" / "alexnet_int8.engine"), TritonOptions(repository=tmp_path / "triton")
-        ),
-    )
-    assert (config.backend, config.platform) == ("tensorrt", "tensorrt_plan")
-    assert config.default_model_filename == "model.plan"
-    assert config.max_batch_size == 8
-    (group,) = config.instance_group
+    written = config(messages, engine(tmp_path / "alexnet_int8.engine"), tmp_path)
+    assert (written.backend, written.platform) == ("tensorrt", "tensorrt_plan")
+    assert written.default_model_filename == "model.plan"
+    assert written.max_batch_size == 8
+    (group,) = written.instance_group
     assert (group.count, group.kind, list(group.profile)) == (1, messages.ModelInstanceGroup.KIND_GPU, ["0"])
-    assert list(config.dynamic_batching.preferred_batch_size) == [4]
-    assert [entry.batch_size for entry in config.model_warmup] == [1, 8]
+    assert list(written.dynamic_batching.preferred_batch_size) == [4]
+    assert [entry.batch_size for entry in written.model_warmup] == [1, 8]
 
 
 def test_a_fixed_batch_is_part_of_the_dims(messages: ModuleType, tmp_path: Path) -> None:
-    fixed = engine(tmp_path / "a" / "alexnet_int8.engine", least=4, most=4)
-    config = parsed(messages, write_triton_model(fixed, TritonOptions(repository=tmp_path / "triton")))
-    assert config.max_batch_size == 0
-    assert not config.HasField("dynamic_batching")
-    assert list(config.input[0].dims) == [4, 3, 227, 227]
-    assert list(config.output[0].dims) == [4, 4]
-    (warmup,) = config.model_warmup
+    written = config(messages, engine(tmp_path / "alexnet_int8.engine", least=4, most=4), tmp_path)
+    assert written.max_batch_size == 0
+    assert not written.HasField("dynamic_batching")
+    assert list(written.input[0].dims) == [4, 3, 227, 227]
+    assert list(written.output[0].dims) == [4, 4]
+    (warmup,) = written.model_warmup
     assert (warmup.batch_size, list(warmup.inputs["input"].dims)) == (0, [4, 3, 227, 227])
 
 
-def test_config_of_openvino(messages: ModuleType, tmp_path: Path) -> None:
-    config = parsed(
-        messages,
-        write_triton_model(
-            openvino(tmp_path / "a" / "alexnet_fp32.xml"), TritonOptions(repository=tmp_path / "triton")
-        ),
-    )
-    assert (config.backend, config.platform) == ("openvino", "")
-    assert config.default_model_filename == "model.xml"
-    assert config.instance_group[0].kind == messages.ModelInstanceGroup.KIND_CPU
+def test_an_openvino_model_and_its_weights(messages: ModuleType, tmp_path: Path) -> None:
+    artifact = openvino(tmp_path / "alexnet_fp32.xml")
+    model = write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton"))
+    weights = ("1/model.xml", "1/model.bin", "1/model.xml.json")
+    assert set(tree(model.folder)) == {"config.pbtxt", "labels.txt", *weights}
+    assert any("BF16" in note for note in model.notes)
+    written = parsed(messages, model)
+    assert (written.backend, written.platform) == ("openvino", "")
+    assert written.default_model_filename == "model.xml"
+    assert written.instance_group[0].kind == messages.ModelInstanceGroup.KIND_CPU
 
 
 def test_any_text_survives_the_text_format(messages: ModuleType, artifact: Artifact) -> None:
@@ -217,101 +197,46 @@ def test_any_text_survives_the_text_format(messages: ModuleType, artifact: Artif
     assert found.parameters["alexnet_edge.architecture"].string_value == odd
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------------
+def onnx_file(folder: Path, **changes: Any) -> Artifact:
+    return write_artifact(folder / "alexnet_fp32.onnx", seed=0, **changes)
 
 
-def with_parity(verdict: Any) -> Callable[[Path], Artifact]:
-    return lambda folder: write_artifact(folder / "alexnet_fp32.onnx", seed=0, parity=verdict)
-
-
-CASES: dict[str, tuple[Any, ...]] = {
-    "not proved": (
-        with_parity({"verdict": "not run", "reasons": ["built, not run: no GPU"]}),
-        TritonOptions(),
-        GateError,
-        r"not proved \(not run: built, not run: no GPU\)",
-    ),
-    "no proof": (with_parity({}), TritonOptions(), GateError, "no proof is recorded"),
-    "failed": (with_parity({"verdict": "failed", "reasons": ["far off"]}), TritonOptions(), GateError, "far off"),
-    "rtx": (
-        lambda folder: engine(folder / "a.engine", runtime="tensorrt-rtx"),
-        TritonOptions(),
-        UserError,
-        "does not load an engine of TensorRT-RTX",
-    ),
-    "torchscript": (
-        lambda folder: write_artifact(folder / "a.onnx", seed=0, format="torchscript"),
-        TritonOptions(),
-        UserError,
-        "not torchscript",
-    ),
-    "fp8": (
-        lambda folder: write_artifact(folder / "a.onnx", seed=0, precision="fp8"),
-        TritonOptions(),
-        UserError,
-        "answers FP8 graphs wrongly",
-    ),
-    "gpu for openvino": (
-        lambda folder: openvino(folder / "a.xml"),
-        TritonOptions(instance_kind="gpu"),
-        UserError,
-        "runs on cpu: gpu",
-    ),
-    "cpu for an engine": (
-        lambda folder: engine(folder / "a.engine"),
-        TritonOptions(instance_kind="cpu"),
-        UserError,
-        "runs on gpu: cpu",
-    ),
-    "batch above the profile": (
-        lambda folder: engine(folder / "a.engine"),
-        TritonOptions(),
-        UserError,
-        "8 at most: 9",
-        9,
-    ),
-    "batch beside a fixed one": (
-        lambda folder: engine(folder / "a.engine", least=4, most=4),
-        TritonOptions(),
-        UserError,
-        "a batch of 4 only: 2",
-        2,
-    ),
-    "no batch of 1": (
-        lambda folder: engine(folder / "a.engine", least=2),
-        TritonOptions(),
-        UserError,
-        "no less than 2",
-    ),
-    "class name": (
-        lambda folder: write_artifact(
-            folder / "a.onnx",
-            seed=0,
-            classes=("a\nb", "c", "d", "e"),
-            output=TensorSpec(name="logits", dtype="float32", shape=(4,)),
-        ),
-        TritonOptions(),
-        UserError,
-        "does not fit on a line",
-    ),
-    "file name": (
-        lambda folder: write_artifact(folder / "my model.onnx", seed=0),
-        TritonOptions(),
-        UserError,
-        "no name of a model: my model",
-    ),
+NOT_RUN = {"verdict": "not run", "reasons": ["built, not run: no GPU"]}
+NEW_LINE = {
+    "classes": ("a\nb", "c", "d", "e"),
+    "output": TensorSpec(name="logits", dtype="float32", shape=(4,)),
 }
+REFUSED: dict[str, tuple[Callable[[Path], Artifact], dict[str, Any], int | None]] = {
+    r"not proved \(not run: built, not run: no GPU\)": (lambda folder: onnx_file(folder, parity=NOT_RUN), {}, None),
+    "no proof is recorded": (lambda folder: onnx_file(folder, parity={}), {}, None),
+    "far off": (lambda folder: onnx_file(folder, parity={"verdict": "failed", "reasons": ["far off"]}), {}, None),
+    "does not load an engine of TensorRT-RTX": (
+        lambda folder: engine(folder / "a.engine", runtime="tensorrt-rtx"),
+        {},
+        None,
+    ),
+    "not torchscript": (lambda folder: onnx_file(folder, format="torchscript"), {}, None),
+    "answers FP8 graphs wrongly": (lambda folder: onnx_file(folder, precision="fp8"), {}, None),
+    "runs on cpu: gpu": (lambda folder: openvino(folder / "a.xml"), {"instance_kind": "gpu"}, None),
+    "runs on gpu: cpu": (lambda folder: engine(folder / "a.engine"), {"instance_kind": "cpu"}, None),
+    "8 at most: 9": (lambda folder: engine(folder / "a.engine"), {}, 9),
+    "a batch of 4 only: 2": (lambda folder: engine(folder / "a.engine", least=4, most=4), {}, 2),
+    "no less than 2": (lambda folder: engine(folder / "a.engine", least=2), {}, None),
+    "does not fit on a line": (lambda folder: onnx_file(folder, **NEW_LINE), {}, None),
+    "no name of a model: my model": (lambda folder: write_artifact(folder / "my model.onnx", seed=0), {}, None),
+}
+"""By the message: the artifact, options, the largest batch."""
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_what_does_not_fit_is_refused_and_leaves_nothing(case: str, tmp_path: Path) -> None:
-    make, options, kind, message, *batches = CASES[case]
-    max_batch = batches[0] if batches else None
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(message: str, tmp_path: Path) -> None:
+    make, options, max_batch = REFUSED[message]
     (tmp_path / "artifacts").mkdir()
     made = make(tmp_path / "artifacts")
-    with pytest.raises(kind, match=message):
-        write_triton_model(made, replace(options, repository=tmp_path / "triton"), max_batch)
-    assert not list((tmp_path / "triton").glob("*")) if (tmp_path / "triton").exists() else True
+    proved = made.manifest.parity.get("verdict") == "passed"
+    with pytest.raises(UserError if proved else GateError, match=message):
+        write_triton_model(made, TritonOptions(repository=tmp_path / "triton", **options), max_batch)
+    assert not (tmp_path / "triton").exists() or not list((tmp_path / "triton").glob("*"))
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
 
@@ -349,9 +274,6 @@ def test_a_damaged_version_is_noticed(artifact: Artifact, tmp_path: Path) -> Non
         write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton"))
 
 
-# --- the command line -----------------------------------------------------------------------------------------------------
-
-
 def test_export_proves_then_writes(
     run_cli: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,9 +304,6 @@ def test_export_proves_then_writes(
 )
 def test_mistakes_are_one_line(run_cli: Any, arguments: list[str], message: str) -> None:
     assert message in run_cli.refuses(*arguments)
-
-
-# --- the real server ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
