@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +43,9 @@ SATURATED = 0.01
 MOST_LISTED = 10
 """Longest list of overlapping images in a manifest; the count is whole."""
 
+HOW = ("file", "pixels", "looks alike")
+"""The same bytes; the same picture in another file; nearly the same picture: the strongest first."""
+
 Bits = npt.NDArray[np.uint8]
 
 
@@ -52,7 +56,7 @@ class Overlap:
     calibration: str
     evaluation: str
     how: str
-    """`file`: the same bytes; `pixels`: the same picture in another file; `looks alike`: nearly the same picture."""
+    """One of `HOW`."""
     bits: int
     """Of the difference hash that differ."""
 
@@ -85,9 +89,9 @@ class CalibrationAudit:
 class _Prints:
     """Fingerprints of a set, in its order; an image that cannot be read has none and is left out."""
 
-    names: tuple[str, ...]
-    files: tuple[str, ...]
-    pixels: tuple[str, ...]
+    names: list[str]
+    files: list[str]
+    pixels: list[str]
     hashes_NB: Bits
     """One row of bits per image."""
 
@@ -103,40 +107,32 @@ def audit(
         evaluation: the images of the proof.
         classes: the network's class names.
     """
-    counts, missing = _classes(images, classes)
-    ours, theirs = _prints(images), _prints(evaluation)
-    found = _overlaps(ours, theirs)
-    num_overlaps = {how: sum(entry.how == how for entry in found) for how in ("file", "pixels", "looks alike")}
-    balance = _balance(list(counts.values()))
-    duplicates = len(ours.pixels) - len(set(ours.pixels))
-    return CalibrationAudit(
+    counts = _count(images)
+    prints = _prints(images)
+    overlaps = _overlaps(prints, _prints(evaluation))
+    result = CalibrationAudit(
         num_images=len(images),
         classes=counts,
-        balance=balance,
-        missing=missing,
-        duplicates=duplicates,
-        overlaps=tuple(found[:MOST_LISTED]),
-        num_overlaps=num_overlaps,
+        balance=_balance(list(counts.values())),
+        missing=tuple(name for name in classes if counts and name not in counts) if set(counts) <= set(classes) else (),
+        duplicates=len(prints.pixels) - len(set(prints.pixels)),
+        overlaps=tuple(overlaps),
+        num_overlaps={how: sum(entry.how == how for entry in overlaps) for how in HOW},
         evaluation_images=len(evaluation),
         saturated=dict(calibration.saturated),
-        warnings=tuple(_warnings(images, counts, missing, duplicates, found, num_overlaps, calibration)),
+        warnings=(),
     )
+    warnings = tuple(_warnings(result, random=images.source.get("kind") == "random"))
+    return replace(result, overlaps=result.overlaps[:MOST_LISTED], warnings=warnings)
 
 
-def _classes(images: ImageSet, classes: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+def _count(images: ImageSet) -> dict[str, int]:
+    """Images per class, or per folder where there are several and no labels."""
     if images.labelled:
         counts = np.bincount(images.labels_N, minlength=len(images.classes)).tolist()
-        by_name = {name: count for name, count in zip(images.classes, counts, strict=True) if count}
-        missing = [name for name in classes if name not in by_name] if set(by_name) <= set(classes) else []
-        return by_name, tuple(missing)
-    folders: dict[str, int] = {}
-    for item in images.items:
-        folder = item.name.rpartition("/")[0]
-        folders[folder] = folders.get(folder, 0) + 1
-    if len(folders) < 2:
-        return {}, ()
-    missing = [name for name in classes if name not in folders] if set(folders) <= set(classes) else []
-    return folders, tuple(missing)
+        return {name: count for name, count in zip(images.classes, counts, strict=True) if count}
+    folders = Counter(item.name.rpartition("/")[0] for item in images.items)
+    return dict(folders) if len(folders) > 1 else {}
 
 
 def _balance(counts: Sequence[int]) -> float | None:
@@ -157,8 +153,7 @@ def _prints(images: ImageSet) -> _Prints:
         files.append(hashlib.sha256(item.content()).hexdigest())
         pixels.append(hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest())
         hashes.append(difference_hash(picture))
-    rows = np.stack(hashes) if hashes else np.zeros((0, HASH_SIDE * HASH_SIDE), np.uint8)
-    return _Prints(tuple(names), tuple(files), tuple(pixels), rows)
+    return _Prints(names, files, pixels, np.array(hashes, np.uint8).reshape(-1, HASH_SIDE**2))
 
 
 def difference_hash(picture: Image.Image) -> Bits:
@@ -173,68 +168,58 @@ def distances(first_NB: Bits, second_MB: Bits) -> npt.NDArray[np.int64]:
     """In how many bits each row of the first differs from each of the second: `(N, M)`."""
     a, b = first_NB.astype(np.float32), second_MB.astype(np.float32)
     differing = a.sum(axis=1)[:, None] + b.sum(axis=1)[None, :] - 2 * (a @ b.T)
-    found: npt.NDArray[np.int64] = np.rint(differing).astype(np.int64)
-    return found
+    counts: npt.NDArray[np.int64] = np.rint(differing).astype(np.int64)
+    return counts
 
 
-def _overlaps(ours: _Prints, theirs: _Prints) -> list[Overlap]:
+def _overlaps(calibration: _Prints, evaluation: _Prints) -> list[Overlap]:
     """One entry per calibration image that is among the others, by the strongest way in which it is."""
-    if not ours.names or not theirs.names:
+    if not calibration.names or not evaluation.names:
         return []
-    bits_NM = distances(ours.hashes_NB, theirs.hashes_NB)
-    files = {digest: index for index, digest in enumerate(theirs.files)}
-    pixels = {digest: index for index, digest in enumerate(theirs.pixels)}
-    found = []
-    for index, name in enumerate(ours.names):
-        nearest = int(bits_NM[index].argmin())
-        how, other = "looks alike", nearest
-        if ours.files[index] in files:
-            how, other = "file", files[ours.files[index]]
-        elif ours.pixels[index] in pixels:
-            how, other = "pixels", pixels[ours.pixels[index]]
-        elif bits_NM[index, nearest] > LOOKS_ALIKE or not 16 < ours.hashes_NB[index].sum() < 240:
+    bits_NM = distances(calibration.hashes_NB, evaluation.hashes_NB)
+    files = {digest: index for index, digest in enumerate(evaluation.files)}
+    pixels = {digest: index for index, digest in enumerate(evaluation.pixels)}
+    overlaps = []
+    for index, name in enumerate(calibration.names):
+        how, other = "looks alike", int(bits_NM[index].argmin())
+        if calibration.files[index] in files:
+            how, other = "file", files[calibration.files[index]]
+        elif calibration.pixels[index] in pixels:
+            how, other = "pixels", pixels[calibration.pixels[index]]
+        elif bits_NM[index, other] > LOOKS_ALIKE or not 16 < calibration.hashes_NB[index].sum() < 240:
             continue  # unlike, or so plain that its hash says nothing
         bits = int(bits_NM[index, other])
-        found.append(Overlap(calibration=name, evaluation=theirs.names[other], how=how, bits=bits))
-    return sorted(found, key=lambda entry: ("file", "pixels", "looks alike").index(entry.how))
+        overlaps.append(Overlap(calibration=name, evaluation=evaluation.names[other], how=how, bits=bits))
+    return sorted(overlaps, key=lambda entry: HOW.index(entry.how))
 
 
-def _warnings(
-    images: ImageSet,
-    counts: Mapping[str, int],
-    missing: Sequence[str],
-    duplicates: int,
-    overlaps: Sequence[Overlap],
-    num_overlaps: Mapping[str, int],
-    calibration: Calibration,
-) -> list[str]:
-    found = []
-    if images.source.get("kind") == "random":
-        found.append("calibrated on random pixels: real activations look different")
-    if len(images) < FEW_IMAGES:
-        found.append(f"calibrated on {len(images)} images: fewer than {FEW_IMAGES} miss rare large values")
-    if missing:
-        found.append(f"no calibration image of {', '.join(missing)}")
+def _warnings(audited: CalibrationAudit, *, random: bool) -> Iterator[str]:
+    total, counts, overlaps = audited.num_images, audited.classes, audited.overlaps
+    if random:
+        yield "calibrated on random pixels: real activations look different"
+    if total < FEW_IMAGES:
+        yield f"calibrated on {total} images: fewer than {FEW_IMAGES} miss rare large values"
+    if audited.missing:
+        yield f"no calibration image of {', '.join(audited.missing)}"
     if counts and max(counts.values()) > IMBALANCE * min(counts.values()):
         most, least = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
-        found.append(f"calibration images are unbalanced: {most} has {counts[most]}, {least} {counts[least]}")
-    if duplicates:
-        found.append(f"{duplicates} calibration images are copies of others among them")
-    same = num_overlaps["file"] + num_overlaps["pixels"]
+        yield f"calibration images are unbalanced: {most} has {counts[most]}, {least} {counts[least]}"
+    if audited.duplicates:
+        yield f"{audited.duplicates} calibration images are copies of others among them"
+    same, alike = audited.num_overlaps["file"] + audited.num_overlaps["pixels"], audited.num_overlaps["looks alike"]
     if same:
         first = overlaps[0]
-        found.append(
-            f"{same} of {len(images)} calibration images are evaluation images too (first {first.calibration} = "
+        yield (
+            f"{same} of {total} calibration images are evaluation images too (first {first.calibration} = "
             f"{first.evaluation}): the proof does not show what unseen images do"
         )
-    if num_overlaps["looks alike"]:
-        first = next(entry for entry in overlaps if entry.how == "looks alike")
-        found.append(
-            f"{num_overlaps['looks alike']} of {len(images)} calibration images look like evaluation images (first "
-            f"{first.calibration} and {first.evaluation}, {first.bits} of {HASH_SIDE**2} bits differ)"
+    if alike:
+        first = overlaps[same]
+        yield (
+            f"{alike} of {total} calibration images look like evaluation images (first {first.calibration} and "
+            f"{first.evaluation}, {first.bits} of {HASH_SIDE**2} bits differ)"
         )
-    worst = {name: share for name, share in calibration.saturated.items() if share > SATURATED}
-    if worst:
-        layers = ", ".join(f"{name} {share:.1%}" for name, share in worst.items())
-        found.append(f"calibration values saturate: {layers}; compare methods with `alexnet-edge calibrate`")
-    return found
+    saturated = {name: share for name, share in audited.saturated.items() if share > SATURATED}
+    if saturated:
+        layers = ", ".join(f"{name} {share:.1%}" for name, share in saturated.items())
+        yield f"calibration values saturate: {layers}; compare methods with `alexnet-edge calibrate`"

@@ -32,7 +32,7 @@ from alexnet_edge.images.datasets import ImageSet, OnBadImage, batches
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
-from alexnet_edge.progress import Reporter
+from alexnet_edge.progress import QuietReporter, Reporter
 from alexnet_edge.records import NEWER
 
 if TYPE_CHECKING:
@@ -87,9 +87,8 @@ class Histogram:
             self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, np.int64)])
             self.top *= 2
         per_value = BINS / self.top
-        wide = (
-            np.float64 if per_value > float(np.finfo(np.float32).max) else np.float32
-        )  # of values near the smallest there are
+        tiny = per_value > float(np.finfo(np.float32).max)  # values near the smallest there are
+        wide = np.float64 if tiny else np.float32
         index = np.minimum((magnitudes * wide(per_value)).astype(np.int32), BINS - 1)
         self.counts += np.bincount(index, minlength=BINS)
 
@@ -194,7 +193,9 @@ def calibrate(
     """
     if method not in METHODS:
         raise UserError("no such calibration method", value=method, fix=f"choose one of {', '.join(METHODS)}")
-    images_sha256 = images.content_hash()
+    from alexnet_edge.export.graphs.onnx import layer_inputs, layer_outputs
+
+    arch, images_sha256 = checkpoint.info.arch, images.content_hash()
     key = sha256_json(
         {
             "version": _VERSION,
@@ -205,21 +206,21 @@ def calibrate(
             **({"outputs": True} if outputs else {}),
         }
     )
-    taps = _taps(checkpoint, outputs)
-    path = cache / f"{key}.npz" if cache is not None else None
-    found = _read_cache(path, list(taps)) if path is not None else None
+    behind = layer_outputs(arch) if outputs else {}
+    taps = {**layer_inputs(arch), **{f"{name}{_OUTPUT}": tensor for name, tensor in behind.items()}}
+    path = None if cache is None else cache / f"{key}.npz"
+    cached = None if path is None else _read_cache(path, list(taps))
     skipped: list[ImageError] = []
-    if found is None:
-        histograms, used = _collect(checkpoint, images, taps, threads, on_bad_image, skipped, reporter)
+    if cached is None:
+        histograms, used = {name: Histogram() for name in taps}, 0
+        for values in observed(checkpoint, images, taps, threads, on_bad_image, skipped, reporter, "calibrating"):
+            for name, tensor in values.items():
+                histograms[name].add(tensor)
+            used += len(tensor)
         if path is not None and not skipped:
-            try:
-                _write_cache(path, histograms, used)
-            except OutputError as error:  # the work is done: it will only take as long again next time
-                _log.warning("the calibration is not kept for the next time: %s", error)
+            _write_cache(path, histograms, used)
     else:
-        histograms, used = found
-    if used == 0:
-        raise DataError("no calibration image could be used", value=images.source, fix="give a folder of images")
+        histograms, used = cached
     chosen = {name: choose_amax(histogram, method) for name, histogram in histograms.items()}
     amax = {name: chosen[name] for name in LAYER_NAMES}
     return Calibration(
@@ -230,19 +231,9 @@ def calibrate(
         images_sha256=images_sha256,
         source=images.source,
         skipped=tuple(str(error) for error in skipped),
-        cached=found is not None,
-        output_amax={name.removesuffix(_OUTPUT): value for name, value in chosen.items() if name.endswith(_OUTPUT)},
+        cached=cached is not None,
+        output_amax={name: chosen[f"{name}{_OUTPUT}"] for name in behind},
     )
-
-
-def _taps(checkpoint: Checkpoint, outputs: bool) -> dict[str, str]:
-    """The tensors to watch in the FP32 graph: a layer's input by its name, an output by the name and `_OUTPUT`."""
-    from alexnet_edge.export.graphs.onnx import layer_inputs, layer_outputs
-
-    taps = layer_inputs(checkpoint.info.arch)
-    if outputs:
-        taps |= {f"{name}{_OUTPUT}": tensor for name, tensor in layer_outputs(checkpoint.info.arch).items()}
-    return taps
 
 
 def choose_amax(histogram: Histogram, method: Method) -> float:
@@ -315,25 +306,6 @@ def _divergence(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float
     return float(np.sum(p[used] * np.log(p[used] / np.maximum(q[used], 1e-6))))
 
 
-def _collect(
-    checkpoint: Checkpoint,
-    images: ImageSet,
-    taps: Mapping[str, str],
-    threads: int | None,
-    on_bad_image: OnBadImage,
-    skipped: list[ImageError],
-    reporter: Reporter | None,
-) -> tuple[dict[str, Histogram], int]:
-    histograms = {name: Histogram() for name in taps}
-    used = 0
-    found = observed(checkpoint, images, taps, threads, on_bad_image, skipped, reporter, "calibrating")
-    for values in found:
-        for layer, tensor in values.items():
-            histograms[layer].add(tensor)
-        used += len(next(iter(values.values())))
-    return histograms, used
-
-
 def observed(
     checkpoint: Checkpoint,
     images: ImageSet,
@@ -356,39 +328,46 @@ def observed(
         reporter: where progress goes, as `what`.
 
     Raises:
+        DataError: when no image could be used.
         ImageError: when an image cannot be read and `on_bad_image` is `fail`.
         MissingComponentError: when onnx or ONNX Runtime is not installed.
     """
-    from alexnet_edge.environment import usable_cpus
     from alexnet_edge.export.graphs.onnx import onnx_from_checkpoint
 
-    with needs("onnx"):
-        import onnxruntime
-    model = _with_outputs(onnx_from_checkpoint(checkpoint), [name for name in taps.values() if name != INPUT])
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cpus()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    reporter = reporter or QuietReporter()
+    model = onnx_from_checkpoint(checkpoint)
+    known = {value.name: value for value in model.graph.value_info}
+    answers = {value.name for value in model.graph.output}
+    model.graph.output.extend(known[name] for name in taps.values() if name not in {INPUT, *answers})
+    session = onnx_session(model, threads)
     outputs = [output.name for output in session.get_outputs()]
     used = 0
-    if reporter is not None:
-        reporter.start(what, len(images))
+    reporter.start(what, len(images))
     for batch in batches(images, checkpoint.info.preprocessing, batch=BATCH, on_bad_image=on_bad_image, bad=skipped):
         values = dict(zip(outputs, session.run(outputs, {INPUT: batch.x_NCHW}), strict=True))
         values[INPUT] = batch.x_NCHW
         yield {name: values[tensor] for name, tensor in taps.items()}
         used += len(batch.x_NCHW)
-        if reporter is not None:
-            reporter.update(used)
-    if reporter is not None:
-        reporter.finish(f"{used} images")
+        reporter.update(used)
+    reporter.finish(f"{used} images")
+    if used == 0:
+        raise DataError("no calibration image could be used", value=images.source, fix="give a folder of images")
 
 
-def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    known = {value.name: value for value in model.graph.value_info}
-    answers = {value.name for value in model.graph.output}
-    model.graph.output.extend(known[name] for name in names if name not in answers)
-    return model
+def onnx_session(model: onnx.ModelProto, threads: int | None) -> Any:
+    """A session of ONNX Runtime on the processor, without its warnings.
+
+    Raises:
+        MissingComponentError: when ONNX Runtime is not installed.
+    """
+    from alexnet_edge.environment import usable_cpus
+
+    with needs("onnx"):
+        import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cpus()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _read_cache(path: Path, names: Sequence[str]) -> tuple[dict[str, Histogram], int] | None:
@@ -400,7 +379,7 @@ def _read_cache(path: Path, names: Sequence[str]) -> tuple[dict[str, Histogram],
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error, *MALFORMED):
         return None  # zipfile has no one error for a damaged file
     rows = len(names)
-    if counts.shape != (rows, BINS) or tops.shape != (rows,) or largest.shape != (rows,):
+    if used == 0 or counts.shape != (rows, BINS) or tops.shape != (rows,) or largest.shape != (rows,):
         return None
     return {
         name: Histogram(top=float(tops[index]), largest=float(largest[index]), counts=counts[index].astype(np.int64))
@@ -410,11 +389,14 @@ def _read_cache(path: Path, names: Sequence[str]) -> tuple[dict[str, Histogram],
 
 def _write_cache(path: Path, histograms: Mapping[str, Histogram], used: int) -> None:
     ordered = list(histograms.values())
-    with staged(path) as temporary, temporary.open("wb") as stream:
-        np.savez(
-            stream,
-            num_images=np.int64(used),
-            top=np.array([entry.top for entry in ordered]),
-            largest=np.array([entry.largest for entry in ordered]),
-            counts=np.stack([entry.counts for entry in ordered]),
-        )
+    try:
+        with staged(path) as temporary, temporary.open("wb") as stream:
+            np.savez(
+                stream,
+                num_images=np.int64(used),
+                top=np.array([entry.top for entry in ordered]),
+                largest=np.array([entry.largest for entry in ordered]),
+                counts=np.stack([entry.counts for entry in ordered]),
+            )
+    except OutputError as error:  # the work is done: it will only take as long again next time
+        _log.warning("the calibration is not kept for the next time: %s", error)

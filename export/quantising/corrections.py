@@ -26,7 +26,6 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet_edge.artifact import Plan
-from alexnet_edge.errors import DataError
 from alexnet_edge.export.graphs.targets import Lowering, Ranges
 from alexnet_edge.export.quantising.calibrate import observed
 from alexnet_edge.images.datasets import ImageSet, OnBadImage
@@ -63,14 +62,10 @@ def channel_peaks(
     channels = {second.name: first.out_channels for first, second in equalisable(arch)}
     taps = {name: tensor for name, tensor in layer_inputs(arch).items() if name in channels}
     peaks = {name: np.zeros(count, np.float32) for name, count in channels.items()}
-    used = 0
     for values in observed(checkpoint, images, taps, threads, on_bad_image, [], reporter, "ranges of the channels"):
         for name, tensor in values.items():
             by_channel = np.abs(tensor).reshape(len(tensor), channels[name], -1)
             peaks[name] = np.maximum(peaks[name], by_channel.max(axis=(0, 2), initial=0.0))
-        used += len(tensor)
-    if used == 0:
-        raise DataError("no calibration image could be used", value=images.source, fix="give a folder of images")
     return peaks
 
 
@@ -127,8 +122,6 @@ def mean_inputs(
             steps = np.clip(np.rint(tensor / step), *limits)
             rounded[name] = rounded[name] + steps.sum(axis=0, dtype=np.float64) * step
         used += len(tensor)
-    if used == 0:
-        raise DataError("no calibration image could be used", value=images.source, fix="give a folder of images")
     return MeanInputs(
         exact={name: value / used for name, value in exact.items()},
         rounded={name: value / used for name, value in rounded.items()},
@@ -155,9 +148,9 @@ def corrected(
         weight, bias = weights[f"{spec.name}.weight"], weights.get(f"{spec.name}.bias")
         if bias is None or plan[spec.name] not in ("int8", "int4"):
             continue
-        taken = means.rounded if plan[spec.name] == "int8" else means.exact
+        inputs = means.rounded if plan[spec.name] == "int8" else means.exact
         stored = _stored(weight, plan[spec.name], lowering)
-        error_C = _mean_output(taken[spec.name], stored, spec) - _mean_output(means.exact[spec.name], weight, spec)
+        error_C = _mean_output(inputs[spec.name], stored, spec) - _mean_output(means.exact[spec.name], weight, spec)
         weights[f"{spec.name}.bias"] = (bias - error_C).astype(np.float32)
         largest[spec.name] = float(np.abs(error_C).max())
     return replace(checkpoint, weights=weights), largest

@@ -9,17 +9,18 @@ Letters: N images, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from alexnet_edge.artifact import INPUT
-from alexnet_edge.errors import DataError, UserError, needs
+from alexnet_edge.errors import DataError, UserError
 from alexnet_edge.export.graphs.onnx import onnx_from_checkpoint
-from alexnet_edge.export.quantising.calibrate import METHODS, Calibration, Method, calibrate
+from alexnet_edge.export.quantising.calibrate import METHODS, Calibration, Method, calibrate, onnx_session
 from alexnet_edge.images.datasets import ImageSet, IntArray, batches
-from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.network.quantize import quantize_weight
@@ -94,88 +95,67 @@ def sweep(
         raise UserError("a sweep needs methods, numbers of images and calibration images", fix="give at least one each")
     if len(proof_images) == 0:
         raise DataError("there is no image to compare the answers on", fix="give a folder with --images")
-    taken = batches(proof_images, checkpoint.info.preprocessing, batch=BATCH)
-    x_NCHW = [batch.x_NCHW for batch in taken]
+    x_NCHW = [batch.x_NCHW for batch in batches(proof_images, checkpoint.info.preprocessing, batch=BATCH)]
     reporter.start("reference answers", None)
     with reference_session(checkpoint, threads=threads) as session:
         reference_NK = np.concatenate([session.run(part) for part in x_NCHW])
     reporter.finish(f"{len(reference_NK)} images")
     labels_N: IntArray | None = None
-    try:
+    with suppress(DataError):  # answers are compared all the same
         labels_N = labels_for(checkpoint.info.classes, proof_images)
-    except DataError:  # answers are compared all the same
-        labels_N = None
-    runner = _Runner(checkpoint, threads)
+    session_int8 = onnx_session(_graph(checkpoint), threads)
     rows = []
-    answered: dict[str, FloatArray] = {}
-    for name, images in calibration_sets.items():
-        for count in sorted({min(count, len(images)) for count in counts}):
-            for method in methods:
-                found = calibrate(
-                    checkpoint, images.spread(count), method=method, cache=cache, threads=threads, reporter=reporter
-                )
-                key = found.table_sha256
-                if key not in answered:
-                    reporter.start(f"{name}, {count} images, {method}", None)
-                    answered[key] = runner.run(x_NCHW, found.amax)
-                    reporter.finish()
-                rows.append(_row(name, found, compare_outputs(reference_NK, answered[key], labels_N=labels_N)))
+    figures: dict[str, ParityFigures] = {}
+    for name, count, method in [
+        (name, count, method)
+        for name, images in calibration_sets.items()
+        for count in sorted({min(count, len(images)) for count in counts})
+        for method in methods
+    ]:
+        images = calibration_sets[name].spread(count)
+        ranges = calibrate(checkpoint, images, method=method, cache=cache, threads=threads, reporter=reporter)
+        key = ranges.table_sha256
+        if key not in figures:
+            reporter.start(f"{name}, {count} images, {method}", None)
+            scales = {f"{layer}/input_scale": np.array(amax / 127, np.float32) for layer, amax in ranges.amax.items()}
+            y_NK = np.concatenate([session_int8.run(None, {INPUT: part, **scales})[0] for part in x_NCHW])
+            figures[key] = compare_outputs(reference_NK, y_NK, labels_N=labels_N)
+            reporter.finish()
+        rows.append(_row(name, ranges, figures[key]))
     return Sweep(rows=tuple(rows), num_proof_images=len(reference_NK))
 
 
-def _row(name: str, found: Calibration, figures: ParityFigures) -> SweepRow:
-    worst = max(found.saturated, key=lambda layer: found.saturated[layer])
+def _row(name: str, ranges: Calibration, figures: ParityFigures) -> SweepRow:
+    worst = max(ranges.saturated, key=lambda layer: ranges.saturated[layer])
     return SweepRow(
         images=name,
-        num_images=found.num_images,
-        method=found.method,
+        num_images=ranges.num_images,
+        method=ranges.method,
         figures=figures,
-        worst_saturation=found.saturated[worst],
+        worst_saturation=ranges.saturated[worst],
         worst_layer=worst,
-        amax=dict(found.amax),
+        amax=dict(ranges.amax),
     )
 
 
-class _Runner:
-    """The INT8 graph with its scales as inputs."""
+def _graph(checkpoint: Checkpoint) -> Any:
+    """The INT8 graph with its scales as inputs, and its weights rounded beforehand."""
+    from onnx import TensorProto, helper, numpy_helper
 
-    def __init__(self, checkpoint: Checkpoint, threads: int | None) -> None:
-        from alexnet_edge.environment import usable_cpus
-
-        with needs("onnx"):
-            import onnxruntime
-        from onnx import TensorProto, helper, numpy_helper
-
-        model = onnx_from_checkpoint(checkpoint, precision="int8", amax=dict.fromkeys(LAYER_NAMES, 1.0))
-        graph = model.graph
-        scales = {f"{layer}/input_scale" for layer in LAYER_NAMES}
-        rounded = {f"{layer}.weight_dq": layer for layer in LAYER_NAMES}
-        kept = [
-            entry
-            for entry in graph.initializer
-            if entry.name not in scales and not entry.name.startswith(tuple(f"{layer}.weight" for layer in LAYER_NAMES))
-        ]
-        for name, layer in rounded.items():
-            weight = checkpoint.weights[f"{layer}.weight"]
-            values, scale = quantize_weight(weight)
-            exact = values.astype(np.float32) * scale.reshape(-1, *[1] * (weight.ndim - 1))
-            kept.append(numpy_helper.from_array(exact, name))
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
-        nodes = [node for node in graph.node if node.name not in rounded]
-        del graph.node[:]
-        graph.node.extend(nodes)
-        graph.input.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in sorted(scales))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cpus()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-
-    def run(self, x_NCHW: Sequence[FloatArray], amax: Mapping[str, float]) -> FloatArray:
-        """The answers `(N, K)` with these ranges."""
-        feed = {f"{layer}/input_scale": np.array(amax[layer] / 127, np.float32) for layer in LAYER_NAMES}
-        parts = [self._session.run(None, {INPUT: part, **feed})[0] for part in x_NCHW]
-        y_NK: FloatArray = np.concatenate(parts)
-        return y_NK
+    model = onnx_from_checkpoint(checkpoint, precision="int8", amax=dict.fromkeys(LAYER_NAMES, 1.0))
+    graph = model.graph
+    scales = {f"{layer}/input_scale" for layer in LAYER_NAMES}
+    rounded = {f"{layer}.weight_dq": layer for layer in LAYER_NAMES}
+    weights = tuple(f"{layer}.weight" for layer in LAYER_NAMES)
+    kept = [entry for entry in graph.initializer if entry.name not in scales and not entry.name.startswith(weights)]
+    for name, layer in rounded.items():
+        weight = checkpoint.weights[f"{layer}.weight"]
+        values, scale = quantize_weight(weight)
+        exact = values.astype(np.float32) * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        kept.append(numpy_helper.from_array(exact, name))
+    nodes = [node for node in graph.node if node.name not in rounded]
+    for field, entries in (("initializer", kept), ("node", nodes)):
+        graph.ClearField(field)
+        getattr(graph, field).extend(entries)
+    graph.input.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in sorted(scales))
+    return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +78,19 @@ def test_the_same_pixels_in_another_file_are_found(root: Path) -> None:
     assert found_in(root).num_overlaps == {"file": 0, "pixels": 1, "looks alike": 0}
 
 
-def changed(picture: Image.Image, how: str) -> Image.Image:
-    if how == "smaller":
-        return picture.resize((200, 160))
-    if how == "brighter":
-        return ImageEnhance.Brightness(picture).enhance(1.15)
-    return picture
-
-
-@pytest.mark.parametrize("how", ["smaller", "brighter", "jpeg"])
-def test_a_picture_that_looks_the_same_is_found(root: Path, how: str) -> None:
-    picture = changed(Image.open(root / "val/right/1.png"), how)
-    if how == "jpeg":
-        picture.save(root / "train/left/3.jpg", quality=60)
-    else:
-        picture.save(root / "train/left/3.png")
+@pytest.mark.parametrize(
+    ("change", "suffix"),
+    [
+        (lambda picture: picture.resize((200, 160)), "png"),
+        (lambda picture: ImageEnhance.Brightness(picture).enhance(1.15), "png"),
+        (lambda picture: picture, "jpg"),
+    ],
+    ids=["smaller", "brighter", "jpeg"],
+)
+def test_a_picture_that_looks_the_same_is_found(
+    root: Path, change: Callable[[Image.Image], Image.Image], suffix: str
+) -> None:
+    change(Image.open(root / "val/right/1.png")).save(root / f"train/left/3.{suffix}", quality=60)
     found = found_in(root)
     assert found.num_overlaps == {"file": 0, "pixels": 0, "looks alike": 1}
     assert found.overlaps[0].evaluation == "right/1.png"

@@ -23,11 +23,12 @@ from alexnet_edge.export.quantising.calibrate import (
     LEVELS,
     METHODS,
     PERCENTILE,
+    Calibration,
     Histogram,
     calibrate,
     choose_amax,
 )
-from alexnet_edge.images.datasets import batches, open_images
+from alexnet_edge.images.datasets import ImageSet, batches, open_images
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.network.load import load_checkpoint
@@ -58,23 +59,27 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Takes the network out of `calibrate`; grows by one with each pass over the images."""
     passes: list[int] = []
 
-    def collect(
-        checkpoint: Checkpoint, images: Any, taps: Any, threads: Any, on_bad_image: Any, skipped: Any, reporter: Any
+    def observed(
+        checkpoint: Checkpoint, images: Any, taps: Any, threads: Any, on_bad_image: Any, skipped: Any, *_: Any
     ) -> Any:
         passes.append(1)
-        histograms = {name: Histogram() for name in taps}
-        used = 0
         for batch in batches(images, checkpoint.info.preprocessing, batch=8, on_bad_image=on_bad_image, bad=skipped):
-            used += len(batch.x_NCHW)
-            for index, histogram in enumerate(histograms.values()):
-                histogram.add(batch.x_NCHW * np.float32(index + 1))
-        return histograms, used
+            yield {name: batch.x_NCHW * np.float32(index + 1) for index, name in enumerate(taps)}
 
-    monkeypatch.setattr(module, "_collect", collect)
+    monkeypatch.setattr(module, "observed", observed)
     return passes
 
 
-# --- histograms -----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def minmax(checkpoint: Checkpoint, few: Path, tmp_path: Path) -> Callable[..., Calibration]:
+    """Calibrates on the images of `few` as they are, with a cache, unless something else is named."""
+
+    def run(network: Checkpoint = checkpoint, images: ImageSet | None = None, **options: Any) -> Calibration:
+        return calibrate(
+            network, images or open_images(few), **{"method": "minmax", "cache": tmp_path / "cache", **options}
+        )
+
+    return run
 
 
 def filled(*parts: np.ndarray) -> Histogram:
@@ -154,9 +159,6 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
         filled(np.array([1.0, value]))
 
 
-# --- least squares ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_mse_is_the_best_of_all_ranges(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -171,9 +173,6 @@ def test_mse_is_the_best_of_all_ranges(seed: int) -> None:
     candidates = np.linspace(0.05, 1, 200) * histogram.largest
     assert error(chosen) <= 1.02 * min(error(float(amax)) for amax in candidates)
     assert error(chosen) < error(choose_amax(histogram, "minmax"))
-
-
-# --- entropy --------------------------------------------------------------------------------------------------------------
 
 
 def published(counts: list[int]) -> int:
@@ -236,22 +235,20 @@ def test_entropy_with_everything_far_from_zero() -> None:
     assert choose_amax(histogram, "entropy") >= 5.0
 
 
-# --- calibration of a network ---------------------------------------------------------------------------------------------
-
-
-def test_minmax_is_that_of_onnxruntime(checkpoint: Checkpoint, few: Path, tmp_path: Path) -> None:
+def test_minmax_is_that_of_onnxruntime(
+    checkpoint: Checkpoint, few: Path, tmp_path: Path, minmax: Callable[..., Calibration]
+) -> None:
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
-    images = open_images(few)
-    found = calibrate(checkpoint, images, method="minmax", cache=tmp_path / "cache")
-    assert found.num_images == 4
-    assert not found.cached
-    assert tuple(found.amax) == LAYER_NAMES
-    assert set(found.saturated.values()) == {0.0}
+    largest = minmax()
+    assert largest.num_images == 4
+    assert not largest.cached
+    assert tuple(largest.amax) == LAYER_NAMES
+    assert set(largest.saturated.values()) == {0.0}
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.parts: Iterator[Any] = batches(images, checkpoint.info.preprocessing, batch=1)
+            self.parts: Iterator[Any] = batches(open_images(few), checkpoint.info.preprocessing, batch=1)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             part = next(self.parts, None)
@@ -268,80 +265,64 @@ def test_minmax_is_that_of_onnxruntime(checkpoint: Checkpoint, few: Path, tmp_pa
     ranges = calibrator.compute_data().data
     for layer, tensor in layer_inputs(checkpoint.info.arch).items():
         low, high = (float(np.asarray(value).ravel()[0]) for value in ranges[tensor].range_value)
-        assert found.amax[layer] == pytest.approx(max(abs(low), abs(high)), rel=1e-5), layer
-    again = calibrate(checkpoint, images, method="minmax", cache=tmp_path / "cache")
+        assert largest.amax[layer] == pytest.approx(max(abs(low), abs(high)), rel=1e-5), layer
+    again = minmax()
     assert again.cached
-    assert again.amax == found.amax
-    assert again.to_json() == found.to_json()
-    less = calibrate(checkpoint, images, method="entropy", cache=tmp_path / "cache")
+    assert again.amax == largest.amax
+    assert again.to_json() == largest.to_json()
+    less = minmax(method="entropy")
     assert less.cached, "another method needs no second pass"
-    assert all(0 < less.amax[name] <= found.amax[name] for name in LAYER_NAMES)
-    assert less.table_sha256 != found.table_sha256
+    assert all(0 < less.amax[name] <= largest.amax[name] for name in LAYER_NAMES)
+    assert less.table_sha256 != largest.table_sha256
 
 
 def test_cache_is_hit_by_the_same_content(
-    checkpoint: Checkpoint, few: Path, tmp_path: Path, collected: list[int]
+    few: Path, tmp_path: Path, collected: list[int], minmax: Callable[..., Calibration]
 ) -> None:
-    first = calibrate(checkpoint, open_images(few), cache=tmp_path / "cache", method="minmax")
-    second = calibrate(checkpoint, open_images(few), cache=tmp_path / "cache", method="minmax")
-    moved = tmp_path / "moved"
-    shutil.copytree(few, moved)
-    third = calibrate(checkpoint, open_images(moved), cache=tmp_path / "cache", method="minmax")
+    first, second = minmax(), minmax()
+    shutil.copytree(few, tmp_path / "moved")
+    third = minmax(images=open_images(tmp_path / "moved"))
     assert len(collected) == 1
     assert (first.cached, second.cached, third.cached) == (False, True, True)
     assert first.amax == second.amax == third.amax
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_cache_is_missed_when_an_image_changes(
-    checkpoint: Checkpoint, few: Path, tmp_path: Path, collected: list[int]
+def test_cache_is_missed_when_an_image_or_the_network_changes(
+    checkpoint: Checkpoint, few: Path, collected: list[int], minmax: Callable[..., Calibration]
 ) -> None:
-    calibrate(checkpoint, open_images(few), cache=tmp_path / "cache", method="minmax")
-    shutil.copy(few / "red.jpg", few / "blue.jpg")
-    changed = calibrate(checkpoint, open_images(few), cache=tmp_path / "cache", method="minmax")
-    fewer = calibrate(checkpoint, open_images(few, limit=2), cache=tmp_path / "cache", method="minmax")
-    assert not changed.cached
-    assert not fewer.cached
-    assert len(collected) == 3
-
-
-def test_cache_is_missed_when_the_network_changes(
-    checkpoint: Checkpoint, few: Path, tmp_path: Path, collected: list[int]
-) -> None:
-    images = open_images(few)
-    calibrate(checkpoint, images, cache=tmp_path / "cache", method="minmax")
-    other_weights = replace(checkpoint, sha256="00" * 32)
+    minmax()
     preprocessing = replace(checkpoint.info.preprocessing, resize=227)
-    other_preprocessing = replace(checkpoint, info=replace(checkpoint.info, preprocessing=preprocessing))
-    assert not calibrate(other_weights, images, cache=tmp_path / "cache", method="minmax").cached
-    assert not calibrate(other_preprocessing, images, cache=tmp_path / "cache", method="minmax").cached
-    assert len(collected) == 3
-    assert calibrate(checkpoint, images, cache=tmp_path / "cache", method="minmax").cached
+    assert not minmax(replace(checkpoint, sha256="00" * 32)).cached
+    assert not minmax(replace(checkpoint, info=replace(checkpoint.info, preprocessing=preprocessing))).cached
+    assert minmax().cached
+    shutil.copy(few / "red.jpg", few / "blue.jpg")
+    assert not minmax().cached
+    assert not minmax(images=open_images(few, limit=2)).cached
+    assert len(collected) == 5
 
 
 def test_a_damaged_cache_is_collected_again(
-    checkpoint: Checkpoint, few: Path, tmp_path: Path, collected: list[int]
+    tmp_path: Path, collected: list[int], minmax: Callable[..., Calibration]
 ) -> None:
-    images = open_images(few)
-    good = calibrate(checkpoint, images, cache=tmp_path / "cache", method="minmax")
+    good = minmax()
     (path,) = (tmp_path / "cache").iterdir()
     whole = path.read_bytes()
     damaged = [b"", b"not a zip file", whole[:100], whole[: len(whole) // 2], whole[:-30], b"\x93NUMPY\x01\x00" + whole]
     for content in damaged:
         path.write_bytes(content)
         passes = len(collected)
-        again = calibrate(checkpoint, images, cache=tmp_path / "cache", method="minmax")
+        again = minmax()
         assert not again.cached
         assert len(collected) == passes + 1
         assert again.amax == good.amax
-        assert calibrate(checkpoint, images, cache=tmp_path / "cache", method="minmax").cached, "and written again"
+        assert minmax().cached, "and written again"
 
 
 def test_no_flipped_byte_of_the_cache_changes_the_magnitudes(
-    checkpoint: Checkpoint, few: Path, tmp_path: Path, collected: list[int]
+    tmp_path: Path, collected: list[int], minmax: Callable[..., Calibration]
 ) -> None:
-    images = open_images(few)
-    good = calibrate(checkpoint, images, cache=tmp_path / "cache", method="minmax")
+    good = minmax()
     (path,) = (tmp_path / "cache").iterdir()
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -352,70 +333,59 @@ def test_no_flipped_byte_of_the_cache_changes_the_magnitudes(
             flipped = bytearray(whole)
             flipped[place] ^= 1 << int(rng.integers(0, 8))
             path.write_bytes(flipped)
-            found = module._read_cache(path, LAYER_NAMES)
-            if found is not None:
-                assert found[1] == good.num_images
-                amax = {name: choose_amax(histogram, "minmax") for name, histogram in found[0].items()}
+            cached = module._read_cache(path, LAYER_NAMES)
+            if cached is not None:
+                assert cached[1] == good.num_images
+                amax = {name: choose_amax(histogram, "minmax") for name, histogram in cached[0].items()}
                 assert amax == good.amax, place
 
 
 def test_a_cache_that_cannot_be_written_does_not_stop_the_calibration(
-    checkpoint: Checkpoint, few: Path, tmp_path: Path, collected: list[int], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, collected: list[int], minmax: Callable[..., Calibration], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    found = calibrate(checkpoint, open_images(few), cache=tmp_path / "file" / "cache")
-    assert found.num_images == 4
-    assert not found.cached
+    ranges = minmax(cache=tmp_path / "file" / "cache")
+    assert ranges.num_images == 4
+    assert not ranges.cached
     (record,) = caplog.records
     assert "a part of the path is a file" in record.getMessage()
 
 
-def test_bad_images_are_refused_or_listed(
-    checkpoint: Checkpoint, few: Path, tmp_path: Path, collected: list[int]
-) -> None:
+def test_bad_images_are_refused_or_listed(few: Path, collected: list[int], minmax: Callable[..., Calibration]) -> None:
     (few / "bad.jpg").write_bytes((few / "red.jpg").read_bytes()[:200])
     with pytest.raises(ImageError, match=r"bad\.jpg"):
-        calibrate(checkpoint, open_images(few), cache=tmp_path / "cache", method="minmax")
+        minmax()
     for _ in range(2):  # the list is told every time, so nothing is kept
-        found = calibrate(checkpoint, open_images(few), cache=tmp_path / "cache", method="minmax", on_bad_image="skip")
-        assert found.num_images == 4
-        assert len(found.skipped) == 1
-        assert "bad.jpg" in found.skipped[0]
-        assert found.to_json()["skipped"] == list(found.skipped)
+        ranges = minmax(on_bad_image="skip")
+        assert ranges.num_images == 4
+        assert len(ranges.skipped) == 1
+        assert "bad.jpg" in ranges.skipped[0]
+        assert ranges.to_json()["skipped"] == list(ranges.skipped)
 
 
-def test_only_bad_images_are_no_calibration(checkpoint: Checkpoint, few: Path, collected: list[int]) -> None:
+def test_what_cannot_be_calibrated(few: Path, collected: list[int], minmax: Callable[..., Calibration]) -> None:
+    with pytest.raises(UserError, match="entropy, minmax, percentile"):
+        minmax(method="average")
+    assert not collected
     for path in few.iterdir():
         path.write_bytes(b"not an image")
     with pytest.raises(DataError, match="none of the 4 images can be used"):
-        calibrate(checkpoint, open_images(few), on_bad_image="skip")
+        minmax(on_bad_image="skip")
 
 
-def test_no_such_method(checkpoint: Checkpoint, few: Path, collected: list[int]) -> None:
-    with pytest.raises(UserError, match="entropy, minmax, percentile"):
-        calibrate(checkpoint, open_images(few), method="average")  # type: ignore[arg-type]
-    assert not collected
-
-
-# --- where the images come from -------------------------------------------------------------------------------------------
-
-
-def test_random_pixels_only_when_named(checkpoint: Checkpoint) -> None:
+def test_random_pixels_only_when_named_and_recorded(checkpoint: Checkpoint, collected: list[int]) -> None:
     with pytest.raises(UserError, match=r"records no train data.*--calibration"):
         calibration_images(checkpoint, None, None)
+    with pytest.raises(UserError, match="1 or more"):
+        calibration_images(checkpoint, "random", 0)
     images = calibration_images(checkpoint, "random", 3)
     assert images.source == {"kind": "random", "count": 3}
     assert len(images) == 3
-    with pytest.raises(UserError, match="1 or more"):
-        calibration_images(checkpoint, "random", 0)
-
-
-def test_random_pixels_are_recorded(checkpoint: Checkpoint, collected: list[int]) -> None:
-    found = calibrate(checkpoint, random_images(2))
-    assert found.to_json()["source"] == {"kind": "random", "count": 2}
-    assert found.images_sha256 == random_images(2).content_hash()
-    assert found.images_sha256 != random_images(3).content_hash()
-    first, second = (np.asarray(random_images(2).image(index)) for index in (0, 1))
+    ranges = calibrate(checkpoint, images)
+    assert ranges.to_json()["source"] == {"kind": "random", "count": 3}
+    assert ranges.images_sha256 == random_images(3).content_hash()
+    assert ranges.images_sha256 != random_images(2).content_hash()
+    first, second = (np.asarray(images.image(index)) for index in (0, 1))
     assert first.shape == (256, 256, 3)
     assert not np.array_equal(first, second)
 
@@ -433,19 +403,17 @@ def test_the_training_images_of_the_checkpoint_are_the_default(checkpoint: Check
 
 
 def test_outputs_that_no_layer_takes_are_calibrated_when_asked_for(
-    checkpoint: Checkpoint, few: Path, tmp_path: Path
+    checkpoint: Checkpoint, few: Path, minmax: Callable[..., Calibration]
 ) -> None:
     """On the network itself; the layers' own ranges do not change."""
-    images = open_images(few)
-    plain = calibrate(checkpoint, images, method="minmax", cache=tmp_path)
-    found = calibrate(checkpoint, images, method="minmax", cache=tmp_path, outputs=True)
+    plain, ranges = minmax(), minmax(outputs=True)
     assert plain.output_amax == {}
     assert "output_amax" not in plain.to_json()
-    assert set(found.output_amax) == {"conv1", "conv2", "fc8"}
-    assert found.amax == plain.amax
-    again = calibrate(checkpoint, images, method="minmax", cache=tmp_path, outputs=True)
+    assert set(ranges.output_amax) == {"conv1", "conv2", "fc8"}
+    assert ranges.amax == plain.amax
+    again = minmax(outputs=True)
     assert again.cached
-    assert again.output_amax == found.output_amax
+    assert again.output_amax == ranges.output_amax
     with CheckpointSession(checkpoint) as session:
-        answers_NK, _ = outputs_NK(session, images)
-    assert found.output_amax["fc8"] == pytest.approx(float(np.abs(answers_NK).max()), rel=1e-4)
+        answers_NK, _ = outputs_NK(session, open_images(few))
+    assert ranges.output_amax["fc8"] == pytest.approx(float(np.abs(answers_NK).max()), rel=1e-4)
