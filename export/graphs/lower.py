@@ -17,24 +17,23 @@ Sources: ONNX operators QLinearConv, QuantizeLinear, DequantizeLinear; ONNX Runt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from alexnet_edge.artifact import INPUT, Plan
+from alexnet_edge.artifact import Plan
 from alexnet_edge.errors import UserError, needs
+from alexnet_edge.export.graphs.graph import Graph, convolution
 from alexnet_edge.export.graphs.targets import LoweredRuntime, Lowering, Ranges, Target, check_plan, lowering_of
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
-from alexnet_edge.network.layers import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, POOL_KERNEL, POOL_STRIDE, LayerSpec
+from alexnet_edge.network.layers import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, LayerSpec
 from alexnet_edge.network.quantize import quantize_blocks_full, quantize_weight
 
 with needs("export"):
     import ml_dtypes
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
 OPSET = 21
 """The first with INT4 and blocks of scales."""
@@ -56,18 +55,13 @@ class _Scale:
     value: np.float32
 
 
-@dataclass(slots=True)
-class _Graph:
-    """Nodes and initialisers under construction; `head` is the tensor written last."""
+@dataclass(slots=True, kw_only=True)
+class _Graph(Graph):
+    """With the lowering, and how the head is quantised."""
 
     lowering: Lowering
-    head: str = INPUT
     quantised: _Scale | None = None
     """How the head is quantised; None where it is FP32."""
-    nodes: list[Any] = field(default_factory=list)
-    initialisers: dict[str, Any] = field(default_factory=dict)
-    values: list[Any] = field(default_factory=list)
-    """Types of what ONNX Runtime's own operators put out, which shape inference does not know."""
 
     def declare(self, width: int) -> None:
         """Say the type of the head, `(N, width)`."""
@@ -75,15 +69,6 @@ class _Graph:
         if self.quantised is not None:
             kind = TensorProto.INT8 if self.lowering.signed else TensorProto.UINT8
         self.values.append(helper.make_tensor_value_info(self.head, kind, ["N", width]))
-
-    def add(self, op: str, name: str, inputs: list[str], *, domain: str = "", **attributes: Any) -> None:
-        """Append a node whose only output has the node's name, and make it the head."""
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes))
-        self.head = name
-
-    def constant(self, name: str, value: npt.NDArray[Any] | np.generic) -> str:
-        self.initialisers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)  # keeps a scalar one
-        return name
 
     def scale(self, name: str, amax: float, *, negative: bool) -> _Scale:
         """Constants for a tensor whose largest magnitude is `amax`; `negative` where it may be below 0.
@@ -132,32 +117,14 @@ def lowered_onnx(
     check_plan(plan)
     lowering = lowering_of(target, runtime)
     arch = checkpoint.info.arch
-    graph = _Graph(lowering=lowering)
+    graph = _Graph(lowering=lowering, domain="")
     for index, spec in enumerate(arch.layers):
         if spec.name == "fc6":
             graph.add("Flatten", "flatten", [graph.head], axis=1)
         following = arch.layers[index + 1] if index + 1 < len(arch.layers) else None
         _layer(graph, spec, following, checkpoint, plan, ranges)
-    if arch.head == "probabilities":
-        graph.add("Softmax", arch.head, [graph.head], axis=1)
-    else:
-        graph.values = [value for value in graph.values if value.name != graph.head]
-        graph.nodes[-1].output[0] = arch.head
-    size = checkpoint.info.preprocessing.crop
-    model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            f"alexnet-{arch.name}-{target.name}",
-            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", 3, size, size])],
-            [helper.make_tensor_value_info(arch.head, TensorProto.FLOAT, ["N", arch.num_classes])],
-            list(graph.initialisers.values()),
-            value_info=graph.values,
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
-        ir_version=IR_VERSION,
-        producer_name="alexnet-edge",
-    )
-    return onnx.shape_inference.infer_shapes(model, check_type=True, data_prop=True)
+    name, opsets = f"alexnet-{arch.name}-{target.name}", {"": OPSET, CONTRIB: 1}
+    return graph.model(checkpoint, name, opsets, IR_VERSION)
 
 
 def _amax(ranges: Mapping[str, float], layer: str, what: str) -> float:
@@ -191,9 +158,7 @@ def _layer(
     if behind is not None and graph.quantised is None and wanted == "int8" and graph.lowering.pool_quantised:
         graph.quantise(f"{spec.name}/q", behind)
     if spec.pool:
-        graph.add(
-            "MaxPool", f"{spec.name}/pool", [graph.head], kernel_shape=[POOL_KERNEL] * 2, strides=[POOL_STRIDE] * 2
-        )
+        graph.pool(f"{spec.name}/pool")
     if behind is not None and graph.quantised is None and wanted == "int8":
         graph.quantise(f"{spec.name}/q", behind)
     if wanted != "int8":
@@ -210,20 +175,11 @@ def _float_layer(graph: _Graph, spec: LayerSpec, kind: str, checkpoint: Checkpoi
         inputs = [activation, _weight(graph, spec.name, kind, weight)]
         inputs += [graph.constant(f"{spec.name}.bias", bias)] if bias is not None else []
         if spec.kind == "conv":
-            graph.add("Conv", spec.name, inputs, **_convolution(spec))
+            graph.add("Conv", spec.name, inputs, **convolution(spec))
         else:
             graph.add("Gemm", spec.name, inputs, transB=1)
     if spec.relu:
         graph.add("Relu", f"{spec.name}/relu", [graph.head])
-
-
-def _convolution(spec: LayerSpec) -> dict[str, Any]:
-    return {
-        "kernel_shape": [spec.kernel] * 2,
-        "strides": [spec.stride] * 2,
-        "pads": [spec.padding] * 4,
-        "group": spec.groups,
-    }
 
 
 def _weight(graph: _Graph, layer: str, kind: str, weight: FloatArray) -> str:
@@ -292,7 +248,7 @@ def _integer_layer(
         out = graph.scale(f"{spec.name}/output", _amax(ranges.output_amax, spec.name, "output"), negative=not spec.relu)
     if spec.kind == "conv":
         assert out is not None, "every convolution is followed by a layer"
-        graph.add("QLinearConv", spec.name, [*inputs[:6], out.scale, out.zero, inputs[6]], **_convolution(spec))
+        graph.add("QLinearConv", spec.name, [*inputs[:6], out.scale, out.zero, inputs[6]], **convolution(spec))
     else:
         results = [] if out is None else [out.scale, out.zero]
         graph.add("QGemm", spec.name, [*inputs, *results], domain=CONTRIB, transB=1)
@@ -306,20 +262,12 @@ def _integer_layer(
 def _normalise(graph: _Graph, name: str, channels: int) -> None:
     """Local response normalisation of the FP32 head `(N, channels, H, W)`."""
     if graph.lowering.lrn == "native":
-        graph.add("LRN", name, [graph.head], size=LRN_SIZE, alpha=LRN_ALPHA, beta=LRN_BETA, bias=float(LRN_K))
+        graph.normalise(name)
         return
     x = graph.head
     graph.add("Mul", f"{name}/square", [x, x])
-    if graph.lowering.lrn == "band":
-        distance = np.abs(np.arange(channels)[:, None] - np.arange(channels)[None, :])
-        band = np.where(distance <= LRN_SIZE // 2, np.float32(LRN_ALPHA / LRN_SIZE), np.float32(0))
-        inputs = [graph.head, graph.constant(f"{name}/band", band[:, :, None, None])]
-        inputs.append(graph.constant(f"{name}/k", np.full(channels, LRN_K, np.float32)))
-        graph.add("Conv", f"{name}/s", inputs, kernel_shape=[1, 1])
-    else:
-        _window_sum(graph, name, channels)
-    s = graph.head
-    graph.add("Sqrt", f"{name}/root", [s])
+    _window_sum(graph, name, channels)
+    graph.add("Sqrt", f"{name}/root", [graph.head])
     root = graph.head
     graph.add("Sqrt", f"{name}/fourth_root", [root])
     graph.add("Mul", f"{name}/power", [root, graph.head])

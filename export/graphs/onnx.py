@@ -3,8 +3,7 @@
 No tracer stands in between: every node carries its layer's name (`conv1`, `conv1/relu`, `conv1/lrn`, ...), local response
 normalisation is the native `LRN` operator (a traced one becomes a 5-D AveragePool that several TensorRT versions refuse),
 and quantise/dequantise pairs stand only at the inputs of the eight layers, where TensorRT fuses them. `layer_types` says which
-type each layer gets. That the graph is the
-checkpoint's network is shown by parity on images, not by construction.
+type each layer gets. That the graph is the checkpoint's network is shown by parity on images, not by construction.
 
 Letters: N batch, C channels, H height, W width, K classes.
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,17 +20,9 @@ import numpy as np
 
 from alexnet_edge.artifact import INPUT, Precision, layer_types
 from alexnet_edge.errors import UserError, needs
+from alexnet_edge.export.graphs.graph import Graph, convolution
 from alexnet_edge.network.checkpoint import Checkpoint, Weights
-from alexnet_edge.network.layers import (
-    LRN_ALPHA,
-    LRN_BETA,
-    LRN_K,
-    LRN_SIZE,
-    POOL_KERNEL,
-    POOL_STRIDE,
-    Architecture,
-    LayerSpec,
-)
+from alexnet_edge.network.layers import Architecture, LayerSpec
 from alexnet_edge.network.quantize import (
     FP8_MAX,
     INT4_BLOCK,
@@ -44,7 +35,7 @@ from alexnet_edge.network.quantize import (
 with needs("export"):
     import ml_dtypes
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto
 
 OPSETS: dict[Precision, int] = {"fp32": 17, "fp16": 17, "int8": 17, "fp8": 19, "int4-fc": 21, "bf16": 22}
 """The operator set of each precision's graph, as low as its types allow.
@@ -72,9 +63,9 @@ _ELEMENTS: dict[Compute, int] = {
 _DTYPES: dict[Compute, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
 
-@dataclass(slots=True)
-class _Graph:
-    """Nodes and initialisers under construction; `head` is the tensor written last."""
+@dataclass(slots=True, kw_only=True)
+class _Graph(Graph):
+    """With the types of a precision."""
 
     compute: Compute
     """Element type of everything that is not quantised, but for LRN and softmax, which are FP32."""
@@ -82,18 +73,6 @@ class _Graph:
     """Whether values are kept in FP32 and only rounded to `compute`."""
     dla: bool = False
     """Whether fully connected layers are written as convolutions."""
-    head: str = INPUT
-    nodes: list[Any] = field(default_factory=list)
-    initialisers: list[Any] = field(default_factory=list)
-
-    def add(self, op: str, name: str, inputs: list[str], **attributes: Any) -> None:
-        """Append a node whose only output has the node's name, and make it the head."""
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
-        self.head = name
-
-    def constant(self, name: str, value: np.ndarray[Any, Any]) -> str:
-        self.initialisers.append(numpy_helper.from_array(np.asarray(value, order="C"), name))  # keeps a scalar one
-        return name
 
     def parameter(self, name: str, value: np.ndarray[Any, Any]) -> str:
         """A constant in the element type of the graph's computation."""
@@ -186,22 +165,10 @@ def _model(
         channels = spec.out_channels
     if graph.dla:
         graph.add("Flatten", "flatten", [graph.head], axis=1)
-    _head(graph, arch.head)
-    size = checkpoint.info.preprocessing.crop
+    if graph.compute != "fp32":
+        graph.cast("output/fp32", "fp32")
     opset = OPSETS[precision]
-    model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            f"alexnet-{arch.name}",
-            [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [batch, 3, size, size])],
-            [helper.make_tensor_value_info(arch.head, TensorProto.FLOAT, [batch, arch.num_classes])],
-            graph.initialisers,
-        ),
-        opset_imports=[helper.make_opsetid("", opset)],
-        ir_version=IR_VERSIONS[opset],
-        producer_name="alexnet-edge",
-    )
-    return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    return graph.model(checkpoint, f"alexnet-{arch.name}", {"": opset}, IR_VERSIONS[opset], batch=batch, strict=True)
 
 
 def write_emulation(checkpoint: Checkpoint, precision: Precision, folder: Path) -> Path:
@@ -259,15 +226,7 @@ def _layer(graph: _Graph, spec: LayerSpec, weights: Weights, kind: str, amax: fl
     if bias is not None:
         inputs.append(graph.parameter(f"{spec.name}.bias", bias))
     if weight.ndim == 4:
-        graph.add(
-            "Conv",
-            spec.name,
-            inputs,
-            kernel_shape=[kernel] * 2,
-            strides=[spec.stride] * 2,
-            pads=[spec.padding] * 4,
-            group=spec.groups,
-        )
+        graph.add("Conv", spec.name, inputs, **convolution(spec, kernel))
     else:
         graph.add("Gemm", spec.name, inputs, transB=1)
     if graph.emulated:
@@ -277,19 +236,11 @@ def _layer(graph: _Graph, spec: LayerSpec, weights: Weights, kind: str, amax: fl
     if spec.lrn:
         if graph.compute != "fp32":
             graph.cast(f"{spec.name}/lrn/fp32", "fp32")
-        graph.add(
-            "LRN", f"{spec.name}/lrn", [graph.head], size=LRN_SIZE, alpha=LRN_ALPHA, beta=LRN_BETA, bias=float(LRN_K)
-        )
+        graph.normalise(f"{spec.name}/lrn")
         if graph.compute != "fp32":
             graph.cast(f"{spec.name}/lrn/{graph.compute}", graph.compute)
     if spec.pool:
-        graph.add(
-            "MaxPool",
-            f"{spec.name}/pool",
-            [graph.head],
-            kernel_shape=[POOL_KERNEL] * 2,
-            strides=[POOL_STRIDE] * 2,
-        )
+        graph.pool(f"{spec.name}/pool")
 
 
 def _quantise_input(graph: _Graph, layer: str, kind: str, amax: float) -> None:
@@ -323,15 +274,3 @@ def _weight(graph: _Graph, layer: str, kind: str, weight: np.ndarray[Any, Any]) 
     else:
         return graph.parameter(name, weight)
     return graph.head
-
-
-def _head(graph: _Graph, head: str) -> None:
-    """End in float32 under the head's name; the notebook's softmax is computed in FP32."""
-    if graph.compute != "fp32":
-        graph.cast("output/fp32", "fp32")
-    if head == "probabilities":
-        graph.add("Softmax", head, [graph.head], axis=1)
-    else:
-        last = graph.nodes[-1]
-        last.output[0] = head
-        graph.head = head

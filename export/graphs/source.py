@@ -7,7 +7,7 @@ everything derived from them is what it would have been from the checkpoint, and
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alexnet_edge.artifact import load_artifact
 from alexnet_edge.errors import ArtifactError, needs
@@ -100,17 +100,15 @@ def _weights(graph: onnx.GraphProto, arch: Architecture, path: Path) -> Weights:
                 except ValueError as error:  # fewer bytes than the shape says, or kept in another file
                     fault = f"{name} cannot be read: {error}"
         if fault:
-            raise ArtifactError(
-                f"not {arch.name} with {arch.num_classes} classes ({fault})",
-                value=path,
-                fix=_FIX,
-            )
+            raise ArtifactError(f"not {arch.name} with {arch.num_classes} classes ({fault})", value=path, fix=_FIX)
     return weights
 
 
 def _fault(node: onnx.NodeProto | None, spec: LayerSpec, inputs: list[str]) -> str:
     """What keeps a node from being this layer; empty when it is it."""
     from onnx import helper
+
+    from alexnet_edge.export.graphs.graph import convolution
 
     if node is None:
         return f"{spec.name} is missing"
@@ -119,20 +117,9 @@ def _fault(node: onnx.NodeProto | None, spec: LayerSpec, inputs: list[str]) -> s
         return f"{spec.name} is {node.op_type}, not {operator}"
     if list(node.input) != inputs:
         return f"{spec.name} reads {', '.join(node.input)}, not {', '.join(inputs)}"
-    expected: dict[str, Any] = {"transB": 1}
-    if spec.kind == "conv":
-        expected = {
-            "kernel_shape": [spec.kernel] * 2,
-            "strides": [spec.stride] * 2,
-            "pads": [spec.padding] * 4,
-            "group": spec.groups,
-        }
-    found = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    return next(
-        (
-            f"{spec.name} has {name} {found.get(name)}, not {expected.get(name)}"
-            for name in sorted({*expected, *found})
-            if found.get(name) != expected.get(name)
-        ),
-        "",
-    )
+    expected = convolution(spec) if spec.kind == "conv" else {"transB": 1}
+    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    for name in sorted({*expected, *attributes}):
+        if attributes.get(name) != expected.get(name):
+            return f"{spec.name} has {name} {attributes.get(name)}, not {expected.get(name)}"
+    return ""

@@ -39,9 +39,8 @@ class Lowering:
     form: Literal["operators", "qdq"]
     """`operators`: integer operators of ONNX Runtime (QLinearConv, QGemm, MatMulNBits), so that what the file says is what
     runs. `qdq`: float operators between quantise/dequantise pairs, which OpenVINO's reader turns into integer kernels."""
-    lrn: Literal["native", "sums", "band"] = "native"
-    """`native`: the LRN operator. Else x / (sqrt(s) * sqrt(sqrt(s))), the window's sum in s from shifted slices (`sums`) or
-    as a 1x1 convolution with a banded matrix (`band`)."""
+    lrn: Literal["native", "sums"] = "native"
+    """`native`: the LRN operator; `sums`: x / (sqrt(s) * sqrt(sqrt(s))), the window's sum in s from shifted slices."""
     signed: bool = False
     """Activations in INT8 instead of UINT8; UINT8 has one more bit for what a ReLU has made non-negative."""
     weight_bits: Literal[7, 8] = 8

@@ -220,9 +220,8 @@ def test_signed_and_unsigned_are_the_same(checkpoint: Checkpoint, ranges: GivenR
     np.testing.assert_allclose(signed, unsigned, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("lrn", ["sums", "band"])
-def test_normalisation_lowered(lrn: str, checkpoint: Checkpoint, ranges: GivenRanges, x_NCHW: np.ndarray) -> None:
-    model = lowered_onnx(checkpoint, changed(VNNI, lrn=lrn), layer_types("fp32"), ranges)
+def test_normalisation_lowered(checkpoint: Checkpoint, ranges: GivenRanges, x_NCHW: np.ndarray) -> None:
+    model = lowered_onnx(checkpoint, changed(VNNI, lrn="sums"), layer_types("fp32"), ranges)
     assert "LRN" not in {node.op_type for node in model.graph.node}
     (native,) = answers(lowered_onnx(checkpoint, changed(VNNI, lrn="native"), layer_types("fp32"), ranges), x_NCHW)
     (lowered,) = answers(model, x_NCHW)
