@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from rtx_engine import build_rtx
 
 from alexnet_edge.artifact import Precision, layer_types
 from alexnet_edge.errors import AlexNetEdgeError
-from alexnet_edge.export.engines.engine import check_engine
-from alexnet_edge.export.engines.options import EngineOptions
-from alexnet_edge.export.engines.tensorrt import build_engine
 from alexnet_edge.export.graphs.onnx import DLA_PRECISIONS, OPSETS, onnx_from_checkpoint, write_onnx
 from alexnet_edge.export.precision import network_precisions, require_precision, weight_bytes
 from alexnet_edge.network.checkpoint import Checkpoint
@@ -155,20 +153,11 @@ def test_a_graph_with_mixed_types_is_refused(written: Callable[[Precision], Path
         Parsed(builder, model.SerializeToString())
 
 
-# --- built ----------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("precision", OPSETS)
 def test_real_engines(written: Callable[[Precision], Path], tmp_path: Path, precision: Precision) -> None:
     engine = tmp_path / "a.engine"
     expected = weight_bytes(architecture("two-tower", 4), precision)
-    built = build_engine(
-        written(precision),
-        engine,
-        check_engine("rtx", EngineOptions(compute_capability=("sm89",)), precision),
-        weight_bytes=expected,
-        size=227,
-    )
+    built = build_rtx(written(precision), engine, precision, expected, ("sm89",))
     require_precision(built.layers, "this")
     assert {layer.name: layer.built for layer in built.layers} == layer_types(precision)
     assert engine.stat().st_size == pytest.approx(expected, rel=0.02, abs=4 << 20)
@@ -182,13 +171,7 @@ def test_types_that_a_gpu_does_not_have(
     """FP8 came with SM 8.9, INT4 with SM 8.0; one line says so and nothing is written."""
     engine = tmp_path / "a.engine"
     with pytest.raises(AlexNetEdgeError) as error:
-        build_engine(
-            written(precision),
-            engine,
-            check_engine("rtx", EngineOptions(compute_capability=(target,)), precision),
-            weight_bytes=weight_bytes(architecture("two-tower", 4), precision),
-            size=227,
-        )
+        build_rtx(written(precision), engine, precision, gpus=(target,))
     assert "\n" not in str(error.value)
     assert target in str(error.value)
     assert not engine.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from alexnet_edge.network.quantize import INT4_BLOCK
 MakeCheckpoint = Callable[..., Path]
 
 QUANTISED = {"QuantizeLinear", "DequantizeLinear"}
+CALIBRATED = ("int8", "fp8")
 AMAX = {name: 1.0 + index for index, name in enumerate(LAYER_NAMES)}
 
 
@@ -44,28 +46,14 @@ def two_tower(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def fp16(two_tower: Checkpoint) -> onnx.ModelProto:
-    return onnx_from_checkpoint(two_tower, precision="fp16")
+def graph(two_tower: Checkpoint) -> Callable[[Precision], onnx.ModelProto]:
+    """The graph of a precision; do not change it."""
 
+    @functools.cache
+    def write(precision: Precision) -> onnx.ModelProto:
+        return onnx_from_checkpoint(two_tower, precision=precision, amax=AMAX if precision in CALIBRATED else None)
 
-@pytest.fixture(scope="module")
-def int8(two_tower: Checkpoint) -> onnx.ModelProto:
-    return onnx_from_checkpoint(two_tower, precision="int8", amax=AMAX)
-
-
-@pytest.fixture(scope="module")
-def bf16(two_tower: Checkpoint) -> onnx.ModelProto:
-    return onnx_from_checkpoint(two_tower, precision="bf16")
-
-
-@pytest.fixture(scope="module")
-def fp8(two_tower: Checkpoint) -> onnx.ModelProto:
-    return onnx_from_checkpoint(two_tower, precision="fp8", amax=AMAX)
-
-
-@pytest.fixture(scope="module")
-def int4(two_tower: Checkpoint) -> onnx.ModelProto:
-    return onnx_from_checkpoint(two_tower, precision="int4-fc")
+    return write
 
 
 def nodes_of(arch: Architecture) -> list[str]:
@@ -150,7 +138,8 @@ def test_fp32_gives_the_model_s_answers(tiny_checkpoint: MakeCheckpoint, name: s
         assert np.abs(y_NK - expected_NK).max() <= 1e-4 * np.abs(expected_NK).max()
 
 
-def test_lrn_has_the_constants_of_the_layer_table(fp16: onnx.ModelProto) -> None:
+def test_lrn_has_the_constants_of_the_layer_table(graph: Callable[[Precision], onnx.ModelProto]) -> None:
+    fp16 = graph("fp16")
     found = [node for node in fp16.graph.node if node.op_type == "LRN"]
     assert [node.name for node in found] == ["conv1/lrn", "conv2/lrn"]
     for node in found:
@@ -163,22 +152,22 @@ def test_lrn_has_the_constants_of_the_layer_table(fp16: onnx.ModelProto) -> None
         }
 
 
-def test_fp16_keeps_lrn_and_the_ends_in_fp32(fp16: onnx.ModelProto, two_tower: Checkpoint) -> None:
-    check_form(fp16, two_tower.info.arch, "fp16")
-    assert {entry.data_type for entry in fp16.graph.initializer} == {TensorProto.FLOAT16}
-    types = {value.name: value.type.tensor_type.elem_type for value in (*fp16.graph.value_info, *fp16.graph.output)}
-    made_by = producers(fp16)
-    for node in fp16.graph.node:
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)])
+def test_lrn_and_the_ends_stay_in_fp32(
+    precision: Precision, kind: int, graph: Callable[[Precision], onnx.ModelProto], two_tower: Checkpoint
+) -> None:
+    model = graph(precision)
+    check_form(model, two_tower.info.arch, precision)
+    assert {entry.data_type for entry in model.graph.initializer} == {kind}
+    types, made_by = types_of(model), producers(model)
+    for node in model.graph.node:
         if node.op_type == "LRN":
             assert made_by[node.input[0]].op_type == "Cast"
-            (after,) = consumers(fp16, node.output[0])
-            assert after == f"{node.name}/fp16"
+            assert consumers(model, node.output[0]) == [f"{node.name}/{precision}"]
             assert types[node.input[0]] == types[node.output[0]] == TensorProto.FLOAT
         elif node.op_type != "Cast":
-            assert types[node.output[0]] == TensorProto.FLOAT16, node.name
-    assert [name for name in (node.name for node in fp16.graph.node) if "fp" not in name] == nodes_of(
-        two_tower.info.arch
-    )
+            assert types[node.output[0]] == kind, node.name
+    assert [node.name for node in model.graph.node if node.op_type != "Cast"] == nodes_of(two_tower.info.arch)
 
 
 def test_fp16_softmax_is_fp32(tiny_checkpoint: MakeCheckpoint) -> None:
@@ -191,8 +180,9 @@ def test_fp16_softmax_is_fp32(tiny_checkpoint: MakeCheckpoint) -> None:
     assert (cast.op_type, cast.attribute[0].i) == ("Cast", TensorProto.FLOAT)
 
 
-def test_lrn_of_300_does_not_overflow_in_fp16(fp16: onnx.ModelProto) -> None:
+def test_lrn_of_300_does_not_overflow_in_fp16(graph: Callable[[Precision], onnx.ModelProto]) -> None:
     """Squares of FP16 values above 255 are infinite in FP16; ONNX's own reference computes each node in its stated type."""
+    fp16 = graph("fp16")
     chosen = [node for node in fp16.graph.node if node.name.startswith("conv1/lrn")]
     assert [node.op_type for node in chosen] == ["Cast", "LRN", "Cast"]
     shape = [8, 8, 1, 1]  # the reference's loop over channels runs as often as there are images
@@ -226,8 +216,9 @@ def test_fp16_of_large_activations_answers_like_fp32(two_tower: Checkpoint) -> N
 
 
 def test_int8_quantises_the_inputs_of_the_eight_layers_and_nothing_else(
-    int8: onnx.ModelProto, two_tower: Checkpoint
+    graph: Callable[[Precision], onnx.ModelProto], two_tower: Checkpoint
 ) -> None:
+    int8 = graph("int8")
     arch = two_tower.info.arch
     check_form(int8, arch, "int8")
     made_by, constants = producers(int8), initialisers(int8)
@@ -265,8 +256,9 @@ def test_int8_quantises_the_inputs_of_the_eight_layers_and_nothing_else(
     assert [node.name for node in int8.graph.node if node.op_type not in QUANTISED] == nodes_of(arch)
 
 
-def test_int8_runs_close_to_the_model(int8: onnx.ModelProto) -> None:
+def test_int8_runs_close_to_the_model(graph: Callable[[Precision], onnx.ModelProto]) -> None:
     """The operators accept the graph as written; how close the answers are is measured on trained networks."""
+    int8 = graph("int8")
     x_NCHW = np.random.default_rng(0).standard_normal((2, 3, 227, 227), np.float32)
     y_NK = session(int8).run(None, {"input": x_NCHW})[0]
     assert y_NK.shape == (2, 4)
@@ -341,19 +333,8 @@ def exact(two_tower: Checkpoint) -> tuple[np.ndarray, dict[str, float]]:
     return emulated(two_tower, INPUT_NCHW, lambda x: x, unchanged, watch), largest
 
 
-def test_bf16_keeps_lrn_and_the_ends_in_fp32(bf16: onnx.ModelProto, two_tower: Checkpoint) -> None:
-    check_form(bf16, two_tower.info.arch, "bf16")
-    assert {entry.data_type for entry in bf16.graph.initializer} == {TensorProto.BFLOAT16}
-    types = types_of(bf16)
-    for node in bf16.graph.node:
-        if node.op_type == "LRN":
-            assert types[node.input[0]] == types[node.output[0]] == TensorProto.FLOAT
-        elif node.op_type != "Cast":
-            assert types[node.output[0]] == TensorProto.BFLOAT16, node.name
-    assert [node.name for node in bf16.graph.node if node.op_type != "Cast"] == nodes_of(two_tower.info.arch)
-
-
-def test_bf16_weights_are_the_nearest(bf16: onnx.ModelProto, two_tower: Checkpoint) -> None:
+def test_bf16_weights_are_the_nearest(graph: Callable[[Precision], onnx.ModelProto], two_tower: Checkpoint) -> None:
+    bf16 = graph("bf16")
     stored = numpy_helper.to_array(initialisers(bf16)["conv3.weight"]).astype(np.float32)
     weight = torch.from_numpy(two_tower.weights["conv3.weight"])
     assert np.array_equal(stored, weight.bfloat16().float().numpy())
@@ -379,7 +360,10 @@ def test_only_bf16_is_emulated(two_tower: Checkpoint) -> None:
         emulation_from_checkpoint(two_tower, "fp8")
 
 
-def test_fp8_quantises_the_layers_of_that_type_and_nothing_else(fp8: onnx.ModelProto, two_tower: Checkpoint) -> None:
+def test_fp8_quantises_the_layers_of_that_type_and_nothing_else(
+    graph: Callable[[Precision], onnx.ModelProto], two_tower: Checkpoint
+) -> None:
+    fp8 = graph("fp8")
     arch = two_tower.info.arch
     check_form(fp8, arch, "fp8")
     made_by, constants, types = producers(fp8), initialisers(fp8), types_of(fp8)
@@ -439,7 +423,10 @@ def test_fp8_runs_with_its_roundings(two_tower: Checkpoint, exact: tuple[np.ndar
     assert distance(y, answers) < 0.2, "further on, values on the edge round otherwise in either"
 
 
-def test_int4_stores_the_fully_connected_weights_in_blocks(int4: onnx.ModelProto, two_tower: Checkpoint) -> None:
+def test_int4_stores_the_fully_connected_weights_in_blocks(
+    graph: Callable[[Precision], onnx.ModelProto], two_tower: Checkpoint
+) -> None:
+    int4 = graph("int4-fc")
     arch = two_tower.info.arch
     check_form(int4, arch, "int4-fc")
     made_by, constants, types = producers(int4), initialisers(int4), types_of(int4)
@@ -461,8 +448,9 @@ def test_int4_stores_the_fully_connected_weights_in_blocks(int4: onnx.ModelProto
 
 
 def test_int4_runs_with_the_weights_it_stores(
-    int4: onnx.ModelProto, two_tower: Checkpoint, exact: tuple[np.ndarray, dict[str, float]]
+    graph: Callable[[Precision], onnx.ModelProto], two_tower: Checkpoint, exact: tuple[np.ndarray, dict[str, float]]
 ) -> None:
+    int4 = graph("int4-fc")
     constants = {name: numpy_helper.to_array(entry) for name, entry in initialisers(int4).items()}
 
     def stored(name: str, weight: np.ndarray) -> np.ndarray:
@@ -508,26 +496,28 @@ def test_the_notebook_s_softmax_in_the_form_for_dla(tiny_checkpoint: MakeCheckpo
     assert y.sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
 
 
-@pytest.mark.parametrize("precision", [name for name in OPSETS if name not in DLA_PRECISIONS])
-def test_precisions_without_a_form_for_dla(two_tower: Checkpoint, precision: Precision) -> None:
-    ranges = AMAX if precision == "fp8" else None
-    with pytest.raises(UserError, match=f"no form for DLA: {precision}; choose fp32, fp16, int8"):
-        onnx_from_checkpoint(two_tower, precision=precision, amax=ranges, for_dla=1)
+@pytest.mark.parametrize(
+    ("precision", "options", "message"),
+    [
+        *((name, {"for_dla": 1}, f"no form for DLA: {name}; choose fp32, fp16, int8") for name in ("bf16", "int4-fc")),
+        ("fp8", {"for_dla": 1, "amax": AMAX}, "no form for DLA: fp8; choose fp32, fp16, int8"),
+        *((name, {}, f"needs the range of each layer's input: {name}; calibrate first") for name in CALIBRATED),
+        *((name, {"amax": AMAX}, f"no calibration ranges: {name}") for name in ("fp32", "fp16", "bf16", "int4-fc")),
+    ],
+)
+def test_what_is_refused(two_tower: Checkpoint, precision: Precision, options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        onnx_from_checkpoint(two_tower, precision=precision, **options)
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_quantised_inputs_need_ranges(two_tower: Checkpoint, precision: Precision) -> None:
-    with pytest.raises(UserError, match=f"needs the range of each layer's input: {precision}; calibrate first"):
-        onnx_from_checkpoint(two_tower, precision=precision)
+def test_every_precision_without_a_form_for_dla_is_refused() -> None:
+    assert {*OPSETS} - {*DLA_PRECISIONS} == {"bf16", "int4-fc", "fp8"}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int4-fc"])
-def test_ranges_that_nothing_would_use_are_refused(two_tower: Checkpoint, precision: Precision) -> None:
-    with pytest.raises(UserError, match=f"takes no calibration ranges: {precision}"):
-        onnx_from_checkpoint(two_tower, precision=precision, amax=AMAX)
-
-
-def test_a_graph_that_is_not_valid_is_not_written(fp16: onnx.ModelProto, tmp_path: Path) -> None:
+def test_a_graph_that_is_not_valid_is_not_written(
+    graph: Callable[[Precision], onnx.ModelProto], tmp_path: Path
+) -> None:
+    fp16 = graph("fp16")
     broken = onnx.ModelProto()
     broken.CopyFrom(fp16)
     broken.graph.node[3].input[0] = "nowhere"

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from rtx_engine import build_rtx
 
 from alexnet_edge.artifact import LayerPrecision, Precision, layer_types
 from alexnet_edge.errors import PrecisionError
-from alexnet_edge.export.engines.engine import check_engine
 from alexnet_edge.export.engines.options import EngineOptions
-from alexnet_edge.export.engines.tensorrt import build_engine, prove_size
+from alexnet_edge.export.engines.tensorrt import prove_size
 from alexnet_edge.export.graphs.onnx import OPSETS, onnx_from_checkpoint
 from alexnet_edge.export.precision import (
     _kernel_type,
@@ -75,23 +75,18 @@ def node_of(model: onnx.ModelProto, name: str) -> Any:
     return next(node for node in model.graph.node if node.name == name)
 
 
-def insert_before(model: onnx.ModelProto, name: str, *nodes: Any) -> None:
-    place = [node.name for node in model.graph.node].index(name)
-    for offset, node in enumerate(nodes):
-        model.graph.node.insert(place + offset, node)
-
-
 def in_fp32(model: onnx.ModelProto, name: str) -> None:
-    """One layer of an FP16 graph computed in FP32."""
+    """One layer of an FP16 graph, or one with INT4 weights, computed in FP32."""
     layer = node_of(model, name)
     for entry in model.graph.initializer:
-        if entry.name in layer.input:
+        if entry.name in (*layer.input, f"{name}.weight_scale"):
             entry.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(entry).astype(np.float32), entry.name))
     before = helper.make_node("Cast", [layer.input[0]], [f"{name}/up"], to=TensorProto.FLOAT)
     after = helper.make_node("Cast", [f"{name}/in32"], [layer.output[0]], to=TensorProto.FLOAT16)
     layer.input[0], layer.output[0] = f"{name}/up", f"{name}/in32"
-    insert_before(model, name, before)
-    model.graph.node.insert([node.name for node in model.graph.node].index(name) + 1, after)
+    place = [node.name for node in model.graph.node].index(name)
+    model.graph.node.insert(place + 1, after)
+    model.graph.node.insert(place, before)
 
 
 def without_pair(model: onnx.ModelProto, name: str) -> None:
@@ -102,10 +97,22 @@ def without_pair(model: onnx.ModelProto, name: str) -> None:
         model.graph.node.remove(node)
 
 
-def with_float_weights(model: onnx.ModelProto, name: str, weights: np.ndarray) -> None:
+def with_float_weights(model: onnx.ModelProto, name: str) -> None:
+    """One layer's weights left in the type of their scales."""
+    constants = {entry.name: entry for entry in model.graph.initializer}
+    weight, scale = (numpy_helper.to_array(constants[f"{name}.{part}"]) for part in ("weight", "weight_scale"))
     node_of(model, name).input[1] = f"{name}.float"
     model.graph.node.remove(node_of(model, f"{name}.weight_dq"))
-    model.graph.initializer.append(numpy_helper.from_array(weights, f"{name}.float"))
+    model.graph.initializer.append(numpy_helper.from_array(weight.astype(scale.dtype), f"{name}.float"))
+
+
+def not_quantised(model: onnx.ModelProto, name: str) -> None:
+    without_pair(model, name)
+    with_float_weights(model, name)
+
+
+def renamed(model: onnx.ModelProto, name: str) -> None:
+    node_of(model, name).name = "something"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -117,98 +124,42 @@ def test_right_graphs_hold(graphs: dict[Precision, Path], precision: Precision) 
     require_precision(layers, "this")
 
 
-@pytest.mark.parametrize("asked", PRECISIONS)
-@pytest.mark.parametrize("given", PRECISIONS)
-def test_the_answer_is_not_the_request(graphs: dict[Precision, Path], asked: Precision, given: Precision) -> None:
-    layers = onnx_precisions(graphs[given], asked)
-    assert built(layers) == layer_types(given)
-    if asked != given:
-        wanted, got = layer_types(asked)["fc8"], layer_types(given)["fc8"]
-        with pytest.raises(PrecisionError, match=f"fc8 is {got}, not {wanted}"):
+@pytest.mark.parametrize("requested", PRECISIONS)
+@pytest.mark.parametrize("written", PRECISIONS)
+def test_the_answer_is_not_the_request(graphs: dict[Precision, Path], requested: Precision, written: Precision) -> None:
+    layers = onnx_precisions(graphs[written], requested)
+    assert built(layers) == layer_types(written)
+    if requested != written:
+        words = f"fc8 is {layer_types(written)['fc8']}, not {layer_types(requested)['fc8']}"
+        with pytest.raises(PrecisionError, match=words):
             require_precision(layers, "this")
 
 
-@pytest.mark.parametrize("name", ["conv4", "fc7"])
-def test_a_planted_fp32_layer(graphs: dict[Precision, Path], tmp_path: Path, name: str) -> None:
-    path = edited(graphs["fp16"], tmp_path / "a.onnx", lambda model: in_fp32(model, name))
-    layers = onnx_precisions(path, "fp16")
-    assert built(layers) == all_but(name, "fp16", "fp32")
-    with pytest.raises(PrecisionError, match=f"^this: {name} is fp32, not fp16$"):
-        require_precision(layers, "this")
+Plant = Callable[[onnx.ModelProto, str], None]
 
 
-def test_a_layer_without_its_pair(graphs: dict[Precision, Path], tmp_path: Path) -> None:
-    path = edited(graphs["int8"], tmp_path / "a.onnx", lambda model: without_pair(model, "fc6"))
-    assert built(onnx_precisions(path, "int8")) == all_but("fc6", "int8", "mixed")
-
-
-def test_a_layer_that_was_not_quantised_at_all(
-    graphs: dict[Precision, Path], tmp_path: Path, checkpoint: Checkpoint
+@pytest.mark.parametrize(
+    ("precision", "name", "plant", "kind"),
+    [
+        ("fp16", "conv4", in_fp32, "fp32"),
+        ("fp16", "fc7", in_fp32, "fp32"),
+        ("int8", "fc6", without_pair, "mixed"),
+        ("int8", "conv2", not_quantised, "fp32"),
+        ("int8", "fc8", with_float_weights, "mixed"),
+        ("fp8", "fc7", without_pair, "mixed"),
+        ("int4-fc", "fc8", with_float_weights, "fp16"),
+        ("int4-fc", "fc7", in_fp32, "mixed"),
+        ("fp32", "conv3", renamed, "missing"),
+    ],
+)
+def test_a_planted_layer_is_found(
+    graphs: dict[Precision, Path], tmp_path: Path, precision: Precision, name: str, plant: Plant, kind: str
 ) -> None:
-    def plant(model: onnx.ModelProto) -> None:
-        without_pair(model, "conv2")
-        with_float_weights(model, "conv2", checkpoint.weights["conv2.weight"])
-
-    path = edited(graphs["int8"], tmp_path / "a.onnx", plant)
-    assert built(onnx_precisions(path, "int8")) == all_but("conv2", "int8", "fp32")
-
-
-def test_float_weights_behind_a_quantised_input(
-    graphs: dict[Precision, Path], tmp_path: Path, checkpoint: Checkpoint
-) -> None:
-    path = edited(
-        graphs["int8"],
-        tmp_path / "a.onnx",
-        lambda model: with_float_weights(model, "fc8", checkpoint.weights["fc8.weight"]),
-    )
-    assert built(onnx_precisions(path, "int8")) == all_but("fc8", "int8", "mixed")
-
-
-def test_fp8_weights_without_a_quantised_input(graphs: dict[Precision, Path], tmp_path: Path) -> None:
-    path = edited(graphs["fp8"], tmp_path / "a.onnx", lambda model: without_pair(model, "fc7"))
-    assert built(onnx_precisions(path, "fp8")) == all_but("fc7", "fp8", "mixed")
-
-
-def test_int4_weights_that_were_left_in_fp16(
-    graphs: dict[Precision, Path], tmp_path: Path, checkpoint: Checkpoint
-) -> None:
-    weights = checkpoint.weights["fc8.weight"].astype(np.float16)
-    path = edited(graphs["int4-fc"], tmp_path / "a.onnx", lambda model: with_float_weights(model, "fc8", weights))
-    layers = onnx_precisions(path, "int4-fc")
-    assert built(layers) == all_but("fc8", "int4-fc", "fp16")
-    with pytest.raises(PrecisionError, match=r"^this: fc8 is fp16, not int4$"):
+    path = edited(graphs[precision], tmp_path / "a.onnx", lambda model: plant(model, name))
+    layers = onnx_precisions(path, precision)
+    assert built(layers) == all_but(name, precision, kind)
+    with pytest.raises(PrecisionError, match=f"^this: {name} is {kind}, not {layer_types(precision)[name]}$"):
         require_precision(layers, "this")
-
-
-def in_fp32_behind_int4(model: onnx.ModelProto, name: str) -> None:
-    """A layer with INT4 weights that computes in FP32."""
-    for entry in model.graph.initializer:
-        if entry.name in (f"{name}.weight_scale", f"{name}.bias"):
-            entry.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(entry).astype(np.float32), entry.name))
-    layer = node_of(model, name)
-    before = helper.make_node("Cast", [layer.input[0]], [f"{name}/up"], name=f"{name}/up", to=TensorProto.FLOAT)
-    after = helper.make_node("Cast", [f"{name}/in32"], [layer.output[0]], to=TensorProto.FLOAT16)
-    layer.input[0], layer.output[0] = f"{name}/up", f"{name}/in32"
-    insert_before(model, name, before)
-    model.graph.node.insert([node.name for node in model.graph.node].index(name) + 1, after)
-
-
-def test_int4_weights_computed_in_fp32(graphs: dict[Precision, Path], tmp_path: Path) -> None:
-    path = edited(graphs["int4-fc"], tmp_path / "a.onnx", lambda model: in_fp32_behind_int4(model, "fc7"))
-    assert built(onnx_precisions(path, "int4-fc")) == all_but("fc7", "int4-fc", "mixed")
-
-
-def test_a_missing_layer(graphs: dict[Precision, Path], tmp_path: Path) -> None:
-    def rename(model: onnx.ModelProto) -> None:
-        node_of(model, "conv3").name = "something"
-
-    layers = onnx_precisions(edited(graphs["fp32"], tmp_path / "a.onnx", rename), "fp32")
-    assert built(layers) == all_but("conv3", "fp32", "missing")
-    with pytest.raises(PrecisionError, match="conv3 is missing, not fp32"):
-        require_precision(layers, "this")
-
-
-# --- TensorRT-RTX ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -243,13 +194,14 @@ def test_the_parsed_network_has_the_graph_s_precisions(
 
 
 @pytest.mark.parametrize(
-    ("precision", "name", "plant", "found"),
+    ("precision", "name", "plant", "kind"),
     [
         ("fp16", "conv4", in_fp32, "fp32"),
         ("fp16", "fc7", in_fp32, "fp32"),
+        ("fp16", "fc7", renamed, "missing"),
         ("int8", "fc6", without_pair, "mixed"),
         ("fp8", "conv4", without_pair, "mixed"),
-        ("int4-fc", "fc7", in_fp32_behind_int4, "mixed"),
+        ("int4-fc", "fc7", in_fp32, "mixed"),
     ],
 )
 def test_a_planted_layer_is_found_in_the_parsed_network(
@@ -258,26 +210,15 @@ def test_a_planted_layer_is_found_in_the_parsed_network(
     tmp_path: Path,
     precision: Precision,
     name: str,
-    plant: Callable[[onnx.ModelProto, str], None],
-    found: str,
+    plant: Plant,
+    kind: str,
 ) -> None:
     path = edited(graphs[precision], tmp_path / "a.onnx", lambda model: plant(model, name))
-    layers = network_precisions(parse(path), precision)
-    assert built(layers) == all_but(name, precision, found)
+    assert built(network_precisions(parse(path), precision)) == all_but(name, precision, kind)
     engine = tmp_path / "a.engine"
-    with pytest.raises(PrecisionError, match=f"{name} is {found}, not {layer_types(precision)[name]}"):
-        build_engine(path, engine, check_engine("rtx", EngineOptions(), precision), weight_bytes=1, size=227)
+    with pytest.raises(PrecisionError, match=f"{name} is {kind}, not {layer_types(precision)[name]}"):
+        build_rtx(path, engine, precision)
     assert not engine.exists()
-
-
-def test_a_missing_layer_of_the_parsed_network(
-    graphs: dict[Precision, Path], parse: Callable[[Path], Any], tmp_path: Path
-) -> None:
-    def rename(model: onnx.ModelProto) -> None:
-        node_of(model, "fc7").name = "something"
-
-    network = parse(edited(graphs["fp16"], tmp_path / "a.onnx", rename))
-    assert built(network_precisions(network, "fp16")) == all_but("fc7", "fp16", "missing")
 
 
 def test_the_convolution_s_own_weights_count(graphs: dict[Precision, Path], parse: Callable[[Path], Any]) -> None:
@@ -289,9 +230,6 @@ def test_the_convolution_s_own_weights_count(graphs: dict[Precision, Path], pars
     assert conv.num_inputs == 1
     assert _kernel_type(conv) == "bf16"
     assert conv.kernel.size == 384 * 256 * 9
-
-
-# --- the proof by size ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -311,14 +249,14 @@ def test_bytes_of_the_weights(arch: str) -> None:
 def test_the_size_tells_the_precisions_apart(arch: str) -> None:
     """FP16 from BF16 and INT8 from FP8 it cannot tell; their types do."""
     network = architecture(arch, 4)
-    for given in PRECISIONS:
-        size = weight_bytes(network, given)
-        for asked in PRECISIONS:
-            if abs(weight_bytes(network, asked) - size) < 0.01 * size:
-                prove_size(int(size * 1.02), asked, weight_bytes(network, asked), EngineOptions())
+    for size in (weight_bytes(network, written) for written in PRECISIONS):
+        for requested in PRECISIONS:
+            expected = weight_bytes(network, requested)
+            if abs(expected - size) < 0.01 * size:
+                prove_size(int(size * 1.02), requested, expected, EngineOptions())
             else:
                 with pytest.raises(PrecisionError, match="not built in the precision asked for"):
-                    prove_size(size, asked, weight_bytes(network, asked), EngineOptions())
+                    prove_size(size, requested, expected, EngineOptions())
 
 
 def test_an_engine_with_fp32_weights_is_no_fp16_engine(
@@ -332,10 +270,4 @@ def test_an_engine_with_fp32_weights_is_no_fp16_engine(
     )
     monkeypatch.setattr("alexnet_edge.export.engines.tensorrt.network_precisions", lambda network, precision: blind)
     with pytest.raises(PrecisionError, match=r"the engine has 2\d\d,\d+,\d+ bytes where .* in fp16 take"):
-        build_engine(
-            graphs["fp32"],
-            tmp_path / "a.engine",
-            check_engine("rtx", EngineOptions(), "fp16"),
-            weight_bytes=weight_bytes(checkpoint.info.arch, "fp16"),
-            size=227,
-        )
+        build_rtx(graphs["fp32"], tmp_path / "a.engine", "fp16", weight_bytes(checkpoint.info.arch, "fp16"))
