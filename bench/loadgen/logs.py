@@ -86,15 +86,14 @@ def _metric(events: Mapping[str, Any], scenario: Scenario, percentile: float | N
 
 
 def _reasons(events: Mapping[str, Any], early_stopping: str) -> list[str]:
-    reasons = []
-    if events.get("result_perf_constraints_met") is False:
-        reasons.append("the latency is above the bound")
-    if events.get("result_min_duration_met") is False:
-        reasons.append("shorter than the least duration")
-    if events.get("result_min_queries_met") is False:
-        reasons.append("fewer queries than the least number")
-    if events.get("early_stopping_met") is False:
-        reasons.append(f"early stopping: {early_stopping}".replace(": * ", ": ").replace(" * ", " "))
+    early = f"early stopping: {early_stopping}".replace(": * ", ": ").replace(" * ", " ")
+    words = {
+        "result_perf_constraints_met": "the latency is above the bound",
+        "result_min_duration_met": "shorter than the least duration",
+        "result_min_queries_met": "fewer queries than the least number",
+        "early_stopping_met": early,
+    }
+    reasons = [reason for key, reason in words.items() if events.get(key) is False]
     return reasons or [str(events.get("result_invalid_reason") or "LoadGen gives no reason")]
 
 

@@ -54,11 +54,8 @@ def run_here(session: Session, x_NCHW: FloatArray, settings: ScenarioSettings, *
 
     LoadGen has state of its own per process: run one scenario per process.
 
-    Args:
-        session: an open session.
-        x_NCHW: real preprocessed images `(N, 3, S, S)` float32, at least one.
-        settings: `server` needs its bound and its rate here, see `run_scenario`.
-        logs: folder for LoadGen's logs, made if need be; files of an earlier run in it are replaced.
+    `x_NCHW` are real preprocessed images `(N, 3, S, S)` float32, at least one. `server` needs its bound and its rate here, see
+    `run_scenario`. The folder `logs` is made if need be; files of an earlier run in it are replaced.
 
     Returns:
         `scenario`, `verdict`, `reasons`, `metric`, `percentiles_ns` (per query; None where the queries are too few; empty for
@@ -87,7 +84,10 @@ def run_here(session: Session, x_NCHW: FloatArray, settings: ScenarioSettings, *
     settings = _resolve(settings, batching)
     sut = _SystemUnderTest(session, x_NCHW, settings, batching, lg)
     _make_folder(logs)
-    test, log = _loadgen_settings(lg, settings, batching, logs)
+    test = _test_settings(lg, settings, batching)
+    log = lg.LogSettings()
+    log.enable_trace = False
+    log.log_output.outdir = str(logs)
     with no_collection():
         run = sut.serve if settings.scenario == "server" else sut.stream
         run(lambda handle, qsl: lg.StartTestWithLogSettings(handle, qsl, test, log, str(logs / "audit.config")))
@@ -115,7 +115,8 @@ def _choose_batch(
     """The batch that was given, that of one query, or, offline, the fastest of a quick measurement."""
     if settings.scenario == "offline" and (settings.max_batch is None or settings.target_qps is None):
         return measure_batches(one_inference, low=low, high=settings.max_batch or high, seconds=settings.seconds)
-    smallest = _query_batch(settings, low, high)
+    images = settings.samples_per_query if settings.scenario == "multi-stream" else low
+    smallest = min(images, high or images)  # of one inference that answers one query
     return Batching(
         batch=settings.max_batch or smallest,
         how="as given" if settings.max_batch else "one query",
@@ -128,12 +129,8 @@ def measure_batches(
 ) -> Batching:
     """Time ever larger batches, each twice the last, while each brings at least 5 % more images per second.
 
-    Args:
-        one_inference: runs a batch, returns its nanoseconds.
-        low: smallest batch.
-        high: largest batch; None for 64.
-        seconds: least duration of the run; no inference may take longer than a tenth of it.
-        limit_ns: the longest that an inference may take.
+    `one_inference` runs a batch and returns its nanoseconds. The largest batch is `high`; None for 64. No inference may take
+    longer than `limit_ns`, or than a tenth of `seconds`, the least duration of the run.
     """
     high = high or max(_LARGEST_BATCH, low)
     limit_ns = min(limit_ns, seconds * 1e9 * _BATCH_SHARE)
@@ -142,23 +139,19 @@ def measure_batches(
     while (batch := batch * 2) <= high:
         if 1.2 * times_ns[batch // 2] > limit_ns:  # the larger one takes longer still
             break
-        times_ns[batch] = _settled_ns(one_inference, batch, warmup_s=0, warmup_count=1)
+        times_ns[batch] = _settled_ns(one_inference, batch, warm=True)
         if times_ns[batch] > limit_ns or batch / times_ns[batch] < _MIN_GAIN * best / times_ns[best]:
             break
         best = batch
     return Batching(batch=best, how="measured: a larger batch is no faster or takes too long", times_ns=times_ns)
 
 
-def _settled_ns(
-    one_inference: Callable[[int], int],
-    batch: int,
-    *,
-    warmup_s: float = _WARMUP_S,
-    warmup_count: int = WARMUP_COUNT,
-) -> float:
+def _settled_ns(one_inference: Callable[[int], int], batch: int, *, warm: bool = False) -> float:
+    """Where the session is `warm` from another batch, one inference warms this batch up."""
+    seconds, least = (0.0, 1) if warm else (_WARMUP_S, WARMUP_COUNT)
     start = time.monotonic()
     count = 0
-    while count < warmup_count or time.monotonic() - start < warmup_s:
+    while count < least or time.monotonic() - start < seconds:
         one_inference(batch)
         count += 1
     return float(np.median([one_inference(batch) for _ in range(3)]))
@@ -175,18 +168,9 @@ def check_batches(low: int, high: int | None, settings: ScenarioSettings) -> Non
             value=settings.samples_per_query,
             fix="give more samples per query, or export with a smaller batch",
         )
-    if settings.max_batch is not None and (
-        settings.max_batch < low or (high is not None and settings.max_batch > high)
-    ):
-        raise UserError(
-            "the session does not take so large or small a batch", value=settings.max_batch, fix=f"from {low} to {high}"
-        )
-
-
-def _query_batch(settings: ScenarioSettings, low: int, high: int | None) -> int:
-    """Images of one inference that answers one query."""
-    images = settings.samples_per_query if settings.scenario == "multi-stream" else low
-    return min(images, high or images)
+    most = settings.max_batch
+    if most is not None and (most < low or (high is not None and most > high)):
+        raise UserError("the session does not take so large or small a batch", value=most, fix=f"from {low} to {high}")
 
 
 def _resolve(settings: ScenarioSettings, batching: Batching) -> ScenarioSettings:
@@ -225,33 +209,28 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _loadgen_settings(lg: Any, settings: ScenarioSettings, batching: Batching, logs: Path) -> tuple[Any, Any]:
+def _test_settings(lg: Any, settings: ScenarioSettings, batching: Batching) -> Any:
     test = lg.TestSettings()
     test.mode = lg.TestMode.PerformanceOnly
     test.min_duration_ms = math.ceil(settings.seconds * 1e3)
     test.min_query_count = settings.min_queries
+    test.scenario = getattr(lg.TestScenario, settings.scenario.title().replace("-", ""))
     share = (settings.percentile or 0) / 100
-    if settings.scenario in ("single-stream", "multi-stream"):
-        name = settings.scenario.replace("-", "_")
-        test.scenario = lg.TestScenario.SingleStream if name == "single_stream" else lg.TestScenario.MultiStream
-        setattr(test, f"{name}_target_latency_percentile", share)
-        # LoadGen makes its queries beforehand, from a latency that must not be too long: half leaves room
-        setattr(test, f"{name}_expected_latency_ns", max(1.0, min(batching.times_ns.values()) / 2))
-        if name == "multi_stream":
-            test.multi_stream_samples_per_query = settings.samples_per_query
-    elif settings.scenario == "server":
+    if settings.scenario == "server":
         assert settings.latency_bound_ms is not None
-        test.scenario = lg.TestScenario.Server
         test.server_target_latency_percentile = share
         test.server_target_latency_ns = round(settings.latency_bound_ms * 1e6)
         test.server_target_qps = settings.target_qps
-    else:
-        test.scenario = lg.TestScenario.Offline
+    elif settings.scenario == "offline":
         test.offline_expected_qps = settings.target_qps
-    log = lg.LogSettings()
-    log.enable_trace = False
-    log.log_output.outdir = str(logs)
-    return test, log
+    else:
+        name = settings.scenario.replace("-", "_")
+        setattr(test, f"{name}_target_latency_percentile", share)
+        # LoadGen makes its queries beforehand, from a latency that must not be too long: half leaves room
+        setattr(test, f"{name}_expected_latency_ns", max(1.0, min(batching.times_ns.values()) / 2))
+        if settings.scenario == "multi-stream":
+            test.multi_stream_samples_per_query = settings.samples_per_query
+    return test
 
 
 class _SystemUnderTest:
@@ -280,11 +259,9 @@ class _SystemUnderTest:
         self._error: Exception | None = None
         self._waiting: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
 
-    # --- the two ways to run ---
-
     def stream(self, start_test: Callable[[int, int], None]) -> None:
         """LoadGen issues on this thread, and a query is answered inside its issue."""
-        self._run(start_test, self._issue_one if self._one_by_one() else self._issue_many)
+        self._run(start_test, self._issue_one if self._scenario == "single-stream" else self._issue_many)
 
     def serve(self, start_test: Callable[[int, int], None]) -> None:
         """LoadGen issues on a thread of its own; this one answers what waits, in batches."""
@@ -331,11 +308,6 @@ class _SystemUnderTest:
                 f"{self._scenario}: the session failed during a query ({type(self._error).__name__}: {first})"
             ) from self._error
 
-    def _one_by_one(self) -> bool:
-        return self._scenario == "single-stream"
-
-    # --- QSL ---
-
     def _load(self, indices: Sequence[int]) -> None:
         order = list(dict.fromkeys(indices))
         wrapped = [order[at % len(order)] for at in range(len(order) + max(self._batch, self._smallest) - 1)]
@@ -345,11 +317,8 @@ class _SystemUnderTest:
         self._single = {index: self._x_NCHW[at : at + 1] for index, at in self._position.items()}
         self._gathered = np.empty((self._batch, *self._x_NCHW.shape[1:]), np.float32)
 
-    # --- SUT ---
-
     def _issue_one(self, ids: list[int], indices: list[int]) -> None:
-        if not self.started_ns:
-            self.started_ns = time.perf_counter_ns()
+        self.started_ns = self.started_ns or time.perf_counter_ns()
         if self._error is None:
             try:
                 self._session.run(self._single[indices[0]])
@@ -360,14 +329,12 @@ class _SystemUnderTest:
         self.ended_ns = time.perf_counter_ns()
 
     def _issue_many(self, ids: list[int], indices: list[int]) -> None:
-        if not self.started_ns:
-            self.started_ns = time.perf_counter_ns()
+        self.started_ns = self.started_ns or time.perf_counter_ns()
         for at in range(0, len(ids), self._batch):
             self._answer_any(ids[at : at + self._batch], indices[at : at + self._batch])
 
     def _issue_later(self, ids: list[int], indices: list[int]) -> None:
-        if not self.started_ns:
-            self.started_ns = time.perf_counter_ns()
+        self.started_ns = self.started_ns or time.perf_counter_ns()
         for sample in zip(ids, indices, strict=True):
             self._waiting.put(sample)
 

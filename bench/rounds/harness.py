@@ -38,10 +38,8 @@ _WARMUP = 5
 def harness_overhead(*, inputs: Path | None = None, seconds: float = 1.0, logs: Path | None = None) -> dict[str, Any]:
     """What the harness costs on this machine, in nanoseconds.
 
-    Args:
-        inputs: preprocessed images, `.npy`, `(N, 3, S, S)` float32; None for noise of AlexNet's size.
-        seconds: least measuring time of each of the two.
-        logs: folder for LoadGen's logs; None to drop them.
+    `inputs` has preprocessed images, `.npy`, `(N, 3, S, S)` float32; None for noise of AlexNet's size. Each of the two is
+    measured for at least `seconds`. `logs` is the folder for LoadGen's logs; None to drop them.
 
     Returns:
         `sample_ns` (`p50`, `p99` of the samples that `measure_latency` takes of a session that answers at once) and
@@ -101,13 +99,8 @@ def plain_loop_ratio(
     Both take turns in blocks within this process, each first in every other pair of blocks, so that a machine that slows
     down slows both; the ratio is the median of the pairs' ratios, which a few disturbed pairs do not move.
 
-    Args:
-        artifact: an ONNX artifact.
-        inputs: preprocessed images, `.npy`, `(N, 3, S, S)` float32.
-        device: where to run.
-        threads: processor threads; None for every processor this process may use.
-        blocks: pairs of blocks.
-        seconds: measuring time of both together.
+    `artifact` is an ONNX artifact, `inputs` has preprocessed images, `.npy`, `(N, 3, S, S)` float32. `threads` of None is
+    every processor this process may use. `seconds` is the measuring time of both together, in `blocks` pairs of blocks.
 
     Returns:
         `ratio`, its 95 % bootstrap `interval`, `ours_p50_ns`, `plain_p50_ns` (medians of all samples), `blocks`, and `samples`
@@ -124,19 +117,17 @@ def plain_loop_ratio(
     session = open_session(artifact, device=device, threads=threads)
     if not isinstance(session, OnnxRuntimeSession):
         raise UserError("the plain loop is one around ONNX Runtime", value=artifact, fix="give an ONNX artifact")
-    block_s = seconds / blocks / 2
     settings = MeasureSettings(
         batches=(1,),
         device=device,
         rounds=1,
         percentile=50,
-        min_seconds=block_s,
+        min_seconds=seconds / blocks / 2,
         min_warmup_seconds=0,
     )
     harness_samples, plain_samples = _in_turn(session, x_NCHW, settings, blocks=blocks)
-    ratios = [
-        float(np.median(own) / np.median(other)) for own, other in zip(harness_samples, plain_samples, strict=True)
-    ]
+    pairs = zip(harness_samples, plain_samples, strict=True)
+    ratios = [float(np.median(own) / np.median(plain)) for own, plain in pairs]
     return {
         "ratio": float(np.median(ratios)),
         "interval": list(interval_of(bootstrap_medians([ratios]))),
@@ -151,21 +142,16 @@ def _in_turn(
     session: OnnxRuntimeSession, x_NCHW: FloatArray, settings: MeasureSettings, *, blocks: int
 ) -> tuple[list[tuple[int, ...]], list[list[int]]]:
     """Samples of each block of the harness and of the plain loop, each first in every other pair of blocks."""
+    inputs, least = batches_of(x_NCHW, 1), settings.samples_needed(1)
     harness_samples: list[tuple[int, ...]] = []
     plain_samples: list[list[int]] = []
-    inputs, least = batches_of(x_NCHW, 1), settings.samples_needed(1)
     with session:
         runtime = session._session
-
-        def measure_harness() -> None:
-            harness_samples.append(measure_latency(session, x_NCHW, batch=1, settings=settings).samples_ns)
-
-        def measure_plain() -> None:
-            plain_samples.append(_plain_loop(runtime, session.input.name, inputs, settings.min_seconds, least))
-
-        for number in range(blocks):
-            for measure in (measure_harness, measure_plain) if number % 2 else (measure_plain, measure_harness):
-                measure()
+        for number in range(2 * blocks):
+            if number % 4 in (0, 3):
+                plain_samples.append(_plain_loop(runtime, session.input.name, inputs, settings.min_seconds, least))
+            else:
+                harness_samples.append(measure_latency(session, x_NCHW, batch=1, settings=settings).samples_ns)
     return harness_samples, plain_samples
 
 

@@ -22,10 +22,7 @@ SECONDS = 3.0
 def measure_here(*, device: Device, threads: int | None = None, seconds: float = SECONDS) -> Peaks:
     """The peaks of this machine, measured in this process.
 
-    Args:
-        device: `cpu` or `cuda`.
-        threads: processor threads; None for every processor this process may use.
-        seconds: about how long to measure.
+    `threads` of None is every processor this process may use; it takes about `seconds`.
 
     Raises:
         MissingComponentError: when threadpoolctl, or the requested GPU, is missing.
@@ -43,11 +40,7 @@ def measure_here(*, device: Device, threads: int | None = None, seconds: float =
 
 
 def measure_peaks(
-    *,
-    device: Device,
-    threads: int | None = None,
-    cpus: Sequence[int] | None = None,
-    seconds: float = SECONDS,
+    *, device: Device, threads: int | None = None, cpus: Sequence[int] | None = None, seconds: float = SECONDS
 ) -> Peaks:
     """`measure_here` in a process of its own, on the processors `cpus`, where no other library's threads are waiting.
 

@@ -52,27 +52,15 @@ from alexnet_edge.sessions.null import NullSession
 from alexnet_edge.sessions.open import open_artifact
 
 
-def _import_torch() -> object:
-    with needs("train"):
-        return importlib.import_module("torch")
+def _import_library(suffix: str) -> object:
+    """The library that runs such a file, but for engines."""
+    if suffix == SUFFIXES["openvino"]:
+        from alexnet_edge.sessions.openvino import load_library as load_openvino
 
-
-def _import_onnxruntime() -> object:
-    with needs("onnx"):
-        return importlib.import_module("onnxruntime")
-
-
-def _import_openvino() -> object:
-    from alexnet_edge.sessions.openvino import load_library as load_openvino
-
-    return load_openvino()
-
-
-_IMPORTS: dict[str, Callable[[], object]] = {
-    SUFFIXES["onnx"]: _import_onnxruntime,
-    SUFFIXES["openvino"]: _import_openvino,
-}
-"""Loads the library that runs a file; everything else is PyTorch's, but for engines."""
+        return load_openvino()
+    extra, name = ("onnx", "onnxruntime") if suffix == SUFFIXES["onnx"] else ("train", "torch")
+    with needs(extra):
+        return importlib.import_module(name)
 
 
 class _Subject:
@@ -96,21 +84,21 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
         for line in requests:
             request = json.loads(line)
             try:
-                if request["do"] == "open" and subject is None:
+                do = request["do"]
+                if do == "open" and subject is None:
                     subject, answer = _open(request)
-                elif request["do"] == "close" and subject is not None:
+                elif do == "close" and subject is not None:
                     subject.session.__exit__(None, None, None)
                     subject, answer = None, {}
-                elif request["do"] == "peaks":
+                elif do == "peaks":
                     answer = _peaks(request)
                 elif subject is None:
-                    raise UserError("nothing is open yet", value=request["do"], fix="open a subject first")
-                elif request["do"] in _REQUESTS:
-                    answer = _REQUESTS[request["do"]](subject, request)
+                    raise UserError("nothing is open yet", value=do, fix="open a subject first")
+                elif do in _REQUESTS:
+                    answer = _REQUESTS[do](subject, request)
                 else:
-                    raise UserError(
-                        "not a request for an open subject", value=request["do"], fix=f"one of {', '.join(_REQUESTS)}"
-                    )
+                    known = ", ".join(_REQUESTS)
+                    raise UserError("not a request for an open subject", value=do, fix=f"one of {known}")
             except AlexNetEdgeError as error:
                 answer = {"ok": False, "error": str(error)}
             else:
@@ -136,7 +124,7 @@ def _open(request: Mapping[str, Any]) -> tuple[_Subject, dict[str, Any]]:
         source = artifact = open_artifact(path, trust=request["trust"])
         import_ns = time_once(lambda: load_library(LIBRARIES[artifact.manifest.runtime]))
     else:
-        import_ns = time_once(_IMPORTS.get(path.suffix, _import_torch))
+        import_ns = time_once(lambda: _import_library(path.suffix))
     start = time.perf_counter_ns()
     opened = open_session(source, device=request["device"], threads=request["threads"])
     return _opened(opened, x_NCHW, import_ns=import_ns, start_ns=start)
@@ -188,9 +176,8 @@ def _scenario(subject: _Subject, request: Mapping[str, Any]) -> dict[str, Any]:
 def _peaks(request: Mapping[str, Any]) -> dict[str, Any]:
     from alexnet_edge.bench.rounds.peaks import measure_here
 
-    options = {name: value for name, value in request.items() if name != "do"}
-    value: dict[str, Any] = records.to_builtins(measure_here(**options))
-    return value
+    peaks = measure_here(**{name: value for name, value in request.items() if name != "do"})
+    return {**records.to_builtins(peaks)}
 
 
 _REQUESTS: dict[str, Callable[[_Subject, Mapping[str, Any]], dict[str, Any]]] = {
