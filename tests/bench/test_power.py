@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +18,11 @@ import pytest
 from machine_tree import DATA, Tools, grow
 
 from alexnet_edge import records
-from alexnet_edge.bench.machine import jetson, meters, power, sources
-from alexnet_edge.bench.machine.jetson import describe_power
+from alexnet_edge.bench.machine import meters as meters_module
+from alexnet_edge.bench.machine import sources
+from alexnet_edge.bench.machine.jetson import PowerMode, describe_power, parse_mode, parse_modes
 from alexnet_edge.bench.machine.meters import Meters, find_meters, total_of
-from alexnet_edge.bench.machine.power import Clock, PowerWindow, Recorder
+from alexnet_edge.bench.machine.power import Clock, PowerWindow, Recorder, window_of
 from alexnet_edge.bench.machine.recorded_log import tegrastats_window
 from alexnet_edge.bench.machine.sources import Channel, Source
 from alexnet_edge.bench.machine.state import machine_state
@@ -32,42 +33,43 @@ from alexnet_edge.errors import UserError
 SECOND = 1_000_000_000
 
 
-def watts_now(found: Meters) -> dict[str, float]:
-    assert found.power is not None
-    reading = found.power.read()
+def reading_of(meters: Meters) -> Mapping[Channel, float]:
+    assert meters.power is not None
+    reading = meters.power.read()
     assert reading is not None
-    return {name: value for (kind, name), value in reading[1].items() if kind == "watts"}
+    return reading[1]
 
 
-# --- rails of a Jetson --------------------------------------------------------------------------------------------------
+def watts_now(meters: Meters) -> dict[str, float]:
+    return {name: value for (kind, name), value in reading_of(meters).items() if kind == "watts"}
+
+
+def unreadable(file: Path) -> None:
+    """It is there, and cannot be read."""
+    file.unlink()
+    file.mkdir()
 
 
 def test_agx_orin_adds_its_three_inputs_and_not_the_memory_behind_one_of_them(tmp_path: Path) -> None:
-    found = find_meters(root=grow("agx-orin", tmp_path), device="cuda")
-    assert found.name == "INA (hwmon)"
-    assert found.rail == "VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0"
-    assert watts_now(found) == pytest.approx(
-        {
-            "VDD_GPU_SOC": 19.760 * 0.280,
-            "VDD_CPU_CV": 19.760 * 0.120,
-            "VIN_SYS_5V0": 4.968 * 0.953,
-            "VDDQ_VDD2_1V8AO": 4.968 * 0.080,
-        }
-    )
+    meters = find_meters(root=grow("agx-orin", tmp_path), device="cuda")
+    assert (meters.name, meters.rail) == ("INA (hwmon)", "VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0")
+    volts = {"VDD_GPU_SOC": 19.760, "VDD_CPU_CV": 19.760, "VIN_SYS_5V0": 4.968, "VDDQ_VDD2_1V8AO": 4.968}
+    amperes = {"VDD_GPU_SOC": 0.280, "VDD_CPU_CV": 0.120, "VIN_SYS_5V0": 0.953, "VDDQ_VDD2_1V8AO": 0.080}
+    assert watts_now(meters) == pytest.approx({name: volts[name] * amperes[name] for name in volts})
 
 
 def test_orin_nano_has_its_total_on_one_rail(tmp_path: Path) -> None:
-    found = find_meters(root=grow("orin-nano", tmp_path), device="cpu")
-    assert found.rail == "VDD_IN"
-    assert watts_now(found)["VDD_IN"] == pytest.approx(4.984 * 1.856)
+    meters = find_meters(root=grow("orin-nano", tmp_path), device="cpu")
+    assert meters.rail == "VDD_IN"
+    assert watts_now(meters)["VDD_IN"] == pytest.approx(4.984 * 1.856)
 
 
 def test_thor_takes_the_carriers_input_and_else_the_modules_three(tmp_path: Path) -> None:
     root = grow("thor", tmp_path)
-    found = find_meters(root=root, device="cuda")
-    assert found.rail == "VIN"
-    assert watts_now(found)["VIN"] == pytest.approx(29.8)  # power1_input, although voltage and current are there too
-    assert set(watts_now(found)) == {"VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0", "VIN"}
+    meters = find_meters(root=root, device="cuda")
+    assert meters.rail == "VIN"
+    assert watts_now(meters)["VIN"] == pytest.approx(29.8)  # power1_input, although voltage and current are there too
+    assert set(watts_now(meters)) == {"VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0", "VIN"}
     (root / "sys/class/hwmon/hwmon6/name").write_text("nvme\n")
     assert find_meters(root=root, device="cuda").rail == "VDD_GPU + VDD_CPU_SOC_MSS + VIN_SYS_5V0"
 
@@ -75,70 +77,54 @@ def test_thor_takes_the_carriers_input_and_else_the_modules_three(tmp_path: Path
 def test_rails_of_an_unknown_board_are_not_added_up(tmp_path: Path) -> None:
     root = grow("orin-nano", tmp_path)
     (root / "sys/class/hwmon/hwmon1/in1_label").write_text("VDD_NEW\n")
-    found = find_meters(root=root, device="cuda", path=str(tmp_path))
-    assert found.power is None
-    assert found.rail is None
-    assert "which of the rails VDD_NEW, VDD_CPU_GPU_CV, VDD_SOC is the total is not known" in found.reason
-    assert "tegrastats is not on PATH" in found.reason
+    meters = find_meters(root=root, device="cuda", path=str(tmp_path))
+    assert (meters.power, meters.rail) == (None, None)
+    assert "which of the rails VDD_NEW, VDD_CPU_GPU_CV, VDD_SOC is the total is not known" in meters.reason
+    assert "tegrastats is not on PATH" in meters.reason
     assert total_of(["VDD_GPU_SOC", "VDD_CPU_CV"]) == ()
 
 
-def test_a_rail_that_cannot_be_read_is_unavailable_and_not_zero(tmp_path: Path) -> None:
-    root = grow("orin-nano", tmp_path)
-    current = root / "sys/class/hwmon/hwmon1/curr1_input"
-    current.unlink()
-    current.mkdir()  # there, and cannot be read
-    found = find_meters(root=root, device="cuda", path=str(tmp_path))
-    assert found.power is None
-    assert "the rails VDD_IN cannot be read" in found.reason
-
-
-# --- RAPL ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("machine", "device", "file", "reason"),
+    [
+        ("orin-nano", "cuda", "hwmon/hwmon1/curr1_input", "the rails VDD_IN cannot be read"),
+        ("x86", "cpu", "powercap/intel-rapl:1/energy_uj", "RAPL's energy_uj is readable for root only"),
+    ],
+)
+def test_a_rail_that_cannot_be_read_is_unavailable_and_not_zero(
+    tmp_path: Path, machine: str, device: str, file: str, reason: str
+) -> None:
+    root = grow(machine, tmp_path)
+    unreadable(root / "sys/class" / file)
+    meters = find_meters(root=root, device=device, path=str(tmp_path))
+    assert meters.power is None
+    assert reason in meters.reason
+    assert meters.sources  # clocks and temperatures are read all the same
 
 
 def test_rapl_adds_packages_and_memory_and_undoes_the_counters_restart(tmp_path: Path) -> None:
     root = grow("x86", tmp_path)
-    found = find_meters(root=root, device="cpu")
-    assert found.name == "RAPL"
-    assert found.rails == ("package-0", "package-0 dram", "package-1", "package-1 dram")
-    assert found.power is not None
-    channel = Channel("joules", "package-0")
-    first = found.power.read()
-    (root / "sys/class/powercap/intel-rapl:0/energy_uj").write_text("671150\n")  # after 262143328850 comes 0
-    second = found.power.read()
-    (root / "sys/class/powercap/intel-rapl:0/energy_uj").write_text("1671150\n")
-    third = found.power.read()
-    assert first is not None
-    assert second is not None
-    assert third is not None
-    assert second[1][channel] - first[1][channel] == pytest.approx(1.0)
-    assert third[1][channel] - second[1][channel] == pytest.approx(1.0)
-
-
-def test_rapl_of_a_kernel_that_lets_only_root_read(tmp_path: Path) -> None:
-    root = grow("x86", tmp_path)
-    (root / "sys/class/powercap/intel-rapl:1/energy_uj").unlink()
-    (root / "sys/class/powercap/intel-rapl:1/energy_uj").mkdir()
-    found = find_meters(root=root, device="cpu")
-    assert found.power is None
-    assert "RAPL's energy_uj is readable for root only" in found.reason
-    assert found.sources  # clocks and temperatures are read all the same
+    meters = find_meters(root=root, device="cpu")
+    assert meters.name == "RAPL"
+    assert meters.rails == ("package-0", "package-0 dram", "package-1", "package-1 dram")
+    joules = [reading_of(meters)[Channel("joules", "package-0")]]
+    for counter in (671150, 1671150):  # after 262143328850 comes 0
+        (root / "sys/class/powercap/intel-rapl:0/energy_uj").write_text(f"{counter}\n")
+        joules.append(reading_of(meters)[Channel("joules", "package-0")])
+    assert np.diff(joules) == pytest.approx([1.0, 1.0])
 
 
 def test_a_machine_that_tells_nothing_has_reasons_and_no_sources(tmp_path: Path) -> None:
-    found = find_meters(root=tmp_path, device="cpu")
-    assert found.sources == ()
-    assert found.reason.startswith(
+    meters = find_meters(root=tmp_path, device="cpu")
+    assert meters.sources == ()
+    assert meters.reason.startswith(
         "no power meter: no INA power monitor under /sys/class/hwmon; the kernel has no RAPL"
     )
-    with Recorder(found, interval_s=0.01) as recorder:
+    with Recorder(meters, interval_s=0.01) as recorder:
         idle = recorder.idle(0.05)
     assert idle.watts is None
-    assert idle.reasons == (found.reason,)
+    assert idle.reasons == (meters.reason,)
     assert (idle.clocks, idle.temperatures_c, idle.throttled) == ({}, {}, ())
-
-
-# --- NVML ---------------------------------------------------------------------------------------------------------------
 
 
 class NVMLError(Exception):
@@ -152,13 +138,16 @@ def fake_nvml(**supported: Any) -> Any:
         def function(*_: Any) -> Any:
             if name not in supported:
                 raise NVMLError("Not Supported")
-            value = supported[name]
-            return value() if callable(value) else value
+            return supported[name]
 
         return function
 
     calls = {"init": 0, "shutdown": 0}
-    module = SimpleNamespace(
+    functions = (
+        *("nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetClockInfo"),
+        *("nvmlDeviceGetTemperature", "nvmlDeviceGetCurrentClocksEventReasons"),
+    )
+    return SimpleNamespace(
         NVMLError=NVMLError,
         NVML_CLOCK_SM=1,
         NVML_CLOCK_MEM=2,
@@ -170,16 +159,8 @@ def fake_nvml(**supported: Any) -> Any:
         nvmlDeviceGetHandleByIndex=lambda index: ("GPU", index),
         nvmlDeviceGetHandleByUUID=lambda uuid: ("GPU", uuid),
         nvmlDeviceGetName=lambda _: "Orin (nvgpu)",
+        **{name: ask(name) for name in functions},
     )
-    for name in (
-        "nvmlDeviceGetTotalEnergyConsumption",
-        "nvmlDeviceGetPowerUsage",
-        "nvmlDeviceGetClockInfo",
-        "nvmlDeviceGetTemperature",
-        "nvmlDeviceGetCurrentClocksEventReasons",
-    ):
-        setattr(module, name, ask(name))
-    return module
 
 
 def nvml_meters(root: Path, module: Any) -> Meters:
@@ -194,34 +175,31 @@ def test_nvml_counts_energy_where_it_can(tmp_path: Path) -> None:
         nvmlDeviceGetTemperature=41,
         nvmlDeviceGetCurrentClocksEventReasons=0x1 | 0x40,
     )
-    found = nvml_meters(tmp_path, module)
-    assert (found.name, found.rails) == ("NVML", ("GPU board",))
-    assert found.power is not None
-    reading = found.power.read()
-    assert reading is not None
-    assert reading[1][Channel("joules", "GPU board")] == 123.456
-    assert Channel("watts", "GPU board") not in reading[1]
-    assert reading[1][Channel("mhz", "GPU")] == 1980
-    assert reading[1][Channel("celsius", "gpu")] == 41
-    assert {name for (kind, name), value in reading[1].items() if kind == "throttled" and value} == {
-        "GPU too hot (hardware)"  # that it was idle is no throttling
-    }
-    found.close()
-    found.close()
+    meters = nvml_meters(tmp_path, module)
+    assert (meters.name, meters.rails) == ("NVML", ("GPU board",))
+    reading = reading_of(meters)
+    assert reading[Channel("joules", "GPU board")] == 123.456
+    assert Channel("watts", "GPU board") not in reading
+    assert reading[Channel("mhz", "GPU")] == 1980
+    assert reading[Channel("celsius", "gpu")] == 41
+    throttled = {name for (kind, name), value in reading.items() if kind == "throttled" and value}
+    assert throttled == {"GPU too hot (hardware)"}  # that it was idle is no throttling
+    meters.close()
+    meters.close()
     assert module.calls == {"init": 1, "shutdown": 1}
 
 
 def test_nvml_without_a_counter_gives_power(tmp_path: Path) -> None:
-    found = nvml_meters(tmp_path, fake_nvml(nvmlDeviceGetPowerUsage=70_250))
-    assert watts_now(found) == {"GPU board": 70.25}
+    meters = nvml_meters(tmp_path, fake_nvml(nvmlDeviceGetPowerUsage=70_250))
+    assert watts_now(meters) == {"GPU board": 70.25}
 
 
 def test_nvml_of_an_orin_starts_and_supports_nothing(tmp_path: Path) -> None:
-    found = nvml_meters(tmp_path, fake_nvml())
-    assert found.power is None
-    assert found.rails == ()
-    assert "NVML supports neither energy nor power on Orin (nvgpu)" in found.reason
-    assert [source.read()[1] for source in found.sources if source.name == "NVML"] == [{}]  # type: ignore[index]
+    meters = nvml_meters(tmp_path, fake_nvml())
+    assert meters.power is None
+    assert meters.rails == ()
+    assert "NVML supports neither energy nor power on Orin (nvgpu)" in meters.reason
+    assert [source.read()[1] for source in meters.sources if source.name == "NVML"] == [{}]  # type: ignore[index]
 
 
 def test_which_of_several_gpus_is_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,83 +226,22 @@ def test_nvml_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def missing(_: str) -> None:
         raise ModuleNotFoundError("pynvml")
 
-    monkeypatch.setattr(meters.importlib, "import_module", missing)
-    found = find_meters(root=tmp_path, device="cuda", load_nvml=meters._load_nvml)
-    assert "nvidia-ml-py is not installed" in found.reason
-    assert "alexnet-edge[bench]" in found.reason
+    monkeypatch.setattr(meters_module.importlib, "import_module", missing)
+    meters = find_meters(root=tmp_path, device="cuda", load_nvml=meters_module._load_nvml)
+    assert "nvidia-ml-py is not installed" in meters.reason
+    assert "alexnet-edge[bench]" in meters.reason
 
 
-# --- tegrastats ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("log", "watts", "clocks", "gpu_percent", "hottest"),
-    [
-        (
-            "agx-orin-36.4",
-            {"VDD_GPU_SOC": 2.412, "VDD_CPU_CV": 1.607, "VIN_SYS_5V0": 4.707},
-            {"CPU": 2201, "EMC": 2133},  # the GPU is switched off: it has no clock, and no temperature
-            0,
-            ("cpu", 52.562),
-        ),
-        (
-            "agx-orin-upper-case",
-            {"VDD_GPU_SOC": 3.15, "VDD_CPU_CV": 14.312, "VIN_SYS_5V0": 4.968, "VDDQ_VDD2_1V8AO": 1.091},
-            {"CPU": 2201, "GPU": 407, "EMC": 2133},
-            14,
-            ("cpu", 77.281),
-        ),
-        (
-            "orin-nano-39.2",
-            {"VDD_IN": 3.582, "VDD_CPU_GPU_CV": 0.523, "VDD_SOC": 1.127},
-            {"CPU": 729, "GPU": 305, "EMC": 665},
-            0,
-            ("gpu", 46.843),
-        ),
-        (
-            "orin-nano-no-clock",
-            {"VDD_IN": 6.626, "VDD_CPU_GPU_CV": 1.228, "VDD_SOC": 2.38},
-            {"CPU": 1344},
-            0,
-            ("gpu", 50.562),
-        ),
-        (
-            "thor-38.4",
-            {"VDD_GPU": 1.962, "VDD_CPU_SOC_MSS": 5.887, "VIN_SYS_5V0": 5.635, "VIN": 19.78},
-            {"CPU": 972, "GPU": 314, "EMC": 2750},
-            None,
-            ("tj", 38.875),
-        ),
-        (
-            "thor-39.2",
-            {"VDD_GPU": 4.925, "VDD_CPU_SOC_MSS": 8.71, "VIN_SYS_5V0": 6.767},
-            {"CPU": 2430, "GPU": 314, "EMC": 3200},
-            None,
-            ("tj", 35.906),
-        ),
-        (
-            "thor-no-gr3d",
-            {"VDD_GPU": 37.528, "VDD_CPU_SOC_MSS": 18.961, "VIN_SYS_5V0": 18.331, "VIN": 87.426},
-            {"CPU": 972},
-            None,
-            ("tj", 63.281),
-        ),
-    ],
-)
-def test_recorded_lines(
-    log: str,
-    watts: Mapping[str, float],
-    clocks: Mapping[str, float],
-    gpu_percent: int | None,
-    hottest: tuple[str, float],
-) -> None:
+@pytest.mark.parametrize(("log", "expected"), json.loads((DATA / "first-lines.json").read_text()).items())
+def test_recorded_lines(log: str, expected: dict[str, Any]) -> None:
+    """A GPU that is switched off has no clock and no temperature; some boards do not tell its load."""
     line = read_log(DATA / f"{log}.log")[0]
-    assert line.watts == pytest.approx(watts)
-    assert line.clocks_mhz == clocks
-    assert line.gpu_percent == gpu_percent
-    assert max(line.temperatures_c.items(), key=lambda item: item[1]) == hottest
+    assert line.watts == pytest.approx(expected["watts"])
+    assert line.clocks_mhz == expected["clocks_mhz"]
+    assert line.gpu_percent == expected["gpu_percent"]
+    assert max(line.temperatures_c.items(), key=lambda item: item[1]) == tuple(expected["hottest"])
     assert line.date is not None
-    assert total_of(list(line.watts))
+    assert total_of(line.watts)
 
 
 def test_dates_and_number_of_lines() -> None:
@@ -344,7 +261,7 @@ def test_lines_of_other_boards_and_other_lines() -> None:
     assert off.temperatures_c == {}
     assert off.clocks_mhz == {}
     assert off.watts == {"VDD_GPU": -0.392}  # an offset of the sensor, as printed
-    for other in ("", "tegrastats: command not found", "RAM 1/2MB"):
+    for other in ("", "tegrastats: command not meters", "RAM 1/2MB"):
         assert parse_line(other) is None
 
 
@@ -356,34 +273,37 @@ def test_a_log_that_is_none(tmp_path: Path) -> None:
         read_log(tmp_path / "other.log")
 
 
-def test_live_tegrastats_where_the_rails_are_not_readable(tmp_path: Path) -> None:
+@pytest.fixture
+def tegrastats(tmp_path: Path) -> Callable[[str], Meters]:
+    """What is read of an Orin Nano whose rails are not readable, where tegrastats prints this text again and again."""
     root = grow("orin-nano", tmp_path)
     (root / "sys/class/hwmon/hwmon1/name").unlink()
     tools = Tools(tmp_path / "tools", only=("tegrastats",))
-    tools.set("tegrastats.log", (DATA / "orin-nano-39.2.log").read_text().strip())
-    found = find_meters(root=root, device="cuda", path=tools.path, interval_s=0.01)
-    assert (found.name, found.rail) == ("tegrastats", "VDD_IN")
-    with Recorder(found, interval_s=0.005) as recorder:
+
+    def find(text: str) -> Meters:
+        tools.set("tegrastats.log", text)
+        return find_meters(root=root, device="cuda", path=tools.path, interval_s=0.01)
+
+    return find
+
+
+def test_live_tegrastats_where_the_rails_are_not_readable(tegrastats: Callable[[str], Meters]) -> None:
+    meters = tegrastats((DATA / "orin-nano-39.2.log").read_text().strip())
+    assert (meters.name, meters.rail) == ("tegrastats", "VDD_IN")
+    with Recorder(meters, interval_s=0.005) as recorder:
         window = recorder.idle(0.4)
-        process = found.power._process  # type: ignore[union-attr]
+        process = meters.power._process  # type: ignore[union-attr]
     assert process.poll() is not None  # ended with the recorder
     assert window.watts == pytest.approx((3.582 + 3 * 3.462) / 4, rel=0.02)
     assert 10 <= window.samples <= 45  # a line is one sample, however often it is looked at
     assert window.clocks["GPU"].max in (305, 306, 918)
 
 
-def test_tegrastats_that_prints_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = grow("orin-nano", tmp_path)
-    (root / "sys/class/hwmon/hwmon1/name").unlink()
-    tools = Tools(tmp_path / "tools", only=("tegrastats",))
-    tools.set("tegrastats.log", "")
+def test_tegrastats_that_prints_nothing(tegrastats: Callable[[str], Meters], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_FIRST_LINE_S", 0.1)
-    found = find_meters(root=root, device="cuda", path=tools.path, interval_s=0.01)
-    assert found.power is None
-    assert "tegrastats prints no line" in found.reason
-
-
-# --- recording ----------------------------------------------------------------------------------------------------------
+    meters = tegrastats("")
+    assert meters.power is None
+    assert "tegrastats prints no line" in meters.reason
 
 
 class Scripted(Source):
@@ -391,13 +311,16 @@ class Scripted(Source):
 
     name = "scripted"
 
-    def __init__(self, says: Any) -> None:
+    def __init__(self, says: Callable[[float], dict[Channel, float]]) -> None:
         self._says = says
-        self._start_ns = time.perf_counter_ns()
+        self.start_ns = time.perf_counter_ns()
 
     def read(self) -> tuple[int, Mapping[Channel, float]]:
         now = time.perf_counter_ns()
-        return now, self._says((now - self._start_ns) / 1e9)
+        return now, self._says((now - self.start_ns) / 1e9)
+
+    def recorded(self, folder: Path, *rails: str, interval_s: float) -> Recorder:
+        return Recorder(Meters(power=self, rails=rails, sources=(self,), root=folder), interval_s=interval_s)
 
 
 def test_energy_of_a_power_that_rises_and_of_a_counter(tmp_path: Path) -> None:
@@ -405,12 +328,10 @@ def test_energy_of_a_power_that_rises_and_of_a_counter(tmp_path: Path) -> None:
         return {Channel("watts", "A"): 2.0 + 10 * seconds, Channel("joules", "B"): 100.0 + 3 * seconds}
 
     source = Scripted(says)
-    found = Meters(power=source, rails=("A", "B"), sources=(source,), root=tmp_path)
-    with Recorder(found, interval_s=0.01) as recorder:
+    with source.recorded(tmp_path, "A", "B", interval_s=0.01) as recorder:
         time.sleep(0.3)
-        start_ns = source._start_ns + SECOND // 20
-        end_ns = start_ns + SECOND // 5
-        window = recorder.window(start_ns, end_ns)
+        start_ns = source.start_ns + SECOND // 20
+        window = recorder.window(start_ns, start_ns + SECOND // 5)
     assert window.joules == pytest.approx(2 * 0.2 + 5 * (0.25**2 - 0.05**2) + 3 * 0.2, rel=1e-3)
     assert window.watts == pytest.approx(window.joules / 0.2)
     assert window.rail == "A + B"
@@ -419,21 +340,18 @@ def test_energy_of_a_power_that_rises_and_of_a_counter(tmp_path: Path) -> None:
 
 def test_too_few_samples_give_no_energy_but_a_reason(tmp_path: Path) -> None:
     source = Scripted(lambda _: {Channel("watts", "A"): 5.0, Channel("celsius", "tj"): 50.0})
-    found = Meters(power=source, rails=("A",), sources=(source,), root=tmp_path)
-    with Recorder(found, interval_s=0.05) as recorder:
+    with source.recorded(tmp_path, "A", interval_s=0.05) as recorder:
         window = recorder.idle(0.12)
-    assert window.joules is None
-    assert window.watts is None
-    assert len(window.reasons) == 1
-    assert "10 are needed: measure longer" in window.reasons[0]
+    assert (window.joules, window.watts) == (None, None)
+    (reason,) = window.reasons
+    assert "10 are needed: measure longer" in reason
     assert window.temperatures_c["tj"] == (50.0, 50.0, 50.0)
-    assert energy_of([window], None, images=1) == (None, window.reasons[0])
+    assert energy_of([window], None, images=1) == (None, reason)
 
 
 def test_one_rail_of_the_total_without_samples_gives_no_energy(tmp_path: Path) -> None:
     source = Scripted(lambda _: {Channel("watts", "A"): 5.0})
-    found = Meters(power=source, rails=("A", "B"), sources=(source,), root=tmp_path)
-    with Recorder(found, interval_s=0.005) as recorder:
+    with source.recorded(tmp_path, "A", "B", interval_s=0.005) as recorder:
         window = recorder.idle(0.15)
     assert window.joules is None
     assert window.rail_watts["A"] == pytest.approx(5.0)
@@ -504,9 +422,6 @@ def test_windows_survive_json(tmp_path: Path) -> None:
     assert records.decode(PowerWindow, text) == window
 
 
-# --- conclusions --------------------------------------------------------------------------------------------------------
-
-
 def a_window(**changes: Any) -> PowerWindow:
     start = PowerWindow(
         start_ns=0, end_ns=2 * SECOND, meter="INA (hwmon)", rail="VDD_IN", samples=20, watts=10.0, joules=20.0
@@ -541,19 +456,19 @@ def test_energy_per_image_gross_and_net() -> None:
     json.dumps(entry, allow_nan=False)
 
 
-def test_net_energy_needs_an_idle_below_the_load() -> None:
-    entry, _ = energy_of([a_window()], None, images=10)
+@pytest.mark.parametrize(
+    ("idle", "watts", "reason"),
+    [
+        (None, None, "idle power was not measured"),
+        (a_window(watts=None, joules=None, reasons=("too few",)), None, "too few"),
+        (a_window(watts=10.5), 10.5, "10.00 W is not above idle, 10.50 W"),
+    ],
+)
+def test_net_energy_needs_an_idle_below_the_load(idle: PowerWindow | None, watts: float | None, reason: str) -> None:
+    entry, _ = energy_of([a_window()], idle, images=10)
     assert entry is not None
-    assert entry["net_mj_per_image"] is None
+    assert (entry["idle_watts"], entry["net_mj_per_image"], entry["reasons"]) == (watts, None, [reason])
     assert entry["mj_per_image"] == pytest.approx(2000)
-    assert entry["reasons"] == ["idle power was not measured"]
-    entry, _ = energy_of([a_window()], a_window(watts=None, joules=None, reasons=("too few",)), images=10)
-    assert entry is not None
-    assert (entry["idle_watts"], entry["net_mj_per_image"], entry["reasons"]) == (None, None, ["too few"])
-    entry, _ = energy_of([a_window()], a_window(watts=10.5), images=10)
-    assert entry is not None
-    assert entry["net_mj_per_image"] is None
-    assert entry["reasons"] == ["10.00 W is not above idle, 10.50 W"]
 
 
 def test_no_energy_where_a_round_has_none_or_the_sensor_reads_nothing() -> None:
@@ -565,16 +480,14 @@ def test_no_energy_where_a_round_has_none_or_the_sensor_reads_nothing() -> None:
     assert energy_of([], None, images=1)[0] is None
 
 
-def test_a_meter_is_not_asked_about_what_it_does_not_see() -> None:
-    for device, meter, seen in (
-        ("cpu", "NVML", False),
-        ("cuda", "RAPL", False),
-        ("cpu", "RAPL", True),
-        ("cuda", "NVML", True),
-    ):
-        entry, reason = energy_of([a_window(meter=meter)], None, images=1, device=device)
-        assert (entry is not None) == seen
-        assert (f"{meter} counts the energy of" in reason) != seen
+@pytest.mark.parametrize(("device", "blind", "other"), [("cpu", "NVML", "RAPL"), ("cuda", "RAPL", "NVML")])
+def test_a_meter_is_not_asked_about_what_it_does_not_see(device: str, blind: str, other: str) -> None:
+    entry, reason = energy_of([a_window(meter=blind)], None, images=1, device=device)
+    assert entry is None
+    assert f"{blind} counts the energy of" in reason
+    entry, reason = energy_of([a_window(meter=other)], None, images=1, device=device)
+    assert entry is not None
+    assert reason == ""
 
 
 @pytest.mark.parametrize(
@@ -601,38 +514,43 @@ def test_clocks_that_fell(first: Any, second: Any, device: str, reasons: list[st
     assert thermal_reasons([a_window(clocks=first), a_window(clocks=second)], device=device) == reasons
 
 
-def test_a_lasting_fall_inside_a_window_and_a_single_low_reading() -> None:
-    steady = power._clock(np.array([1300.0] * 20 + [918.0] + [1300.0] * 20))
-    assert (steady.fell_from, steady.fell_to, steady.min) == (1300, 1300, 918)
-    fell = power._clock(np.array([1300.0] * 20 + [918.0] * 6 + [1300.0] * 20))
-    assert (fell.fell_from, fell.fell_to) == (1300, 918)
-    rose = power._clock(np.array([306.0] * 10 + [1300.0] * 10))
-    assert rose.fell_from == rose.fell_to
+@pytest.mark.parametrize(
+    ("mhz", "fell_from", "fell_to"),
+    [
+        ([1300.0] * 20 + [918.0] + [1300.0] * 20, 1300, 1300),  # a single low reading
+        ([1300.0] * 20 + [918.0] * 6 + [1300.0] * 20, 1300, 918),
+        ([306.0] * 10 + [1300.0] * 10, 306, 306),
+    ],
+)
+def test_a_lasting_fall_inside_a_window(mhz: list[float], fell_from: float, fell_to: float) -> None:
+    at_ns = np.arange(len(mhz), dtype=np.int64)
+    window = window_of(
+        {Channel("mhz", "GPU"): (at_ns, np.array(mhz))}, 0, len(mhz), meter=None, rails=(), reason="none"
+    )
+    clock = window.clocks["GPU"]
+    assert (clock.fell_from, clock.fell_to, clock.min) == (fell_from, fell_to, min(mhz))
 
 
-def test_drift_throttling_and_settings() -> None:
-    def at(first: float, last: float) -> PowerWindow:
-        return a_window(temperatures_c={"tj": (first, last, last)}, mode="MAXN (0)", governor="schedutil")
-
-    assert thermal_reasons([at(45, 50), at(50, 54)], device="cuda") == []
-    assert thermal_reasons([at(45, 55), at(55, 59)], device="cuda") == [
-        "temperature rose by 14 °C (drifting thermally)"
-    ]
-    assert thermal_reasons([at(60, 50)], device="cuda") == []  # cooling down is not drifting into throttling
-    assert thermal_reasons([a_window(events={"oc1": 1}), a_window(events={"oc1": 2})], device="cpu") == [
-        "throttled: oc1, 3 events"
-    ]
-    assert thermal_reasons([a_window(throttled=("a",)), a_window(throttled=("b", "a"))], device="cpu") == [
-        "throttled: a",
-        "throttled: b",
-    ]
-    changed = dataclasses.replace(at(45, 50), governor="performance")
-    assert thermal_reasons([at(45, 50), changed], device="cpu") == [
-        "CPU governor changed from schedutil to performance"
-    ]
+def at(first: float, last: float) -> PowerWindow:
+    return a_window(temperatures_c={"tj": (first, last, last)}, mode="MAXN (0)", governor="schedutil")
 
 
-# --- a recorded log -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("windows", "reasons"),
+    [
+        ([at(45, 50), at(50, 54)], []),
+        ([at(45, 55), at(55, 59)], ["temperature rose by 14 °C (drifting thermally)"]),
+        ([at(60, 50)], []),  # cooling down is not drifting into throttling
+        ([a_window(events={"oc1": 1}), a_window(events={"oc1": 2})], ["throttled: oc1, 3 events"]),
+        ([a_window(throttled=("a",)), a_window(throttled=("b", "a"))], ["throttled: a", "throttled: b"]),
+        (
+            [at(45, 50), dataclasses.replace(at(45, 50), governor="performance")],
+            ["CPU governor changed from schedutil to performance"],
+        ),
+    ],
+)
+def test_drift_throttling_and_settings(windows: list[PowerWindow], reasons: list[str]) -> None:
+    assert thermal_reasons(windows, device="cuda") == thermal_reasons(windows, device="cpu") == reasons
 
 
 def test_a_throttled_log_is_a_reason() -> None:
@@ -665,15 +583,10 @@ def test_every_log_can_be_judged(log: str) -> None:
     assert bool(reasons) == ("throttled" in log)
 
 
-# --- the machine's state and power mode ---------------------------------------------------------------------------------
-
-
 def test_state_of_a_board(tmp_path: Path) -> None:
     state = machine_state(grow("agx-orin", tmp_path))
     assert state["cpu_governor"] == "schedutil"
-    assert state["cpu_mhz"] == 2188.8
-    assert state["gpu_mhz"] == 1300.5
-    assert state["emc_mhz"] is None
+    assert (state["cpu_mhz"], state["gpu_mhz"], state["emc_mhz"]) == (2188.8, 1300.5, None)
     assert state["temperature_c"] == 52.562
     assert "cv0" not in state["temperatures_c"]  # -256: switched off
     assert state["throttled"] == []
@@ -697,59 +610,58 @@ def test_emc_clock_where_debugfs_can_be_read(tmp_path: Path) -> None:
 
 
 def test_power_mode_from_the_files_alone(tmp_path: Path) -> None:
-    said = describe_power(grow("orin-nano", tmp_path))
-    assert said["nvpmodel"] == {"id": 1, "name": "25W"}
-    assert said["jetson_clocks"] is None
-    assert said["cpu_governor"] == "schedutil"
-    assert set(said["reasons"]) == {"jetson_clocks"}
+    mode = describe_power(grow("orin-nano", tmp_path))
+    assert mode["nvpmodel"] == {"id": 1, "name": "25W"}
+    assert mode["jetson_clocks"] is None
+    assert mode["cpu_governor"] == "schedutil"
+    assert set(mode["reasons"]) == {"jetson_clocks"}
 
 
 def test_power_mode_and_clocks_from_the_commands(tmp_path: Path) -> None:
     tools = Tools(tmp_path / "tools")
     tools.set("show", str(DATA / "jetson_clocks-agx-orin-39.2.txt"))
-    said = describe_power(tmp_path, path=tools.path)
-    assert said["nvpmodel"] == {"id": 2, "name": "30W"}
-    assert said["jetson_clocks"] == {
-        "locked": True,
-        "governor": "schedutil",
-        "gpu_mhz": [1300.5, 1300.5, 1300.5],
-        "emc_mhz": [3199.0, 3199.0, 3199.0],
-    }
+    mode = describe_power(tmp_path, path=tools.path)
+    assert mode["nvpmodel"] == {"id": 2, "name": "30W"}
+    held = {"locked": True, "governor": "schedutil", "gpu_mhz": [1300.5] * 3, "emc_mhz": [3199.0] * 3}
+    assert mode["jetson_clocks"] == held
     tools.set("show", str(DATA / "jetson_clocks-orin-nano-39.2.txt"))
     clocks = describe_power(tmp_path, path=tools.path)["jetson_clocks"]
     assert clocks["locked"] is False
     assert clocks["gpu_mhz"] == [306, 918, 306]
-
-
-def test_clocks_that_only_root_may_see(tmp_path: Path) -> None:
-    tools = Tools(tmp_path / "tools")
     (tmp_path / "refusal").write_text("Error: Run this script(/usr/bin/jetson_clocks) as a root user\n")
     tools.set("show", str(tmp_path / "refusal"))
-    said = describe_power(tmp_path, path=tools.path)
-    assert said["jetson_clocks"] is None
-    assert "as a root user" in said["reasons"]["jetson_clocks"]
+    mode = describe_power(tmp_path, path=tools.path)
+    assert mode["jetson_clocks"] is None
+    assert "as a root user" in mode["reasons"]["jetson_clocks"]
 
 
 def test_power_mode_of_a_machine_that_has_none(tmp_path: Path) -> None:
-    said = describe_power(tmp_path, path=str(tmp_path))
-    assert said["nvpmodel"] is None
-    assert set(said["reasons"]) == {"nvpmodel", "jetson_clocks", "cpu_governor"}
+    mode = describe_power(tmp_path, path=str(tmp_path))
+    assert mode["nvpmodel"] is None
+    assert set(mode["reasons"]) == {"nvpmodel", "jetson_clocks", "cpu_governor"}
 
 
-def test_answers_of_nvpmodel() -> None:
-    assert jetson.parse_mode("NVPM WARN: fan mode is not set to cool\nNV Power Mode: MAXN\n0\n") == jetson.PowerMode(
-        id=0, name="MAXN"
-    )
-    assert jetson.parse_mode("NV Power Mode: 15W\n0") == jetson.PowerMode(id=0, name="15W")
-    assert jetson.parse_mode("NVPM ERROR: no such file") is None
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("NVPM WARN: fan mode is not set to cool\nNV Power Mode: MAXN\n0\n", PowerMode(id=0, name="MAXN")),
+        ("NV Power Mode: 15W\n0", PowerMode(id=0, name="15W")),
+        ("NVPM ERROR: no such file", None),
+    ],
+)
+def test_answers_of_nvpmodel(text: str, mode: PowerMode | None) -> None:
+    assert parse_mode(text) == mode
+
+
+def test_the_boards_own_list_of_modes() -> None:
     conf = "< POWER_MODEL ID=3 NAME=MODE_50W >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=0 NAME=MAXN >\n"
-    assert [str(mode) for mode in jetson.parse_modes(conf)] == ["MAXN (0)", "MODE_50W (3)"]
+    assert [str(mode) for mode in parse_modes(conf)] == ["MAXN (0)", "MODE_50W (3)"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")
 def test_this_machine_can_be_asked() -> None:
     for device in ("cpu", "cuda"):
-        found = find_meters(device=device)
-        assert (found.power is None) == bool(found.reason)
-        found.close()
+        meters = find_meters(device=device)
+        assert (meters.power is None) == bool(meters.reason)
+        meters.close()
     json.dumps(describe_power(), allow_nan=False)

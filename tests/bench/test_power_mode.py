@@ -11,14 +11,15 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from machine_tree import DATA, Tools, grow
 
 from alexnet_edge.bench.machine import power_mode as module
-from alexnet_edge.bench.machine.power_mode import left_over, power_mode, restore_left_over
+from alexnet_edge.bench.machine.power_mode import Setting, left_over, power_mode, restore_left_over
 from alexnet_edge.errors import AlexNetEdgeError, UserError
 
 BEFORE = ("2", "as before")
@@ -49,8 +50,15 @@ class Board:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{name}\n")
 
-    def set(self, mode: str | int | None, *, clocks: bool = False) -> object:
+    def set(self, mode: str | int | None, *, clocks: bool = False) -> AbstractContextManager[Setting]:
         return power_mode(mode, clocks=clocks, root=self.root, state=self.state, path=self.tools.path, euid=0)
+
+    def restore(self) -> str | None:
+        return restore_left_over(self.root, self.state)
+
+    @property
+    def is_as_before(self) -> bool:
+        return self.tools.now == BEFORE and not left_over(state=self.state)
 
     def bench(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -92,6 +100,22 @@ def running(board: Board) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def killed(board: Board) -> Board:
+    """Where a benchmark and its guard were killed."""
+    with running(board) as process:
+        os.kill(board.guard(process.pid), signal.SIGKILL)
+        kill(process)
+    assert board.tools.now == ("1", "locked")
+    assert left_over(state=board.state)
+    return board
+
+
 def wait_for(board: Board, commands: int) -> None:
     """Until the benchmark has begun so many commands: it stores the clocks, sets the mode, locks the clocks."""
     deadline = time.monotonic() + 30
@@ -100,138 +124,123 @@ def wait_for(board: Board, commands: int) -> None:
         time.sleep(0.005)
 
 
-# --- what is set, and put back --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("mode", ["15W", "15w", "1", 1])
 def test_a_mode_by_name_or_number(board: Board, mode: str | int) -> None:
-    with board.set(mode) as setting:  # type: ignore[attr-defined]
+    with board.set(mode) as setting:
         assert board.tools.get("mode") == "1"
         assert str(setting) == "15W (1)"
         assert str(setting.before) == "30W (2)"
         assert left_over(state=board.state)
-    assert board.tools.now == BEFORE
-    assert not left_over(state=board.state)
+    assert board.is_as_before
 
 
 def test_names_come_from_the_boards_own_list(board: Board) -> None:
     conf = board.root / "etc/nvpmodel.conf"
     conf.parent.mkdir()
     conf.write_text("< POWER_MODEL ID=0 NAME=MAXN_SUPER >\n")
-    with board.set("MAXN_SUPER"):  # type: ignore[attr-defined]
+    with board.set("MAXN_SUPER"):
         assert board.tools.get("mode") == "0"
-    with pytest.raises(UserError, match=r"no such power mode: 15W; one of 0 MAXN_SUPER"), board.set("15W"):  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"no such power mode: 15W; one of 0 MAXN_SUPER"), board.set("15W"):
         pass
 
 
-def test_locked_clocks_are_put_back_with_the_mode(board: Board) -> None:
-    with board.set("MAXN", clocks=True) as setting:  # type: ignore[attr-defined]
-        assert board.tools.now == ("0", "locked")
-        assert str(setting) == "MAXN (0), clocks locked"
-    assert board.tools.now == BEFORE
-
-
-def test_clocks_alone_leave_the_mode(board: Board) -> None:
-    with board.set(None, clocks=True):  # type: ignore[attr-defined]
-        assert board.tools.now == ("2", "locked")
-    assert board.tools.now == BEFORE
-    assert "-m" not in board.tools.get("calls")
-
-
-def test_clocks_that_the_user_had_set_survive_a_change_of_mode(board: Board) -> None:
-    """Setting a mode sets its own limits, even where locking them was not asked for."""
-    with board.set("15W"):  # type: ignore[attr-defined]
-        assert board.tools.now == ("1", "free")
-    assert board.tools.now == BEFORE
+@pytest.mark.parametrize(
+    ("mode", "clocks", "inside", "words"),
+    [
+        ("MAXN", True, ("0", "locked"), "MAXN (0), clocks locked"),
+        (None, True, ("2", "locked"), "30W (2), clocks locked"),
+        ("15W", False, ("1", "free"), "15W (1)"),  # setting a mode sets its own limits: those of the user come back
+    ],
+)
+def test_mode_and_clocks_are_put_back(
+    board: Board, mode: str | None, clocks: bool, inside: tuple[str, str], words: str
+) -> None:
+    with board.set(mode, clocks=clocks) as setting:
+        assert board.tools.now == inside
+        assert str(setting) == words
+    assert board.is_as_before
+    assert ("-m" in board.tools.get("calls")) == (mode is not None)
 
 
 def test_clocks_stored_by_a_benchmark_that_was_killed_before_its_journal_are_stored_anew(board: Board) -> None:
     board.state.mkdir()
     (board.state / "clocks.conf").write_text("of long ago\n")
-    with board.set("15W", clocks=True):  # type: ignore[attr-defined]
+    with board.set("15W", clocks=True):
         pass
     assert board.tools.now == BEFORE
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_exception_puts_it_back_and_goes_on(board: Board, error: type[BaseException]) -> None:
-    with pytest.raises(error), board.set("15W", clocks=True):  # type: ignore[attr-defined]
+    with pytest.raises(error), board.set("15W", clocks=True):
         raise error
-    assert board.tools.now == BEFORE
-    assert not left_over(state=board.state)
+    assert board.is_as_before
 
 
 def test_governors_elsewhere(tmp_path: Path) -> None:
     root = grow("x86", tmp_path)
     files = [root / f"sys/devices/system/cpu/cpufreq/policy{number}/scaling_governor" for number in range(2)]
 
-    def go(mode: str | None, *, clocks: bool = False) -> object:
+    def go(mode: str | None, *, clocks: bool = False) -> AbstractContextManager[Setting]:
         return power_mode(mode, clocks=clocks, root=root, path=str(tmp_path), euid=0)
 
     for mode, clocks in (("performance", False), (None, True)):
-        with go(mode, clocks=clocks) as setting:  # type: ignore[attr-defined]
+        with go(mode, clocks=clocks) as setting:
             assert [file.read_text() for file in files] == ["performance", "performance"]
             assert str(setting) == "governor performance"
         assert [file.read_text() for file in files] == ["powersave", "powersave"]
-    with pytest.raises(UserError, match="no such frequency governor: fast; one of performance, powersave"), go("fast"):  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="no such frequency governor: fast; one of performance, powersave"), go("fast"):
         pass
     assert not left_over(root)
-
-
-# --- what is refused ----------------------------------------------------------------------------------------------------
 
 
 def test_a_mode_that_needs_a_reboot_is_refused_and_nothing_changed(board: Board) -> None:
     with (
         pytest.raises(UserError, match=r"this power mode needs a reboot: 7W \(3\); run `sudo nvpmodel -m 3`"),
-        board.set("7W", clocks=True),  # type: ignore[attr-defined]
+        board.set("7W", clocks=True),
     ):
         raise AssertionError
-    assert board.tools.now == BEFORE
-    assert not left_over(state=board.state)
+    assert board.is_as_before
     assert module._REBOOT in (DATA / "nvpmodel-reboot.txt").read_text()  # what a real one said
 
 
 def test_a_mode_that_the_board_does_not_take_is_an_error_and_put_back(board: Board) -> None:
     board.tools.set("refused", "1")
-    with pytest.raises(AlexNetEdgeError, match="did not set power mode 15W"), board.set("15W"):  # type: ignore[attr-defined]
+    with pytest.raises(AlexNetEdgeError, match="did not set power mode 15W"), board.set("15W"):
         raise AssertionError
-    assert board.tools.now == BEFORE
-    assert not left_over(state=board.state)
+    assert board.is_as_before
 
 
-def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
-    def go(mode: str | None = "15W", *, clocks: bool = False, euid: int = 0, path: str = str(tmp_path)) -> None:
-        with power_mode(mode, clocks=clocks, root=tmp_path, path=path, euid=euid):
-            raise AssertionError
-
-    with pytest.raises(UserError, match="only root can set the power mode; run the benchmark with sudo"):
-        go(euid=1000)
-    with pytest.raises(UserError, match="nvpmodel is not on PATH, and the kernel has no frequency governors"):
-        go()
-    with pytest.raises(UserError, match="no power mode; name one"):
-        go(None)
-    tools = Tools(tmp_path / "tools", only=("nvpmodel",))
-    with pytest.raises(UserError, match="jetson_clocks is not on PATH"):
-        go(clocks=True, path=tools.path)
-    with pytest.raises(UserError, match=r"no such power mode: 99W; one of 0 MAXN, 1 15W, 2 30W, 3 7W"):
-        go("99W", path=tools.path)
-    assert tools.now == BEFORE
+@pytest.mark.parametrize(
+    ("tools", "arguments", "message"),
+    [
+        ((), {"euid": 1000}, "only root can set the power mode; run the benchmark with sudo"),
+        ((), {}, "nvpmodel is not on PATH, and the kernel has no frequency governors"),
+        ((), {"mode": None}, "no power mode; name one"),
+        (("nvpmodel",), {"clocks": True}, "jetson_clocks is not on PATH"),
+        (("nvpmodel",), {"mode": "99W"}, r"no such power mode: 99W; one of 0 MAXN, 1 15W, 2 30W, 3 7W"),
+    ],
+)
+def test_what_is_missing_is_one_line(
+    tmp_path: Path, tools: tuple[str, ...], arguments: dict[str, Any], message: str
+) -> None:
+    commands = Tools(tmp_path, only=tools)
+    options = {"mode": "15W", "root": tmp_path, "path": commands.path, "euid": 0, **arguments}
+    with pytest.raises(UserError, match=message), power_mode(**options):
+        raise AssertionError
+    assert commands.now == BEFORE
 
 
 def test_a_second_benchmark_is_refused_and_does_not_take_the_firsts_mode_for_the_original(board: Board) -> None:
-    with board.set("15W"):  # type: ignore[attr-defined]
-        with pytest.raises(UserError, match="another benchmark has set the power mode: process"), board.set("MAXN"):  # type: ignore[attr-defined]
+    with board.set("15W"):
+        with pytest.raises(UserError, match="another benchmark has set the power mode: process"), board.set("MAXN"):
             raise AssertionError
-        assert restore_left_over(board.root, board.state) is None  # it is in use
+        assert board.restore() is None  # it is in use
         assert board.tools.get("mode") == "1"
     assert board.tools.now == BEFORE
-    with board.set("MAXN"):  # type: ignore[attr-defined]
+    with board.set("MAXN"):
         pass
     assert board.tools.now == BEFORE
-
-
-# --- killed ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, None)])
@@ -240,8 +249,7 @@ def test_signals_put_it_back_before_the_process_ends(board: Board, number: signa
         process.send_signal(number)
         ended = process.wait(timeout=20)
         assert ended in ((code,) if code is not None else (-signal.SIGINT, 130))
-        assert board.tools.now == BEFORE
-        assert not left_over(state=board.state)
+        assert board.is_as_before
 
 
 def test_a_signal_while_it_is_being_restored_waits(board: Board) -> None:
@@ -258,11 +266,9 @@ def test_a_signal_while_it_is_being_restored_waits(board: Board) -> None:
 
 def test_killed_inside_the_guard_puts_it_back(board: Board) -> None:
     with running(board) as process:
-        process.kill()
-        process.wait()
+        kill(process)
         board.settle()
-        assert board.tools.now == BEFORE
-        assert not left_over(state=board.state)
+        assert board.is_as_before
 
 
 def test_the_guard_outlives_the_terminals_signals(board: Board) -> None:
@@ -271,8 +277,7 @@ def test_the_guard_outlives_the_terminals_signals(board: Board) -> None:
         assert os.getsid(guard) == guard  # a session of its own
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(guard, number)
-        process.kill()
-        process.wait()
+        kill(process)
         board.settle()
         assert board.tools.now == BEFORE
 
@@ -293,7 +298,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
             process.kill()
         if board.state.exists():
             board.settle()
-        restore_left_over(board.root, board.state)  # what the next benchmark does first
+        board.restore()  # what the next benchmark does first
         assert not left_over(state=board.state)
         return changed, board.tools.now
 
@@ -309,8 +314,7 @@ def test_killed_while_a_command_still_runs(board: Board) -> None:
     board.tools.set("slow", "1")
     with board.bench() as process:
         wait_for(board, 2)
-        process.kill()
-        process.wait()
+        kill(process)
         assert board.tools.get("mode") == "2"  # it has not come to that yet
         board.settle()
         assert "-m 2" in board.tools.get("calls")
@@ -318,47 +322,33 @@ def test_killed_while_a_command_still_runs(board: Board) -> None:
         assert board.tools.now == BEFORE
 
 
-def test_guard_killed_too_the_next_start_puts_it_back(board: Board) -> None:
-    with running(board) as process:
-        os.kill(board.guard(process.pid), signal.SIGKILL)
-        process.kill()
-        process.wait()
-        assert board.tools.now == ("1", "locked")
-        assert left_over(state=board.state)
-        assert restore_left_over(board.root, board.state) == "power mode 30W (2) put back"
-        assert board.tools.now == BEFORE
-        assert restore_left_over(board.root, board.state) is None
+def test_guard_killed_too_the_next_start_puts_it_back(killed: Board) -> None:
+    assert killed.restore() == "power mode 30W (2) put back"
+    assert killed.is_as_before
+    assert killed.restore() is None
 
 
-def test_a_benchmark_that_starts_after_both_were_killed_knows_the_original(board: Board) -> None:
-    with running(board) as process:
-        os.kill(board.guard(process.pid), signal.SIGKILL)
-        process.kill()
-        process.wait()
-    with board.set("MAXN") as setting:  # type: ignore[attr-defined]
+def test_a_benchmark_that_starts_after_both_were_killed_knows_the_original(killed: Board) -> None:
+    with killed.set("MAXN") as setting:
         assert str(setting.before) == "30W (2)"
-        assert board.tools.get("mode") == "0"
-    assert board.tools.now == BEFORE
+        assert killed.tools.get("mode") == "0"
+    assert killed.tools.now == BEFORE
 
 
-def test_after_a_reboot_only_the_mode_is_left(board: Board) -> None:
-    with running(board) as process:
-        os.kill(board.guard(process.pid), signal.SIGKILL)
-        process.kill()
-        process.wait()
-    board.boot("second")
-    board.tools.set("clocks", "fresh from the boot")
-    assert restore_left_over(board.root, board.state) == "power mode 30W (2) put back"
-    assert board.tools.get("mode") == "2"
-    assert "clocks --restore" not in board.tools.get("calls")
+def test_after_a_reboot_only_the_mode_is_left(killed: Board) -> None:
+    killed.boot("second")
+    killed.tools.set("clocks", "fresh from the boot")
+    assert killed.restore() == "power mode 30W (2) put back"
+    assert killed.tools.get("mode") == "2"
+    assert "clocks --restore" not in killed.tools.get("calls")
 
 
 def test_what_cannot_be_put_back_is_said_and_kept(board: Board) -> None:
-    with pytest.raises(UserError, match=r"the power mode is not back: nvpmodel -m 2: NVPM ERROR"), board.set("15W"):  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"the power mode is not back: nvpmodel -m 2: NVPM ERROR"), board.set("15W"):
         board.tools.set("refused", "2")
     assert left_over(state=board.state)
     board.tools.set("refused", "none")
-    assert restore_left_over(board.root, board.state) == "power mode 30W (2) put back"
+    assert board.restore() == "power mode 30W (2) put back"
     assert board.tools.now == BEFORE
 
 
@@ -367,10 +357,10 @@ def test_a_damaged_journal_is_one_line(board: Board) -> None:
     for text in ("", "{}", json.dumps({"root": "/"}), "[1]"):
         (board.state / "journal.json").write_text(text)
         with pytest.raises(UserError, match="the power mode to go back to is damaged"):
-            restore_left_over(board.root, board.state)
+            board.restore()
 
 
 def test_the_guard_leaves_nothing_running(board: Board) -> None:
-    with board.set("15W"):  # type: ignore[attr-defined]
+    with board.set("15W"):
         guard = board.guard(os.getpid())
     assert not Path(f"/proc/{guard}").exists()
