@@ -9,14 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import known_networks
 import numpy as np
 import pytest
+from cuda_machine import Machine
 from narrow_network import CLASSES, write_checkpoint
 from PIL import Image
 
+from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.network.layers import architecture
+from alexnet_edge.nvidia import cuda
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 40), "yellow": (220, 210, 40)}
 
@@ -73,6 +77,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         slow[item.path] = slow.get(item.path, 0) + (item.get_closest_marker("slow") is not None)
     items.sort(key=lambda item: -slow[item.path])
+
+
+def one_line(call: Callable[[], Any], kind: type[UserError] = ArtifactError) -> str:
+    """The one line of the error, of exactly this class, that the call must end in."""
+    with pytest.raises(kind) as error:
+        call()
+    assert type(error.value) is kind
+    assert error.value.exit_code == 2
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine with a GPU, without a GPU: what stands for CUDA's runtime."""
+    made = Machine()
+    monkeypatch.setattr(cuda, "runtime_library", lambda: made)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -51,20 +51,16 @@ def runtime_library() -> Any:
                 raise
             return importlib.import_module("cuda.cudart")
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name in ("cuda", "cuda.cudart"):
-            raise MissingComponentError(
-                "cuda-python is not installed", fix=f"run: {install_command('cuda')}"
-            ) from error
-        raise MissingComponentError(
-            f"cuda-python cannot be loaded ({_one_line(error)})", fix=f"run: {install_command('cuda')}"
-        ) from error
+        missing = isinstance(error, ModuleNotFoundError) and error.name in ("cuda", "cuda.cudart")
+        state = "is not installed" if missing else f"cannot be loaded ({_one_line(error)})"
+        raise MissingComponentError(f"cuda-python {state}", fix=f"run: {install_command('cuda')}") from error
 
 
 def call(name: str, *arguments: Any) -> Any:
     """Call a function of the CUDA runtime: its value, a tuple of several, or None where it has none.
 
     Raises:
-        MissingComponentError: when cuda-python, the driver or the GPU is not here.
+        MissingComponentError: when cuda-python, the driver or the GPU is missing.
         UserError: when the call fails, with CUDA's name and text of the error.
     """
     library = runtime_library()
@@ -126,7 +122,7 @@ def require_gpu(index: int = 0) -> GpuInfo:
     """The GPU with this number.
 
     Raises:
-        MissingComponentError: when cuda-python, the driver or the GPU is not here.
+        MissingComponentError: when cuda-python, the driver or the GPU is missing.
     """
     count = int(call("cudaGetDeviceCount"))
     if index >= count:
@@ -142,7 +138,7 @@ def require_gpu(index: int = 0) -> GpuInfo:
 
 
 def gpu_info(index: int = 0) -> GpuInfo | None:
-    """The GPU with this number, or None where it, its driver or cuda-python is not here, or does not work."""
+    """The GPU with this number, or None where it, its driver or cuda-python is missing or does not work."""
     try:
         return require_gpu(index)
     except UserError:
@@ -153,7 +149,7 @@ def l2_cache_bytes(index: int = 0) -> int:
     """Size of the L2 cache of the GPU with this number.
 
     Raises:
-        MissingComponentError: when cuda-python, the driver or the GPU is not here.
+        MissingComponentError: when cuda-python, the driver or the GPU is missing.
     """
     return int(call("cudaDeviceGetAttribute", runtime_library().cudaDeviceAttr.cudaDevAttrL2CacheSize, index))
 
@@ -161,8 +157,15 @@ def l2_cache_bytes(index: int = 0) -> int:
 class _Resource:
     """Something of the GPU's that is given back once: by `close`, or at the end of its `with` block."""
 
+    free: str
+    """The CUDA function that gives it back."""
+    _handle: Any = None
+
     def close(self) -> None:
-        raise AssertionError("a subclass gives back what it holds")
+        """Give it back; again does nothing."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            call(self.free, handle)
 
     def __enter__(self) -> Self:
         return self
@@ -176,13 +179,15 @@ class _Resource:
 class Stream(_Resource):
     """A queue of work on the GPU, which does not wait for the default stream's."""
 
+    free = "cudaStreamDestroy"
+
     def __init__(self) -> None:
-        self._stream = call("cudaStreamCreateWithFlags", runtime_library().cudaStreamNonBlocking)
+        self._handle = call("cudaStreamCreateWithFlags", runtime_library().cudaStreamNonBlocking)
 
     @property
     def handle(self) -> int:
         """The `cudaStream_t`, as other libraries take it."""
-        return int(self._stream)
+        return int(self._handle)
 
     def synchronize(self) -> None:
         """Wait until everything enqueued has finished.
@@ -190,138 +195,121 @@ class Stream(_Resource):
         Raises:
             UserError: also for what failed on the GPU since it was enqueued.
         """
-        call("cudaStreamSynchronize", self._stream)
+        call("cudaStreamSynchronize", self._handle)
 
     def wait(self, event: Event) -> None:
         """Let what is enqueued from now on begin only when the GPU has passed the mark; the caller does not wait."""
-        call("cudaStreamWaitEvent", self._stream, event.handle, 0)
-
-    def close(self) -> None:
-        """Destroy the stream; again does nothing."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            call("cudaStreamDestroy", stream)
+        call("cudaStreamWaitEvent", self._handle, event.handle, 0)
 
 
 class Event(_Resource):
     """A mark in a stream, with the GPU's own time of passing it."""
 
+    free = "cudaEventDestroy"
+
     def __init__(self, *, blocking: bool = False) -> None:
         """A mark that no stream has yet; `blocking` gives up the processor while it is waited for."""
         library = runtime_library()
-        self._event = call(
-            "cudaEventCreateWithFlags", library.cudaEventBlockingSync if blocking else library.cudaEventDefault
-        )
+        flags = library.cudaEventBlockingSync if blocking else library.cudaEventDefault
+        self._handle = call("cudaEventCreateWithFlags", flags)
 
     @property
     def handle(self) -> Any:
         """The `cudaEvent_t`."""
-        return self._event
+        return self._handle
 
     def record(self, stream: Stream) -> None:
         """Put the mark at the end of what is enqueued in `stream`."""
-        call("cudaEventRecord", self._event, stream.handle)
+        call("cudaEventRecord", self._handle, stream.handle)
 
     def synchronize(self) -> None:
         """Wait until the GPU has passed the mark."""
-        call("cudaEventSynchronize", self._event)
+        call("cudaEventSynchronize", self._handle)
 
     def elapsed_ns(self, start: Event) -> int:
         """Time between the passing of `start` and of this mark, in nanoseconds; the GPU counts in steps of about 500."""
-        return round(float(call("cudaEventElapsedTime", start._event, self._event)) * 1e6)
-
-    def close(self) -> None:
-        """Destroy the event; again does nothing."""
-        event, self._event = self._event, None
-        if event is not None:
-            call("cudaEventDestroy", event)
+        return round(float(call("cudaEventElapsedTime", start.handle, self._handle)) * 1e6)
 
 
 class PinnedBuffer(_Resource):
     """Host memory that the GPU copies from and to without the driver's own staging copy."""
 
+    free = "cudaFreeHost"
+
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
-        self._address = int(call("cudaHostAlloc", num_bytes, runtime_library().cudaHostAllocDefault))
-        self._memory = memoryview((ctypes.c_ubyte * num_bytes).from_address(self._address))
+        self._handle = int(call("cudaHostAlloc", num_bytes, runtime_library().cudaHostAllocDefault))
+        self._memory = memoryview((ctypes.c_ubyte * num_bytes).from_address(self._handle))
 
     @property
     def address(self) -> int:
         """Where it starts in host memory."""
-        return self._address
+        return int(self._handle)
 
     def view(self, shape: tuple[int, ...]) -> FloatArray:
         """The first bytes as a float32 array of this shape; not to be used after `close`."""
         array: FloatArray = np.ndarray(shape, np.float32, buffer=self._memory)
         return array
 
-    def close(self) -> None:
-        """Free the memory; again does nothing."""
-        address, self._address = self._address, 0
-        if address:
-            call("cudaFreeHost", address)
-
 
 class DeviceBuffer(_Resource):
     """Memory of the GPU."""
 
+    free = "cudaFree"
+
     def __init__(self, num_bytes: int = 0) -> None:
         self.num_bytes = 0
-        self._address = 0
         self.reserve(num_bytes)
 
     @property
     def address(self) -> int:
         """Where it starts in the GPU's memory, 0 while it holds none; stays until more is reserved."""
-        return self._address
+        return self._handle or 0
 
     def reserve(self, num_bytes: int) -> None:
         """Make it at least this large; growing loses the content and changes the address."""
-        if num_bytes <= self.num_bytes:
-            return
-        self.close()
-        self._address = int(call("cudaMalloc", num_bytes))
-        self.num_bytes = num_bytes
+        if num_bytes > self.num_bytes:
+            self.close()
+            self._handle = int(call("cudaMalloc", num_bytes))
+            self.num_bytes = num_bytes
 
     def copy_from(self, host: PinnedBuffer, num_bytes: int, stream: Stream) -> None:
-        """Enqueue the copy of the first bytes of `host` to here."""
-        self._copy(self._address, host.address, num_bytes, "cudaMemcpyHostToDevice", stream)
+        """Enqueue the copy of the first bytes of `host` to this buffer."""
+        kind = runtime_library().cudaMemcpyKind.cudaMemcpyHostToDevice
+        call("cudaMemcpyAsync", self.address, host.address, num_bytes, kind, stream.handle)
 
     def copy_to(self, host: PinnedBuffer, num_bytes: int, stream: Stream) -> None:
         """Enqueue the copy of the first bytes of this buffer to `host`."""
-        self._copy(host.address, self._address, num_bytes, "cudaMemcpyDeviceToHost", stream)
-
-    def _copy(self, to: int, origin: int, num_bytes: int, kind: str, stream: Stream) -> None:
-        call("cudaMemcpyAsync", to, origin, num_bytes, getattr(runtime_library().cudaMemcpyKind, kind), stream.handle)
+        kind = runtime_library().cudaMemcpyKind.cudaMemcpyDeviceToHost
+        call("cudaMemcpyAsync", host.address, self.address, num_bytes, kind, stream.handle)
 
     def fill(self, value: int, stream: Stream) -> None:
         """Enqueue the writing of this value to every byte."""
-        call("cudaMemsetAsync", self._address, value, self.num_bytes, stream.handle)
+        call("cudaMemsetAsync", self.address, value, self.num_bytes, stream.handle)
 
     def upload(self, array: npt.NDArray[Any]) -> int:
-        """Copy an array here, growing as needed, and wait for it: the address it is at.
+        """Copy an array to this buffer, growing as needed, and wait for it: its address.
 
         For the few copies that are not timed, such as calibration batches.
         """
         source = np.ascontiguousarray(array)
         self.reserve(source.nbytes)
         kind = runtime_library().cudaMemcpyKind.cudaMemcpyHostToDevice
-        call("cudaMemcpy", self._address, source.ctypes.data, source.nbytes, kind)
-        return self._address
+        call("cudaMemcpy", self.address, source.ctypes.data, source.nbytes, kind)
+        return self.address
 
     def close(self) -> None:
-        """Free the memory; again does nothing."""
-        address, self._address = self._address, 0
         self.num_bytes = 0
-        if address:
-            call("cudaFree", address)
+        super().close()
 
 
 class Graph(_Resource):
     """Work recorded from a stream once, then launched as a whole."""
 
+    free = "cudaGraphExecDestroy"
+
     def __init__(self, executable: Any) -> None:
-        self._executable = executable
+        self._handle = executable
 
     @classmethod
     def capture(cls, stream: Stream, enqueue: Callable[[], None]) -> Graph:
@@ -346,10 +334,4 @@ class Graph(_Resource):
 
     def launch(self, stream: Stream) -> None:
         """Enqueue the recorded work."""
-        call("cudaGraphLaunch", self._executable, stream.handle)
-
-    def close(self) -> None:
-        """Destroy the graph; again does nothing."""
-        executable, self._executable = self._executable, None
-        if executable is not None:
-            call("cudaGraphExecDestroy", executable)
+        call("cudaGraphLaunch", self._handle, stream.handle)

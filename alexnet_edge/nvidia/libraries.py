@@ -17,7 +17,7 @@ import shutil
 import traceback
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -48,22 +48,17 @@ def load_library(runtime: Library) -> ModuleType:
     """
     try:
         return importlib.import_module(MODULES[runtime])
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != MODULES[runtime]:
-            raise _broken(runtime, error) from error
-        raise MissingComponentError(f"{NAMES[runtime]} is not installed", fix=_how_to_install(runtime)) from error
     except Exception as error:  # a broken library may raise anything
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == MODULES[runtime]:
+            raise MissingComponentError(f"{NAMES[runtime]} is not installed", fix=_how_to_install(runtime)) from error
         raise _broken(runtime, error) from error
 
 
 def _broken(runtime: Library, error: Exception) -> MissingComponentError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason, fix = " ".join(str(error).split()) or type(error).__name__, _how_to_install(runtime)
     if "libnvdla_compiler" in reason:  # the host's, mounted by NVIDIA's container runtime; JetPack 7.2 has none
-        return MissingComponentError(
-            f"{NAMES[runtime]} cannot be loaded ({reason})",
-            fix="in a container on a Jetson, start it with `docker run --runtime nvidia`, from an image for its JetPack",
-        )
-    return MissingComponentError(f"{NAMES[runtime]} cannot be loaded ({reason})", fix=_how_to_install(runtime))
+        fix = "in a container on a Jetson, start it with `docker run --runtime nvidia`, from an image for its JetPack"
+    return MissingComponentError(f"{NAMES[runtime]} cannot be loaded ({reason})", fix=fix)
 
 
 def _how_to_install(runtime: Library) -> str:
@@ -97,7 +92,7 @@ def find_trtexec() -> Path | None:
 
 
 def default_runtime() -> Runtime | None:
-    """The first of TensorRT, trtexec and TensorRT-RTX that is here, or None.
+    """The first of TensorRT, trtexec and TensorRT-RTX that this machine has, or None.
 
     Raises:
         MissingComponentError: when TRTEXEC is set and names no program: another builder was not asked for.
@@ -131,7 +126,7 @@ _LIVE: dict[str, weakref.WeakSet[Any]] = {}
 def make_logger(trt: ModuleType, messages: list[str], *, log: list[str] | None = None) -> Any:
     """A logger for TensorRT: everything goes to this package's log, warnings and errors also to `messages`.
 
-    Where several loggers of a library are alive, each keeps what any of them is told: the library tells only one of them.
+    Where several loggers of a library are alive, each keeps what any of them hears: the library tells only one of them.
 
     Args:
         trt: the imported library, `tensorrt` or `tensorrt_rtx`.
@@ -159,19 +154,16 @@ def make_logger(trt: ModuleType, messages: list[str], *, log: list[str] | None =
             base.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            try:
-                known = levels.get(severity)
-                if known is None:  # verbose: thousands of lines that nobody reads
+            with suppress(BaseException):  # it would end the process from inside C++
+                if severity not in levels:  # verbose: thousands of lines that nobody reads
                     return
-                level, mark = known
+                level, mark = levels[severity]
                 line = " ".join(str(message).split())
                 if _SECOND_LOGGER in line:  # it says that this one hears nothing, and it does
                     return
                 for logger in tuple(live):
                     logger.keep(mark, line)
                 _log.log(level, "%s: %s", name, line)
-            except BaseException:  # noqa: BLE001  # it would end the process from inside C++
-                return
 
         def keep(self, mark: str, line: str) -> None:
             if log is not None:

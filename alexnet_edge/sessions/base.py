@@ -74,7 +74,8 @@ class Session(ABC):
 
     Use it as a context manager: nothing is loaded before `__enter__`, everything is released by `__exit__`.
     `run(x_NCHW) -> y_NK` answers one batch. For timing, the same work in steps: `prepare(x)` places the input,
-    `enqueue()` starts the inference, `synchronize()` waits for it, `fetch()` returns the output.
+    `enqueue()` starts the inference, `synchronize()` waits for it, `fetch()` returns the output. Each raises UserError when
+    the session is closed, the step before is missing, or an input has another type, shape or batch than it takes.
 
     A runtime implements `_load`, `_prepare`, `_enqueue`, `_fetch` and, where they differ from doing nothing,
     `_synchronize`, `_close` and `details`.
@@ -122,24 +123,15 @@ class Session(ABC):
         self._close()
 
     def run(self, x_NCHW: FloatArray) -> FloatArray:
-        """Answer one batch: `(N, 3, S, S)` float32 to `(N, K)` float32.
-
-        Raises:
-            UserError: when the session is closed, or the input has another type, shape or batch than it takes.
-        """
+        """Answer one batch: `(N, 3, S, S)` float32 to `(N, K)` float32."""
         self.prepare(x_NCHW)
         self.enqueue()
         self.synchronize()
         return self.fetch()
 
     def prepare(self, x_NCHW: FloatArray) -> None:
-        """Check the input and place it where the runtime reads it.
-
-        Raises:
-            UserError: when the session is closed, or the input has another type, shape or batch than it takes.
-        """
-        self._need("prepare", "open", "prepared", "enqueued")
-        self._check(x_NCHW)
+        """Check the input and place it where the runtime reads it."""
+        self._check("prepare", x_NCHW)
         self._state = "open"  # should placing it fail, nothing is prepared
         self._prepare(x_NCHW)
         self._state = "prepared"
@@ -164,12 +156,8 @@ class Session(ABC):
         """The runtime's own profile of one inference of this batch, the mean of `runs`; None where it has no profiler.
 
         Profiling slows a runtime down, so nothing else is measured meanwhile.
-
-        Raises:
-            UserError: when the session is closed, or the input has another type, shape or batch than it takes.
         """
-        self._need("node_times", "open", "prepared", "enqueued")
-        self._check(x_NCHW)
+        self._check("node_times", x_NCHW)
         return self._node_times(x_NCHW, runs)
 
     def device_queries(
@@ -189,12 +177,9 @@ class Session(ABC):
             spin: wait for the GPU without giving up the processor, which costs power and saves the wake-up.
 
         Raises:
-            UserError: with the reason when this session cannot be timed so, and when it is closed or takes no such input.
+            UserError: with the reason also when this session cannot be timed so.
         """
-        assert inputs
-        self._need("device_queries", "open", "prepared", "enqueued")
-        for x_NCHW in inputs:
-            self._check(x_NCHW)
+        self._check("device_queries", *inputs)
         assert len({len(x_NCHW) for x_NCHW in inputs}) == 1
         return self._device_queries(inputs, graph=graph, transfers=transfers, spin=spin)
 
@@ -207,7 +192,7 @@ class Session(ABC):
         Raises:
             UserError: with the reason when this session cannot.
         """
-        self._need("cache_flush", "open", "prepared", "enqueued")
+        self._check("cache_flush")
         return self._cache_flush()
 
     def details(self) -> dict[str, Any]:
@@ -257,7 +242,12 @@ class Session(ABC):
                 fix="use `with open_session(...)`, then prepare()",
             )
 
-    def _check(self, x_NCHW: FloatArray) -> None:
+    def _check(self, call: str, *inputs: FloatArray) -> None:
+        self._need(call, "open", "prepared", "enqueued")
+        for x_NCHW in inputs:
+            self._check_input(x_NCHW)
+
+    def _check_input(self, x_NCHW: FloatArray) -> None:
         spec = self.input
         if not isinstance(x_NCHW, np.ndarray) or x_NCHW.dtype != np.dtype(spec.dtype):
             kind = getattr(x_NCHW, "dtype", type(x_NCHW).__name__)

@@ -55,7 +55,7 @@ class CacheFlush:
 
 
 class StreamLike(Protocol):
-    """A queue of work: `alexnet_edge.nvidia.cuda.Stream`, or what stands for it."""
+    """A queue of work: `alexnet_edge.nvidia.cuda.Stream`, or one with its methods."""
 
     def wait(self, event: Any) -> None: ...
 
@@ -63,7 +63,7 @@ class StreamLike(Protocol):
 
 
 class EventLike(Protocol):
-    """A mark in a stream: `alexnet_edge.nvidia.cuda.Event`, or what stands for it."""
+    """A mark in a stream: `alexnet_edge.nvidia.cuda.Event`, or one with its methods."""
 
     def record(self, stream: Any) -> None: ...
 
@@ -100,14 +100,8 @@ class DeviceQueries:
         make_event: Callable[[], EventLike],
         transfers: bool,
     ) -> None:
-        """Open queries.
-
-        Args:
-            work: what to enqueue.
-            slots: queries that may be in flight.
-            streams: for the copies to the device, the inferences, and the copies back.
-            make_event: makes a timing event, which its maker gives back.
-            transfers: whether the copies are part of a query; if not, the inputs are copied once, now.
+        """Open queries: up to `slots` of them, in a stream each for the copies to the device, the inferences, and the copies
+        back. Whoever makes the events gives them back. Without `transfers` the inputs are copied once, now.
         """
         self.slots = slots
         self.transfers = transfers
@@ -151,17 +145,20 @@ class DeviceQueries:
         first, last = ("h2d_start", "d2h_end") if self.transfers else ("compute_start", "compute_end")
         marks[last].synchronize()
 
-        def between(start: str, end: str) -> int:
-            return marks[end].elapsed_ns(marks[start])
+        def phase(name: str) -> int:
+            return marks[f"{name}_end"].elapsed_ns(marks[f"{name}_start"])
+
+        def since_opened(mark: str) -> int:
+            return marks[mark].elapsed_ns(self._origin)
 
         return PhaseTimes(
-            h2d_ns=between("h2d_start", "h2d_end") if self.transfers else None,
-            compute_ns=between("compute_start", "compute_end"),
-            d2h_ns=between("d2h_start", "d2h_end") if self.transfers else None,
+            h2d_ns=phase("h2d") if self.transfers else None,
+            compute_ns=phase("compute"),
+            d2h_ns=phase("d2h") if self.transfers else None,
             enqueue_ns=enqueue_ns,
-            start_ns=marks[first].elapsed_ns(self._origin),
-            compute_start_ns=marks["compute_start"].elapsed_ns(self._origin),
-            end_ns=marks[last].elapsed_ns(self._origin),
+            start_ns=since_opened(first),
+            compute_start_ns=since_opened("compute_start"),
+            end_ns=since_opened(last),
         )
 
     def answer(self, slot: int) -> FloatArray:

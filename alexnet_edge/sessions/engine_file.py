@@ -6,14 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from alexnet_edge.artifact import Artifact, Manifest, TensorSpec
 from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError
 from alexnet_edge.files import sha256_file
 from alexnet_edge.images.preprocess import PRESETS
-from alexnet_edge.nvidia import cuda as real_cuda
+from alexnet_edge.nvidia import cuda
 from alexnet_edge.nvidia.libraries import Library, library_calls, load_library, make_logger, platform_name
 
 LIBRARIES: dict[str, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
@@ -33,31 +32,24 @@ def refusal(artifact: Artifact, *, library_version: str, sm: str, platform: str)
 
     Args:
         artifact: the engine; what its manifest does not say is not checked.
-        library_version: of the library here, as `10.3.0`.
-        sm: compute capability of the GPU here, as `sm87`.
+        library_version: of the library on this machine, as `10.3.0`.
+        sm: compute capability of this machine's GPU, as `sm87`.
         platform: as `linux-aarch64`.
     """
-    build = artifact.manifest.build
+    manifest, build = artifact.manifest, artifact.manifest.build
     if build.get("stripped"):
         return "the engine was built without its weights"
-    built_on = build.get("platform")
-    if built_on and built_on != platform:
-        return f"the engine was built on {built_on}, here is {platform}"
-    return _wrong_version(artifact.manifest, library_version) or _wrong_gpu(build, sm)
-
-
-def _wrong_version(manifest: Manifest, library_version: str) -> str | None:
-    built_with = manifest.build.get("version")
-    if not built_with:
-        return None
-    built, installed = _numbers(str(built_with)), _numbers(library_version)
-    if built == installed:
-        return None
-    name = NAMES.get(manifest.runtime, manifest.runtime)
-    difference = f"the engine was built with {name} {built_with}, here is {library_version}"
-    if manifest.build.get("version_compatible"):
-        return f"{difference}, and needs the lean runtime of its own version, which this package does not load"
-    return difference
+    if build.get("platform") not in (None, platform):
+        return f"the engine was built on {build['platform']}, this machine is {platform}"
+    version = build.get("version")
+    if version and _numbers(str(version)) != _numbers(library_version):
+        name = NAMES.get(manifest.runtime, manifest.runtime)
+        difference = f"the engine was built with {name} {version}, this machine has {library_version}"
+        if build.get("version_compatible"):
+            return f"{difference}, and it needs the lean runtime of its own version, which this package does not load"
+        return difference
+    built_for = _other_gpu(build, sm)
+    return built_for and f"the engine {built_for}, the GPU of this machine is {sm}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -65,49 +57,47 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
-def _wrong_gpu(build: Mapping[str, Any], sm: str) -> str | None:
+def _other_gpu(build: Mapping[str, Any], sm: str) -> str | None:
+    """The GPU that the engine needs, where `sm` is another."""
     targets = build.get("compute_capabilities")
     if isinstance(targets, list | tuple) and targets:
-        return None if sm in targets else f"the engine is for {', '.join(map(str, targets))}, the GPU here is {sm}"
+        return None if sm in targets else f"is for {', '.join(map(str, targets))}"
     built_on = build.get("sm")
     if not built_on or built_on == sm:
         return None
     if build.get("hardware_compatibility") == "ampere-plus":
-        return None if _sm_number(sm) >= 80 else f"the engine is for sm80 and newer, the GPU here is {sm}"
-    return f"the engine was built for {built_on}, the GPU here is {sm}"
+        digits = sm.removeprefix("sm")
+        return None if digits.isdecimal() and int(digits) >= 80 else "is for sm80 and newer"
+    return f"was built for {built_on}"
 
 
-def _sm_number(sm: str) -> int:
-    digits = sm.removeprefix("sm")
-    return int(digits) if digits.isdecimal() else 0
-
-
-def not_here(artifact: Artifact) -> str | None:
-    """Why this machine cannot run the engine, or None where the library and the GPU it was built for are here."""
+def not_runnable(artifact: Artifact) -> str | None:
+    """Why this machine cannot run the engine, or None where it has the library and the GPU the engine was built for."""
     manifest = artifact.manifest
     try:
         library = load_library(LIBRARIES[library_of(artifact)])
-        gpu = real_cuda.require_gpu()
+        gpu = cuda.require_gpu()
     except UserError as error:
         return f"a {manifest.runtime} engine needs the NVIDIA GPU it was built for ({error.problem})"
     return refusal(artifact, library_version=str(library.__version__), sm=gpu.sm, platform=platform_name())
 
 
 def library_of(artifact: Artifact) -> str:
+    """The runtime that the manifest names.
+
+    Raises:
+        ArtifactError: when no library runs its engines.
+    """
     runtime = artifact.manifest.runtime
     if runtime not in LIBRARIES:
-        raise ArtifactError(
-            f"no library runs engines of {runtime}",
-            value=artifact.path,
-            fix=f"it must be one of {', '.join(LIBRARIES)}",
-        )
+        fix = f"it must be one of {', '.join(LIBRARIES)}"
+        raise ArtifactError(f"no library runs engines of {runtime}", value=artifact.path, fix=fix)
     return runtime
 
 
 def rebuild_advice(manifest: Manifest) -> str:
-    if manifest.build.get("trusted"):
-        return "get one that was built with this library, for this GPU"
-    return "rebuild it here"
+    trusted = manifest.build.get("trusted")
+    return "get one that was built with this library, for this GPU" if trusted else "rebuild it here"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +162,7 @@ def _invalid(trt: Any, runtime: Any, plan: bytes) -> str | None:
 
 
 def refusal_reason(log: list[str], otherwise: str = "") -> str:
-    """What the library said of a failure: its first error, as the others follow from it. The log is then empty."""
+    """Why the library failed: its first logged error, as the others follow from it. The log is then empty."""
     errors = [line[4:] for line in log if line.startswith(("[E]", "[F]"))]
     log.clear()
     return " ".join((errors[0] if errors else otherwise or "it gives no reason").split())
@@ -211,8 +201,8 @@ def _io(trt: Any, engine: Any, path: Path) -> tuple[TensorSpec, TensorSpec]:
         return ArtifactError(problem, value=path, fix="this package runs engines that `alexnet-edge export` wrote")
 
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+    modes = (trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT)
+    inputs, outputs = ([name for name in names if engine.get_tensor_mode(name) == mode] for mode in modes)
     if len(inputs) != 1 or len(outputs) != 1:
         raise wrong(f"the engine has {len(inputs)} inputs and {len(outputs)} outputs, not one of each")
     for name in names:
@@ -226,30 +216,19 @@ def _io(trt: Any, engine: Any, path: Path) -> tuple[TensorSpec, TensorSpec]:
         raise wrong(f"the engine's shapes are {x_shape} and {y_shape}, not (N, 3, S, S) and (N, K)")
     smallest = largest = x_shape[0]
     if smallest < 0:
-        least, _, most = engine.get_tensor_profile_shape(inputs[0], 0)
-        smallest, largest = int(least[0]), int(most[0])
+        smallest, _, largest = (int(shape[0]) for shape in engine.get_tensor_profile_shape(inputs[0], 0))
     x_spec = TensorSpec(name=inputs[0], dtype="float32", shape=x_shape[1:], min_batch=smallest, max_batch=largest)
     return x_spec, replace(x_spec, name=outputs[0], shape=y_shape[1:])
 
 
-def _io_of(trt: Any, artifact: Artifact) -> tuple[TensorSpec, TensorSpec]:
-    loaded = deserialise(trt, artifact, [])
-    return _io(trt, loaded.engine, artifact.path)
-
-
-def trusted_engine(path: Path, *, trt: ModuleType | None = None, cuda: Any = None) -> Artifact:
-    """An engine without manifest as an artifact: what a manifest says is taken from its own input and output.
+def trusted_engine(path: Path) -> Artifact:
+    """An engine without manifest as an artifact, from its own input and output.
 
     It is loaded to be asked, which is why the caller must trust it. Its classes are numbered; the preprocessing is the
     usual one of its input size; the precision is not known, and stands as `fp32`, whose tolerance is the strictest.
 
-    Args:
-        path: the file.
-        trt: the library; by default the one that the file's first bytes name.
-        cuda: what stands for `alexnet_edge.nvidia.cuda`.
-
     Raises:
-        MissingComponentError: when the library or the GPU is not here.
+        MissingComponentError: when the library that the file's first bytes name, or the GPU, is missing.
         ArtifactError: when the library refuses it, or it is not one image batch in, one row per image out.
     """
     try:
@@ -258,8 +237,8 @@ def trusted_engine(path: Path, *, trt: ModuleType | None = None, cuda: Any = Non
         digest, size = sha256_file(path), path.stat().st_size
     except OSError as error:
         raise ArtifactError(f"cannot be read ({error.strerror})", value=path, fix="check the path") from error
-    library: Any = trt or load_library(LIBRARIES[runtime])
-    gpu = (cuda or real_cuda).require_gpu()
+    library: Any = load_library(LIBRARIES[runtime])
+    gpu = cuda.require_gpu()
     unknown = TensorSpec(name="", dtype="float32", shape=())
     manifest = Manifest(
         format="trt",
@@ -295,3 +274,9 @@ def trusted_engine(path: Path, *, trt: ModuleType | None = None, cuda: Any = Non
         output=y_spec,
     )
     return Artifact(path=path, manifest=manifest)
+
+
+def _io_of(trt: Any, artifact: Artifact) -> tuple[TensorSpec, TensorSpec]:
+    """In a function of its own, so that nothing of the library's outlives it."""
+    loaded = deserialise(trt, artifact, [])
+    return _io(trt, loaded.engine, artifact.path)

@@ -59,9 +59,8 @@ class OnnxRuntimeSession(ArtifactSession):
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        if (
-            self.artifact.manifest.precision == "fp8"
-        ):  # its pass over Q/DQ pairs rounds biases through FP16: wrong answers
+        if self.artifact.manifest.precision == "fp8":
+            # Its pass over Q/DQ pairs rounds biases through FP16: wrong answers.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         return options
 

@@ -6,35 +6,25 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alexnet_edge.artifact import (
-    SUFFIXES,
-    Artifact,
-    LoweredFor,
-    Manifest,
-    load_artifact,
-    manifest_path,
-    waiting_name,
-)
+from alexnet_edge.artifact import SUFFIXES, Artifact, Format, Manifest, load_artifact, manifest_path, waiting_name
 from alexnet_edge.environment import cpu_features
 from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.network.load import CHECKPOINT_SUFFIXES
+from alexnet_edge.sessions.base import ArtifactSession, Device, Session
 
 if TYPE_CHECKING:
     from alexnet_edge.network.checkpoint import Checkpoint
-from alexnet_edge.sessions.base import Device, Session
 
 
 def open_artifact(path: Path, *, trust: bool = False) -> Artifact:
-    """The artifact at `path`, checked against its manifest.
+    """The artifact at `path`, checked against the manifest beside it.
 
-    Args:
-        path: the artifact; its manifest is beside it.
-        trust: also take an engine that has no manifest. It is loaded on the GPU to read its input and output, so whoever
-            wrote it decides what that does. A file that has a manifest is checked all the same.
+    With `trust` also an engine that has no manifest. It is loaded on the GPU to read its input and output, so whoever wrote
+    it decides what that does. A file that has a manifest is checked all the same.
 
     Raises:
         ArtifactError: see `load_artifact`.
-        MissingComponentError: for an engine without manifest, when its library or a GPU is not here.
+        MissingComponentError: for an engine without manifest, when its library or a GPU is missing.
     """
     sidecar = manifest_path(path)
     has_manifest = sidecar.exists() or waiting_name(sidecar).exists()
@@ -55,12 +45,12 @@ def open_session(
         device: where to run it; the session refuses to open when it would run elsewhere. None for the GPU with an engine,
             the processor with everything else.
         threads: processor threads; by default every processor this process may use.
-        trust: take an engine without manifest, see `open_artifact`.
+        trust: accept an engine without manifest, see `open_artifact`.
 
     Raises:
         ArtifactError, CheckpointError: when the file is missing or damaged, or is an engine for another machine.
-        MissingComponentError: when its runtime or the device is not here.
-        UserError: when `threads` is not positive, or an engine shall run on the processor.
+        MissingComponentError: when its runtime or the device is missing.
+        UserError: when `threads` is not positive, or the format does not run on the device.
     """
     if device not in (None, "cpu", "cuda"):
         raise UserError("no such device", value=device, fix="choose cpu or cuda")
@@ -71,51 +61,44 @@ def open_session(
             return CheckpointSession(source, device=device or "cpu", threads=threads)
         source = open_artifact(source, trust=trust)
     manifest = source.manifest
-    if manifest.format == "trt":
+    on_gpu = manifest.format == "trt"
+    session = _session_class(manifest.format)(source, device=device or ("cuda" if on_gpu else "cpu"), threads=threads)
+    reason = runnable(source)
+    if reason is not None:
+        raise ArtifactError(reason, value=source.path, fix=_instead(manifest), manifest=manifest if on_gpu else None)
+    return session
+
+
+def _session_class(format: Format) -> type[ArtifactSession]:
+    """Each runtime is imported only for its own format."""
+    if format == "trt":
         from alexnet_edge.sessions.tensorrt import TensorRTSession
 
-        session = TensorRTSession(source, device=device or "cuda", threads=threads)
-        reason = runnable(source)
-        if reason is not None:
-            raise ArtifactError(
-                reason, value=source.path, fix="run it where it was built, or rebuild it", manifest=manifest
-            )
-        return session
-    device = device or "cpu"
-    if manifest.format == "onnx":
-        reason = runnable(source)
-        if reason is not None:
-            raise ArtifactError(reason, value=source.path, fix=_instead(manifest))
+        return TensorRTSession
+    if format == "onnx":
         from alexnet_edge.sessions.onnxruntime import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(source, device=device, threads=threads)
-    if manifest.format == "openvino":
+        return OnnxRuntimeSession
+    if format == "openvino":
         from alexnet_edge.sessions.openvino import OpenVINOSession
 
-        reason = runnable(source)
-        if reason is not None:
-            raise ArtifactError(reason, value=source.path, fix=_instead(manifest))
-        return OpenVINOSession(source, device=device, threads=threads)
-    if manifest.format == "torchscript":
+        return OpenVINOSession
+    if format == "torchscript":
         from alexnet_edge.sessions.torchscript import TorchScriptSession
 
-        return TorchScriptSession(source, device=device, threads=threads)
+        return TorchScriptSession
     from alexnet_edge.sessions.torch import ExportedProgramSession
 
-    return ExportedProgramSession(source, device=device, threads=threads)
+    return ExportedProgramSession
 
 
 def reference_session(checkpoint: Checkpoint | Path, *, threads: int | None = None) -> Session:
-    """The session whose answers others are compared with: the checkpoint in PyTorch, or, where an FP32 ONNX file is the
-    source of exports, as on a board, that file.
-
-    Args:
-        checkpoint: a checkpoint, loaded or its path.
-        threads: processor threads; by default every processor this process may use.
+    """The session whose answers others are compared with: the checkpoint (loaded, or its path) in PyTorch, or, where an
+    FP32 ONNX file is the source of exports, as on a board, that file.
 
     Raises:
         ArtifactError, CheckpointError: when the file is missing or damaged.
-        MissingComponentError: when its runtime is not here.
+        MissingComponentError: when its runtime is missing.
     """
     path = checkpoint if isinstance(checkpoint, Path) else checkpoint.path
     if path.suffix == SUFFIXES["onnx"]:
@@ -126,7 +109,9 @@ def reference_session(checkpoint: Checkpoint | Path, *, threads: int | None = No
 
 
 def _instead(manifest: Manifest) -> str:
-    """What to do about an ONNX or OpenVINO file that this machine cannot run."""
+    """What to do about a file that this machine cannot run."""
+    if manifest.format == "trt":
+        return "run it where it was built, or rebuild it"
     if "target" in manifest.build:
         return "export it here, or for this machine with --target"
     if manifest.precision == "bf16":
@@ -134,35 +119,31 @@ def _instead(manifest: Manifest) -> str:
     return "run the FP32 one"
 
 
-def _other_processor(target: LoweredFor) -> str | None:
-    """Why this processor is not one of the target that a manifest records, or None."""
-    machine = platform.machine().lower()
-    missing = sorted(set(target.instructions) - set(cpu_features()))
-    if machine not in target.machines:
-        return f"it is lowered for {target.name}, and this machine is {machine}"
-    if missing:
-        return f"it is lowered for {target.name}, and this processor has no {', '.join(missing)}"
-    return None
-
-
 def runnable(artifact: Artifact) -> str | None:
     """Why `artifact` cannot be run on this machine, or None when nothing is known that speaks against it.
 
-    For an engine it looks for the library and the GPU, and compares them with what the manifest says of the build. A BF16
+    For an engine it looks for the library and the GPU, and compares them with the manifest's record of the build. A BF16
     ONNX file is a source for engines only. A graph lowered for a target needs its instructions, and OpenVINO's INT8 a
     processor whose sums do not overflow.
     """
-    target = artifact.manifest.lowered_for
+    manifest = artifact.manifest
+    target = manifest.lowered_for
     if target is not None and target.instructions:
-        return _other_processor(target)
-    if artifact.manifest.format == "trt":
-        from alexnet_edge.sessions.engine_file import not_here
+        machine = platform.machine().lower()
+        missing = sorted(set(target.instructions) - set(cpu_features()))
+        if machine not in target.machines:
+            return f"it is lowered for {target.name}, and this machine is {machine}"
+        if missing:
+            return f"it is lowered for {target.name}, and this processor has no {', '.join(missing)}"
+        return None
+    if manifest.format == "trt":
+        from alexnet_edge.sessions.engine_file import not_runnable
 
-        return not_here(artifact)
-    if artifact.manifest.format == "openvino" and artifact.manifest.precision == "int8":
+        return not_runnable(artifact)
+    if manifest.format == "openvino" and manifest.precision == "int8":
         from alexnet_edge.sessions.openvino import int8_overflows
 
         return int8_overflows()
-    if artifact.manifest.format == "onnx" and artifact.manifest.precision == "bf16":
+    if manifest.format == "onnx" and manifest.precision == "bf16":
         return "ONNX Runtime has no BF16 convolution for processors: the graph is for TensorRT"
     return None

@@ -78,10 +78,16 @@ def import_quietly() -> ModuleType:
 
     With its dependency `openvino_telemetry` there, the import itself reports to a web service, from a process that it
     starts, and leaves files in the home folder, unless a file there refuses. Without it `openvino` does all of its work and
-    sends nothing; so while it is imported here it does not see that package.
+    sends nothing; so while it is imported here it does not see that package, unless that has been imported before.
     """
-    with _hidden(_TELEMETRY):
+    hide = _TELEMETRY not in sys.modules
+    if hide:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # what the import system documents for this
+    try:
         return importlib.import_module("openvino")
+    finally:
+        if hide:
+            del sys.modules[_TELEMETRY]
 
 
 @functools.cache
@@ -99,19 +105,6 @@ def shared_core() -> Any:
     if "CPU" not in core.available_devices:
         raise MissingComponentError("this OpenVINO has no CPU plugin", fix="install OpenVINO from the package index")
     return core
-
-
-@contextmanager
-def _hidden(module: str) -> Iterator[None]:
-    """Inside, importing `module` raises ModuleNotFoundError, unless it has been imported before."""
-    hide = module not in sys.modules
-    if hide:
-        sys.modules[module] = None  # type: ignore[assignment]  # what the import system documents for this
-    try:
-        yield
-    finally:
-        if hide:
-            del sys.modules[module]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,20 +125,17 @@ class ExecutedNode:
 
 def executed_nodes(compiled: Any) -> list[ExecutedNode]:
     """The nodes of a compiled model in the order in which they are executed, constants left out."""
-    nodes = []
-    for node in compiled.get_runtime_model().get_ordered_ops():
-        info = {key: node.rt_info[key].astype(str) for key in ("layerType", "primitiveType", "originalLayersNames")}
-        if info["layerType"] != "Const":
-            nodes.append(
-                ExecutedNode(
-                    name=str(node.get_friendly_name()),
-                    kind=info["layerType"],
-                    primitive=info["primitiveType"],
-                    inputs=tuple(source.get_element_type().to_string() for source in node.inputs()),
-                    fused=_graph_names(info["originalLayersNames"]),
-                )
-            )
-    return nodes
+    return [
+        ExecutedNode(
+            name=str(node.get_friendly_name()),
+            kind=node.rt_info["layerType"].astype(str),
+            primitive=node.rt_info["primitiveType"].astype(str),
+            inputs=tuple(source.get_element_type().to_string() for source in node.inputs()),
+            fused=_graph_names(node.rt_info["originalLayersNames"].astype(str)),
+        )
+        for node in compiled.get_runtime_model().get_ordered_ops()
+        if node.rt_info["layerType"].astype(str) != "Const"
+    ]
 
 
 def kernel_type(primitive: str) -> str:
@@ -166,9 +156,8 @@ def read_model(openvino: ModuleType, core: Any, path: Path, weights: Path) -> An
         RuntimeError: OpenVINO's own, with the reason in its last line.
     """
     if not openvino.frontend.FrontEndManager().load_by_framework("ir").supported(str(path)):
-        raise RuntimeError(
-            "not an IR of a version that it reads"
-        )  # asked here: `Core` would try other formats, noisily
+        # `Core` itself would try other formats, noisily
+        raise RuntimeError("not an IR of a version that it reads")
     return core.read_model(str(path), str(weights))
 
 
@@ -199,23 +188,18 @@ class OpenVINOSession(ArtifactSession):
     """
 
     runtime = "openvino"
+    _request: Any
+    _compiled: Any
 
     def __init__(self, artifact: Artifact, *, device: Device = "cpu", threads: int | None = None) -> None:
-        """A closed session.
-
-        Raises:
-            UserError: when another device than the processor is asked for, or `threads` is not positive.
-        """
         if device != "cpu":
-            raise UserError(
-                "an OpenVINO file runs on the processor only", value=f"--device {device}", fix="leave --device out"
-            )
+            problem = "an OpenVINO file runs on the processor only"
+            raise UserError(problem, value=f"--device {device}", fix="leave --device out")
         super().__init__(artifact, device=device, threads=threads)
 
     def _load(self) -> None:
         self._openvino = load_library()
-        version = str(self._openvino.get_version())
-        self._version = version.split("-")[0]
+        self._version = str(self._openvino.get_version()).split("-")[0]
         self._core = shared_core()
         with self._reasons():
             path, weights = self.artifact.path, self.artifact.companion
@@ -232,8 +216,7 @@ class OpenVINOSession(ArtifactSession):
 
     def _compile_for(self, batch: int) -> None:
         """Make the request one of this batch; the former's memory is given back first."""
-        self._request: Any = None
-        self._compiled: Any = None
+        self._request = self._compiled = None
         self._batch = 0
         self._compiled = self._compile(batch)
         self._request, self._batch = self._compiled.create_infer_request(), batch

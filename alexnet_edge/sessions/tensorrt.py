@@ -11,9 +11,8 @@ Letters: N batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy as np
 from alexnet_edge.artifact import Artifact, TensorSpec
 from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.images.preprocess import FloatArray
-from alexnet_edge.nvidia import cuda as real_cuda
+from alexnet_edge.nvidia import cuda
 from alexnet_edge.nvidia.libraries import library_calls, load_library, platform_name
 from alexnet_edge.sessions.base import ArtifactSession, Device, NodeTime
 from alexnet_edge.sessions.device import CacheFlush, DeviceQueries
@@ -59,18 +58,8 @@ class TensorRTSession(ArtifactSession):
         device: Device = "cuda",
         threads: int | None = None,
         cuda_graph: bool = False,
-        trt: ModuleType | None = None,
-        cuda: Any = None,
     ) -> None:
-        """A closed session.
-
-        Args:
-            artifact: the engine.
-            device: only `cuda`.
-            threads: processor threads, which an engine does not use.
-            cuda_graph: launch recorded inferences.
-            trt: the library; by default the one that the manifest names.
-            cuda: what stands for `alexnet_edge.nvidia.cuda`.
+        """A closed session; `cuda_graph` launches recorded inferences.
 
         Raises:
             ArtifactError: when the manifest names no library that runs engines.
@@ -82,45 +71,41 @@ class TensorRTSession(ArtifactSession):
         self.runtime = artifact.manifest.runtime
         self.cuda_graph = cuda_graph
         self._name = NAMES[library_of(artifact)]
-        self._given_trt = trt
-        self._cuda: Any = cuda or real_cuda
 
     def _load(self) -> None:
         self._log: list[str] = []
         with library_calls(), ExitStack() as opened:
-            self._trt: Any = self._given_trt or load_library(LIBRARIES[self.runtime])
-            self._gpu = self._cuda.require_gpu()
+            self._trt: Any = load_library(LIBRARIES[self.runtime])
+            self._gpu = cuda.require_gpu()
             version = str(self._trt.__version__)
             reason = refusal(self.artifact, library_version=version, sm=self._gpu.sm, platform=platform_name())
             if reason:
                 manifest = self.artifact.manifest
                 raise ArtifactError(reason, value=self.artifact.path, fix=rebuild_advice(manifest), manifest=manifest)
-            opened.callback(self._forget, "_loaded")  # the last to go: everything below was made with it
+            opened.callback(self.__dict__.pop, "_loaded", None)  # the last to go: everything below was made with it
             self._loaded = deserialise(self._trt, self.artifact, self._log)
             require_io(self._trt, self._loaded.engine, self.artifact)
             self._weight_budget = self._set_weight_budget()  # it cannot change once there is a context
-            self._stream = opened.enter_context(self._cuda.Stream())
-            self._x_device = opened.enter_context(self._cuda.DeviceBuffer())
-            self._y_device = opened.enter_context(self._cuda.DeviceBuffer())
+            self._stream = opened.enter_context(cuda.Stream())
+            self._x_device = opened.enter_context(cuda.DeviceBuffer())
+            self._y_device = opened.enter_context(cuda.DeviceBuffer())
             self._x_host: Any = None
             self._y_host: Any = None
             opened.callback(self._free_host)
-            opened.callback(self._forget, "_context")
-            self._context = self._make_context()
+            opened.callback(self.__dict__.pop, "_context", None)
+            self._context = self._make_context(self.cuda_graph)
             self._graph: Any = None
             opened.callback(self._drop_graph)
             opened.callback(self._stream.synchronize)  # the first to go: what still runs
             self._batch = 0
             self._opened = opened.pop_all()
 
-    def _make_context(self, *, cuda_graph: bool | None = None) -> Any:
-        engine = self._loaded.engine
-        if (self.cuda_graph if cuda_graph is None else cuda_graph) and self._can_record_itself:
-            config = engine.create_runtime_config()
-            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            context = engine.create_execution_context(config)
-        else:
-            context = engine.create_execution_context()
+    def _make_context(self, cuda_graph: bool) -> Any:
+        engine, configs = self._loaded.engine, []
+        if cuda_graph and self._can_record_itself:
+            configs = [engine.create_runtime_config()]
+            configs[0].cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        context = engine.create_execution_context(*configs)
         if context is None:
             raise UserError(
                 f"{self._name} cannot make an execution context ({refusal_reason(self._log)})",
@@ -158,8 +143,8 @@ class TensorRTSession(ArtifactSession):
         self._y_device.reserve(y_bytes)
         if self._x_host is None or self._x_host.num_bytes < x_bytes:
             self._free_host()
-            self._y_host = self._cuda.PinnedBuffer(y_bytes)
-            self._x_host = self._cuda.PinnedBuffer(x_bytes)  # the last: whether it is there stands for both
+            self._y_host = cuda.PinnedBuffer(y_bytes)
+            self._x_host = cuda.PinnedBuffer(x_bytes)  # the last: whether it is there stands for both
         self._set_shape(batch)
         self._set_addresses(self._x_device, self._y_device)
         self._batch = batch
@@ -172,7 +157,7 @@ class TensorRTSession(ArtifactSession):
     def _set_addresses(self, x_device: Any, y_device: Any) -> None:
         for spec, buffer in ((self.input, x_device), (self.output, y_device)):
             if not self._context.set_tensor_address(spec.name, buffer.address):
-                raise self._failed(f"takes no address for {spec.name}", value=self.artifact.path)
+                raise self._failed(f"takes no address for {spec.name}")
 
     def _enqueue(self) -> None:
         if self._graph is not None:
@@ -186,7 +171,7 @@ class TensorRTSession(ArtifactSession):
         """The inference that the context is set for, which has run once, as a graph."""
         stream.synchronize()  # that run has settled what the new shape left to do: now a record is complete
         try:
-            return self._cuda.Graph.capture(stream, lambda: self._launch(stream))
+            return cuda.Graph.capture(stream, lambda: self._launch(stream))
         except UserError as error:
             raise UserError(
                 f"the inference cannot be recorded as a CUDA graph ({error.problem})",
@@ -196,12 +181,12 @@ class TensorRTSession(ArtifactSession):
 
     def _launch(self, stream: Any = None) -> None:
         if not self._context.execute_async_v3((stream or self._stream).handle):
-            raise self._failed("cannot run the engine", value=self.artifact.path)
+            raise self._failed("cannot run the engine")
 
-    def _failed(self, problem: str, *, value: object) -> UserError:
+    def _failed(self, problem: str, *, value: object = None) -> UserError:
         return UserError(
             f"{self._name} {problem} ({refusal_reason(self._log)})",
-            value=value,
+            value=self.artifact.path if value is None else value,
             fix=rebuild_advice(self.artifact.manifest),
             manifest=self.artifact.manifest,
         )
@@ -224,7 +209,7 @@ class TensorRTSession(ArtifactSession):
         with library_calls():
             profile = _profiler(self._trt)
             try:
-                self._renew_context(self._loaded.engine.create_execution_context)
+                self._renew_context(cuda_graph=False)
                 self._prepare(x_NCHW)
                 for _ in range(_PROFILE_WARMUP):
                     self._launch()
@@ -235,10 +220,10 @@ class TensorRTSession(ArtifactSession):
                     self._launch()
                     self._stream.synchronize()
                     if not self._context.report_to_profiler():
-                        raise self._failed("reports no layer times", value=self.artifact.path)
+                        raise self._failed("reports no layer times")
             finally:
                 self._stream.synchronize()
-                self._renew_context(self._make_context)
+                self._renew_context(self.cuda_graph)
         times: list[NodeTime] = profile.node_times(runs)
         return times
 
@@ -253,9 +238,9 @@ class TensorRTSession(ArtifactSession):
         """
         self._state = "open"
         with library_calls(), ExitStack() as opened:
-            opened.callback(self._renew_context, self._make_context)
-            self._renew_context(lambda: self._make_context(cuda_graph=graph))
-            streams = [opened.enter_context(self._cuda.Stream()) for _ in range(3)]
+            opened.callback(self._renew_context, self.cuda_graph)
+            self._renew_context(graph)
+            streams = [opened.enter_context(cuda.Stream()) for _ in range(3)]
             work = _Work(self, inputs, streams, opened)
             if graph and not self._can_record_itself:
                 work.record()
@@ -265,14 +250,14 @@ class TensorRTSession(ArtifactSession):
                 work,
                 slots=len(inputs),
                 streams=streams,
-                make_event=lambda: opened.enter_context(self._cuda.Event(blocking=not spin)),
+                make_event=lambda: opened.enter_context(cuda.Event(blocking=not spin)),
                 transfers=transfers,
             )
 
     @contextmanager
     def _cache_flush(self) -> Iterator[CacheFlush]:
-        num_bytes = 2 * self._cuda.l2_cache_bytes()
-        with self._cuda.DeviceBuffer(num_bytes) as buffer:
+        num_bytes = 2 * cuda.l2_cache_bytes()
+        with cuda.DeviceBuffer(num_bytes) as buffer:
 
             def flush() -> None:
                 buffer.fill(0, self._stream)
@@ -280,18 +265,16 @@ class TensorRTSession(ArtifactSession):
 
             yield CacheFlush(num_bytes=num_bytes, flush=flush)
 
-    def _renew_context(self, make: Callable[[], Any]) -> None:
+    def _renew_context(self, cuda_graph: bool) -> None:
         """Another context in the place of this one, which goes first; its shape and addresses are to be set again."""
         self._drop_graph()
         self._batch = 0
         self._context = None
-        self._context = make()
-        if self._context is None:
-            raise self._failed("cannot make an execution context", value=self.artifact.path)
+        self._context = self._make_context(cuda_graph)
 
     def _close(self) -> None:
-        opened: ExitStack = self.__dict__.pop("_opened", None) or ExitStack()
-        opened.close()
+        if "_opened" in self.__dict__:
+            self.__dict__.pop("_opened").close()
 
     def _drop_graph(self) -> None:
         graph, self._graph = self._graph, None
@@ -303,9 +286,6 @@ class TensorRTSession(ArtifactSession):
         for buffer in buffers:
             if buffer is not None:
                 buffer.close()
-
-    def _forget(self, name: str) -> None:
-        self.__dict__.pop(name, None)
 
     def details(self) -> dict[str, Any]:
         """What really runs, and how its data gets to the GPU."""
@@ -336,17 +316,16 @@ class _Work:
         self._session = session
         self._in, self._compute, self._out = streams
         self._opened = opened
-        batch, cuda = len(inputs[0]), session._cuda
+        batch = len(inputs[0])
         self._x_bytes, y_bytes = _num_bytes(batch, session.input), _num_bytes(batch, session.output)
         self._y_shape = (batch, *session.output.shape)
-        self._x_host, self._x_device, self._y_device, self._y_host = (
-            [opened.enter_context(kind(num_bytes)) for _ in inputs]
-            for kind, num_bytes in (
-                (cuda.PinnedBuffer, self._x_bytes),
-                (cuda.DeviceBuffer, self._x_bytes),
-                (cuda.DeviceBuffer, y_bytes),
-                (cuda.PinnedBuffer, y_bytes),
-            )
+        self._x_host, self._y_host = (
+            [opened.enter_context(cuda.PinnedBuffer(num_bytes)) for _ in inputs]
+            for num_bytes in (self._x_bytes, y_bytes)
+        )
+        self._x_device, self._y_device = (
+            [opened.enter_context(cuda.DeviceBuffer(num_bytes)) for _ in inputs]
+            for num_bytes in (self._x_bytes, y_bytes)
         )
         for host, x_NCHW in zip(self._x_host, inputs, strict=True):
             np.copyto(host.view(x_NCHW.shape), x_NCHW)
@@ -412,6 +391,6 @@ def _num_bytes(batch: int, spec: TensorSpec) -> int:
 
 def _context_memory_bytes(engine: Any) -> int:
     """What a context takes beside the weights; TensorRT 10.3 renamed it, 11 dropped the old name."""
-    if hasattr(engine, "device_memory_size_v2"):
-        return int(engine.device_memory_size_v2)
-    return int(engine.device_memory_size)
+    return int(
+        getattr(engine, "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else "device_memory_size")
+    )

@@ -6,6 +6,7 @@ Source of the profile: `torch.profiler`, https://docs.pytorch.org/docs/stable/pr
 from __future__ import annotations
 
 import zipfile
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,7 @@ with needs("train"):
 
 def specs_of(checkpoint: Checkpoint) -> tuple[TensorSpec, TensorSpec]:
     """Input and output of a checkpoint's network: any batch."""
-    arch = checkpoint.info.arch
-    size = checkpoint.info.preprocessing.crop
+    arch, size = checkpoint.info.arch, checkpoint.info.preprocessing.crop
     return (
         TensorSpec(name=INPUT, dtype="float32", shape=(3, size, size)),
         TensorSpec(name=arch.head, dtype="float32", shape=(arch.num_classes,)),
@@ -39,8 +39,8 @@ def specs_of(checkpoint: Checkpoint) -> tuple[TensorSpec, TensorSpec]:
 class TorchSession(Session):
     """What the PyTorch runtimes share; a subclass gives the callable to run."""
 
-    def _module(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        raise AssertionError("a subclass loads the module")
+    @abstractmethod
+    def _module(self) -> Callable[[torch.Tensor], torch.Tensor]: ...
 
     def _load(self) -> None:
         if self.device == "cuda" and not torch.cuda.is_available():

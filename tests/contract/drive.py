@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
@@ -46,9 +47,7 @@ class Job:
         self.real = Binding(release=release, folder=Path(described["folder"]), stubs=stubs).load()
         self.fakes = strict.Fakes(self.real)
         self.trt: Any = self.fakes.install()
-        self.gpu = world.Gpu()
-        self.simulation = world.Simulation(self.fakes, self.gpu)
-        world.use(self.gpu)
+        self.simulation = world.Simulation(self.fakes)
         self.graphs = {name: Path(path) for name, path in described["graphs"].items()}
         self.weight_bytes: dict[str, int] = described["weight_bytes"]
         self.artifact: dict[str, Any] = described["artifact"]
@@ -78,8 +77,7 @@ class Job:
         """
         from alexnet_edge.export.engines.tensorrt import build_engine
 
-        self.simulation.reset()
-        self.gpu.reset(present=gpu, sm=(8, 9) if precision == "fp8" else (8, 7))
+        self.simulation.reset(gpu=gpu, sm=(8, 9) if precision == "fp8" else (8, 7))
         self.simulation.plan = b"\0" * self.weight_bytes[precision]
         self.simulation.inspect = lambda network: self._information(network, built or {})
         engine = folder / "alexnet.engine"
@@ -111,7 +109,6 @@ class Job:
         except KeyboardInterrupt:
             answer["error"] = ["KeyboardInterrupt", ""]
         answer["engine"] = "kept" if engine.read_bytes() == b"the previous engine" else "written"
-        answer["engine_bytes"] = engine.stat().st_size
         answer["files"] = sorted(path.name for path in folder.iterdir())
         answer["progress"] = reporter.told
         answer["stopped"] = self.simulation.stopped
@@ -153,7 +150,7 @@ class Job:
         if not builds:
             return answer
         state, network = of(builds[-1]["config"]), of(builds[-1]["network"])
-        plain = ("builder_optimization_level", "DLA_core", "max_aux_streams", "int8_calibrator", "progress_monitor")
+        plain = ("builder_optimization_level", "DLA_core", "max_aux_streams", "progress_monitor")
         members = ("default_device_type", "hardware_compatibility_level", "profiling_verbosity")
         answer |= {
             "flags": sorted(state["set"]),
@@ -162,7 +159,6 @@ class Job:
                 {name: [list(shape) for shape in shapes] for name, shapes in of(profile)["shapes"].items()}
                 for profile in state["profiles"]
             ],
-            "calibration_profile": "calibration profile" in state,
             "network": sorted(
                 name
                 for name, flag in self.trt.NetworkDefinitionCreationFlag.__members__.items()
@@ -199,7 +195,6 @@ class Job:
         from alexnet_edge.sessions.tensorrt import TensorRTSession
 
         self.simulation.reset()
-        self.gpu.reset()
         artifact = self._engine(folder, content, build)
         answer: dict[str, Any] = {"outputs": []}
         try:
@@ -211,14 +206,14 @@ class Job:
                         session.enqueue()
                     session.synchronize()
                     answer["outputs"].append(session.fetch().tolist())
-                answer["details"] = session.details()
+                session.details()
         except AlexNetEdgeError as error:
             answer["error"] = [type(error).__name__, str(error)]
         record = self.fakes.record
-        answer["held"] = self.gpu.held()
+        answer["held"] = self.simulation.gpu.held()
         answer["faults"] = list(record.faults)
         answer["executions"] = len(record.calls("IExecutionContext", "execute_async_v3"))
-        answer["graph_launches"] = self.gpu.calls.count("cudaGraphLaunch")
+        answer["graph_launches"] = self.simulation.gpu.calls.count("cudaGraphLaunch")
         answer["shapes"] = [list(call["shape"]) for call in record.calls("IExecutionContext", "set_input_shape")]
         answer["contexts"] = len(record.calls("ICudaEngine", "create_execution_context"))
         answer["host_code"] = record.values("Runtime", "engine_host_code_allowed")
@@ -399,6 +394,74 @@ def _sessions() -> Iterator[tuple[str, Case]]:
     yield "session of another version", lambda job, folder: job.session(folder, version="9.9.9")
 
 
+LAYER_MS = {"Reformatting CopyNode for Input Tensor 0 to conv1": 0.25, "conv1 + conv1/relu": 1.5, "fc8": 0.5}
+"""Milliseconds of each layer in the first profiled inference; every further one takes a millisecond longer."""
+
+
+def _profiled(*, cuda_graph: bool) -> Case:
+    """The session's own profile. The context calls the profiler as TensorRT does: while `enqueue` runs where
+    `enqueue_emits_profile` is set, otherwise when it is asked to report, and then only for what has run since."""
+
+    def case(job: Job, folder: Path) -> dict[str, Any]:
+        from alexnet_edge.sessions.tensorrt import TensorRTSession
+
+        fakes, scripts = job.fakes, job.fakes.scripts
+        execute = scripts["IExecutionContext", "execute_async_v3"]
+        answer: dict[str, Any] = {"reported": 0, "emitted": 0}
+        pending, refuses = 0, False
+
+        def enqueue(context: Any, stream_handle: int) -> bool:
+            nonlocal pending
+            if fakes.values(context).get("profiler") is not None:
+                pending += 1
+                answer["emitted"] += fakes.values(context).get("enqueue_emits_profile", True)
+            return bool(execute(context, stream_handle))
+
+        def report(context: Any) -> bool:
+            nonlocal pending
+            if refuses:
+                return False
+            assert pending == 1, "one report per inference"
+            pending = 0
+            for name, ms in LAYER_MS.items():
+                fakes.values(context)["profiler"].report_layer_time(name, ms + answer["reported"])
+            answer["reported"] += 1
+            return True
+
+        job.simulation.reset()
+        x_NCHW = np.ones((2, 3, SIZE, SIZE), np.float32)
+        changed = {
+            ("IExecutionContext", "execute_async_v3"): enqueue,
+            ("IExecutionContext", "report_to_profiler"): report,
+        }
+        artifact = job._engine(folder, b"an engine", {})
+        calls = job.simulation.gpu.calls
+        with mock.patch.dict(scripts, changed), TensorRTSession(artifact, cuda_graph=cuda_graph) as session:
+            before_NK = session.run(x_NCHW)
+            session.run(x_NCHW)
+            launches = calls.count("cudaGraphLaunch")
+            nodes = session.node_times(x_NCHW, runs=3) or []
+            answer["graph_launches"] = calls.count("cudaGraphLaunch") - launches
+            answer["nodes"] = [[node.name, node.kind, node.ns] for node in nodes]
+            answer["not_prepared"] = _refusal(session.enqueue)
+            answer["same_answers"] = bool((session.run(x_NCHW) == before_NK).all())
+            answer["profiled_after"] = pending
+            refuses = True
+            answer["refused"] = _refusal(lambda: session.node_times(x_NCHW, runs=1))
+            answer["answers_after_refusal"] = bool((session.run(x_NCHW) == before_NK).all())
+        return answer | {"held": job.simulation.gpu.held(), "faults": list(fakes.record.faults)}
+
+    return case
+
+
+def _refusal(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except AlexNetEdgeError as error:
+        return str(error)
+    return ""
+
+
 def _misuse(job: Job, folder: Path) -> dict[str, Any]:
     """What the stand-ins make of calls that the real bindings refuse: the error of each, and whether it was noted."""
     trt, fakes = job.trt, job.fakes
@@ -503,6 +566,8 @@ CASES: dict[str, Case] = {
     "calibrator on a DLA": _calibrated("entropy2", **DLA, gpu_fallback=True),
     "calibration table": _tabled(),
     "calibration table on a DLA": _tabled(**DLA, gpu_fallback=True),
+    "profile": _profiled(cuda_graph=False),
+    "profile with CUDA graph": _profiled(cuda_graph=True),
     "misuse": _misuse,
     "scripts": _scripts,
     "features": _features,

@@ -3,7 +3,7 @@
 `Simulation` scripts the strict stand-ins of one release (`strict.Fakes`). The parser makes the layers that NVIDIA's ONNX parser
 makes of this package's graphs; the builder refuses, as a fault, what the real one refuses or silently ignores: precision
 flags in a strongly typed network, precision constraints that no flag enforces, a calibrator without INT8, a dynamic network
-without profile, dynamic shapes on a DLA. `Gpu` is a CUDA runtime in the machine's memory.
+without profile, dynamic shapes on a DLA. The GPU is `cuda_machine.Machine`.
 
 Sources: the importers of onnx-tensorrt (one layer per node with the node's name; `Gemm` is a matrix multiplication with the
 node's name and an elementwise sum), compared with the network that TensorRT-RTX parses; TensorRT Python API; Developer Guide,
@@ -12,18 +12,19 @@ node's name and an elementwise sum), compared with the network that TensorRT-RTX
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 from contract.strict import Fakes
+from cuda_machine import Machine
+
+from alexnet_edge.nvidia import cuda
 
 TYPES = {1: "FLOAT", 3: "INT8", 10: "HALF", 16: "BF16", 17: "FP8", 22: "INT4"}
 """Members of `DataType`, by ONNX's element type."""
@@ -60,16 +61,18 @@ Inspector = Callable[[Any], str]
 class Simulation:
     """One machine with one release of TensorRT. Attributes are set by each case before it runs."""
 
-    def __init__(self, fakes: Fakes, gpu: Gpu) -> None:
+    def __init__(self, fakes: Fakes) -> None:
         self.fakes = fakes
         self.trt: Any = fakes.module
-        self.gpu = gpu
         self.reset()
         fakes.scripts.update(self._scripts())
+        cuda.runtime_library = lambda: self.gpu
 
-    def reset(self) -> None:
-        """A machine where everything works, and a record with nothing in it."""
+    def reset(self, *, gpu: bool = True, sm: tuple[int, int] = (8, 7)) -> None:
+        """A machine where everything works, unless it has no GPU, and a record with nothing in it."""
         self.fakes.record.clear()
+        self.gpu = Machine(sm=sm, check=False)
+        self.gpu.fail = {} if gpu else {"cudaGetDeviceCount": 100}
         self.plan: bytes | None = b"\0" * 4096
         """What the builder makes; None for a failure."""
         self.parse_error = ""
@@ -187,7 +190,7 @@ class Simulation:
 
     def _start(self, stand_in: Any, logger: Any) -> None:
         self.fakes.values(stand_in)["logger"] = logger
-        if not self.gpu.present:
+        if self.gpu.fail:
             self._log(stand_in, "ERROR", "CUDA initialization failure with error: 100")
             raise TypeError(NO_GPU)
 
@@ -439,8 +442,11 @@ class Simulation:
 
         def run() -> None:
             """Each image's answer is its first pixel times 1, 2, 3, ..."""
-            x_NCHW = self.gpu.view(source, (batch, *x_shape[1:]))
-            self.gpu.view(target, (batch, *y_shape[1:]))[:] = x_NCHW[:, 0, 0, :1] * np.arange(1, y_shape[1] + 1)
+            x_NCHW, y_NK = (
+                np.frombuffer(self.gpu.device[address], np.float32, batch * int(np.prod(shape))).reshape(batch, *shape)
+                for address, shape in ((source, x_shape[1:]), (target, y_shape[1:]))
+            )
+            y_NK[:] = x_NCHW[:, 0, 0, :1] * np.arange(1, y_shape[1] + 1)
 
         self.gpu.enqueue(int(stream_handle), run)
         return True
@@ -550,146 +556,3 @@ class _Importer:
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
     return tuple(extent.dim_value or -1 for extent in value.type.tensor_type.shape.dim)
-
-
-class Gpu:
-    """A CUDA runtime whose device memory is the machine's: the functions that `alexnet_edge.nvidia.cuda` calls.
-
-    Work is done when it is waited for, so that a missing synchronisation shows; between `cudaStreamBeginCapture` and
-    `cudaStreamEndCapture` it is recorded. Every call answers as cuda-python does: an error code, then values.
-    """
-
-    cudaStreamNonBlocking = 1
-    cudaEventDefault = 0
-    cudaHostAllocDefault = 0
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self, *, present: bool = True, sm: tuple[int, int] = (8, 7)) -> None:
-        """A GPU that holds nothing; `present=False` for a machine without one."""
-        self.present, self.sm = present, sm
-        self.device: dict[int, Any] = {}
-        """Device memory, by address."""
-        self.host: dict[int, Any] = {}
-        """Pinned memory, by address."""
-        self.streams: dict[int, list[Callable[[], None]]] = {}
-        self.captures: dict[int, list[Callable[[], None]]] = {}
-        self.graphs: dict[int, list[Callable[[], None]]] = {}
-        self.calls: list[str] = []
-        self._next = 1
-
-    def held(self) -> dict[str, int]:
-        """What was not given back."""
-        kinds = {"device": self.device, "host": self.host, "streams": self.streams, "graphs": self.graphs}
-        return {name: len(things) for name, things in kinds.items() if things}
-
-    def view(self, address: int, shape: tuple[int, ...]) -> Any:
-        count = int(np.prod(shape))
-        return np.frombuffer((ctypes.c_byte * (4 * count)).from_address(address), np.float32).reshape(shape)
-
-    def enqueue(self, stream: int, work: Callable[[], None]) -> None:
-        queue = self.captures[stream] if stream in self.captures else self.streams[stream]
-        queue.append(work)
-
-    def _new(self, things: dict[int, Any], value: Any) -> int:
-        self._next += 1
-        things[self._next] = value
-        return self._next
-
-    def __getattribute__(self, name: str) -> Any:
-        if name.startswith("cuda") and callable(getattr(type(self), name, None)):
-            self.calls.append(name)
-        return object.__getattribute__(self, name)
-
-    def cudaGetDeviceCount(self) -> tuple[int, ...]:
-        return (0, 1) if self.present else (100, 0)
-
-    def cudaGetDeviceProperties(self, index: int) -> tuple[int, Any]:
-        major, minor = self.sm
-        memory = 8 << 30
-        return 0, SimpleNamespace(name=b"Orin\0", major=major, minor=minor, totalGlobalMem=memory, integrated=1)
-
-    def cudaDriverGetVersion(self) -> tuple[int, int]:
-        return 0, 12060
-
-    def cudaRuntimeGetVersion(self) -> tuple[int, int]:
-        return 0, 12060
-
-    def cudaGetErrorString(self, code: Any) -> tuple[int, bytes]:
-        return 0, b"an error"
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
-        return 0, self._new(self.streams, [])
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
-        work, self.streams[stream] = self.streams[stream], []
-        for step in work:
-            step()
-        return (0,)
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[int]:
-        del self.streams[stream]
-        return (0,)
-
-    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
-        self.captures[stream] = []
-        return (0,)
-
-    def cudaStreamEndCapture(self, stream: int) -> tuple[int, int]:
-        return 0, self._new(self.graphs, self.captures.pop(stream))
-
-    def cudaGraphInstantiateWithFlags(self, graph: int, flags: int) -> tuple[int, int]:
-        return 0, self._new(self.graphs, self.graphs[graph])
-
-    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[int]:
-        self.streams[stream] += self.graphs[graph]
-        return (0,)
-
-    def cudaGraphDestroy(self, graph: int) -> tuple[int]:
-        del self.graphs[graph]
-        return (0,)
-
-    cudaGraphExecDestroy = cudaGraphDestroy
-
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[int, int]:
-        return 0, _allocate(self.host, size)
-
-    def cudaMalloc(self, size: int) -> tuple[int, int]:
-        return 0, _allocate(self.device, size)
-
-    def cudaFreeHost(self, address: int) -> tuple[int]:
-        del self.host[address]
-        return (0,)
-
-    def cudaFree(self, address: int) -> tuple[int]:
-        del self.device[address]
-        return (0,)
-
-    def cudaMemcpyAsync(self, to: int, origin: int, size: int, kind: int, stream: int) -> tuple[int]:
-        self.enqueue(stream, lambda: _copy(to, origin, size))
-        return (0,)
-
-    def cudaMemcpy(self, to: int, origin: int, size: int, kind: int) -> tuple[int]:
-        ctypes.memmove(to, origin, size)
-        return (0,)
-
-
-def _copy(to: int, origin: int, size: int) -> None:
-    ctypes.memmove(to, origin, size)
-
-
-def _allocate(memory: dict[int, Any], size: int) -> int:
-    block = (ctypes.c_byte * size)()
-    address = ctypes.addressof(block)
-    memory[address] = block
-    return address
-
-
-def use(gpu: Gpu) -> None:
-    """Put `gpu` in the place of CUDA for this process."""
-    from alexnet_edge.nvidia import cuda
-
-    cuda.runtime_library = lambda: gpu

@@ -16,31 +16,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from contract import bindings as wheels
 from contract.bindings import RELEASES, Binding, BindingsError, NoWheelError, Release, prepare, required
 from contract.strict import signatures
-from narrow_network import NARROW
+from narrow_network import CLASSES, write_checkpoint
 
 from alexnet_edge import records
 from alexnet_edge.artifact import LAYER_NAMES, Manifest, Precision, TensorSpec, layer_types
-from alexnet_edge.images.preprocess import preset
-from alexnet_edge.network.checkpoint import Checkpoint, CheckpointInfo, parameter_shapes
+from alexnet_edge.network.load import load_checkpoint
 
 DRIVE = Path(__file__).parents[1] / "contract" / "drive.py"
-CLASSES = ("blue", "green", "red", "yellow")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8", "int4-fc")
 
 Answers = dict[str, Any]
-
-
-def slim() -> Checkpoint:
-    """A checkpoint of a narrow AlexNet: the same eight layers and node names, 1 MB of weights."""
-    rng = np.random.default_rng(0)
-    weights = {name: rng.standard_normal(shape, np.float32) for name, shape in parameter_shapes(NARROW).items()}
-    info = CheckpointInfo(architecture=NARROW.name, classes=CLASSES, preprocessing=preset(NARROW.preprocessing))
-    return Checkpoint(path=Path("slim.safetensors"), sha256="0" * 64, info=info, weights=weights)
 
 
 def write_job(folder: Path) -> dict[str, Any]:
@@ -49,7 +38,7 @@ def write_job(folder: Path) -> dict[str, Any]:
     from alexnet_edge.export.precision import weight_bytes
 
     graphs = {}
-    checkpoint = slim()
+    checkpoint = load_checkpoint(write_checkpoint(folder / "narrow.safetensors"))
     ranges = dict.fromkeys(LAYER_NAMES, 4.0)
     for precision in PRECISIONS:
         amax = ranges if precision in ("int8", "fp8") else None
@@ -500,7 +489,7 @@ def test_session_answers(answers: Answers, case: str) -> None:
     answer = answers[case]
     assert "error" not in answer, answer["error"]
     assert answer["outputs"] == OUTPUTS
-    assert answer["held"] == {}, "memory, streams and graphs are given back"
+    assert answer["held"] == [], "memory, streams and graphs are given back"
     assert answer["contexts"] == 1
     assert answer["host_code"] == []
 
@@ -543,8 +532,26 @@ def test_engine_that_cannot_be_loaded(answers: Answers, case: str, reason: str) 
     assert answer["error"][0] == "ArtifactError"
     assert reason in answer["error"][1]
     assert "rebuild" in answer["error"][1]
-    assert answer["held"] == {}
+    assert answer["held"] == []
     assert answer["host_code"] == []
+
+
+@pytest.mark.parametrize("case", ["profile", "profile with CUDA graph"])
+def test_the_librarys_profile(answers: Answers, case: str) -> None:
+    answer = answers[case]
+    assert answer["nodes"] == [
+        ["Reformatting CopyNode for Input Tensor 0 to conv1", "", 1_250_000],
+        ["conv1 + conv1/relu", "", 2_500_000],
+        ["fc8", "", 1_500_000],
+    ], "the mean of three inferences, in nanoseconds"
+    assert (answer["emitted"], answer["reported"]) == (0, 3), "reported once each, and not by the launch itself"
+    assert answer["graph_launches"] == 0, "a recorded inference is not profiled"
+    assert "on a session that is open" in answer["not_prepared"]
+    assert answer["same_answers"]
+    assert answer["profiled_after"] == 0, "what runs afterwards is not profiled"
+    assert "reports no layer times" in answer["refused"]
+    assert answer["answers_after_refusal"]
+    assert answer["held"] == []
 
 
 NO_VERSION = "ERROR: Could not find a version that satisfies the requirement x (from versions: 9.0)"

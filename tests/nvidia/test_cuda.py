@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import one_line
 from cuda_machine import Machine, has_driver, real_bindings
 
 from alexnet_edge.errors import MissingComponentError, UserError
@@ -19,21 +20,8 @@ needs_bindings = pytest.mark.skipif(real_bindings() is None, reason="cuda-python
 without_driver = pytest.mark.skipif(has_driver(), reason="there is an NVIDIA driver here")
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """A machine with a GPU, without a GPU."""
-    made = Machine()
-    monkeypatch.setattr(cuda, "runtime_library", lambda: made)
-    return made
-
-
-def one_line(call: Callable[[], Any], kind: type[UserError] = MissingComponentError) -> str:
-    with pytest.raises(kind) as error:
-        call()
-    assert type(error.value) is kind
-    assert error.value.exit_code == 2
-    assert "\n" not in str(error.value)
-    return str(error.value)
+def missing(call: Callable[[], Any]) -> str:
+    return one_line(call, MissingComponentError)
 
 
 @needs_bindings
@@ -50,7 +38,7 @@ def one_line(call: Callable[[], Any], kind: type[UserError] = MissingComponentEr
     ],
 )
 def test_without_a_driver(call: Callable[[], Any]) -> None:
-    assert one_line(call) == "there is no NVIDIA driver here; use --device cpu with a checkpoint or an ONNX file"
+    assert missing(call) == "there is no NVIDIA driver here; use --device cpu with a checkpoint or an ONNX file"
 
 
 @needs_bindings
@@ -87,7 +75,7 @@ def test_cuda_python_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> N
         raise ImportError("libcudart.so.13: cannot open shared object file:\nNo such file or directory")
 
     monkeypatch.setattr(cuda.importlib, "import_module", broken)
-    assert one_line(cuda.runtime_library.__wrapped__).startswith(
+    assert missing(cuda.runtime_library.__wrapped__).startswith(
         "cuda-python cannot be loaded (libcudart.so.13: cannot open shared object file: No such file or directory); run:"
     )
 
@@ -108,7 +96,7 @@ def test_the_module_of_older_releases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda.importlib, "import_module", import_module)
     assert cuda.runtime_library.__wrapped__() is older
     monkeypatch.setattr(cuda, "runtime_library", lambda: older)
-    assert "there is no NVIDIA driver here (Failed to dlopen libcuda.so.1)" in one_line(cuda.require_gpu)
+    assert "there is no NVIDIA driver here (Failed to dlopen libcuda.so.1)" in missing(cuda.require_gpu)
     assert cuda.gpu_info() is None
 
 
@@ -117,23 +105,23 @@ def test_another_missing_module_is_not_taken_for_an_older_release(monkeypatch: p
         raise ModuleNotFoundError("No module named 'cuda.pathfinder'", name="cuda.pathfinder")
 
     monkeypatch.setattr(cuda.importlib, "import_module", import_module)
-    assert "cannot be loaded (No module named 'cuda.pathfinder')" in one_line(cuda.runtime_library.__wrapped__)
+    assert "cannot be loaded (No module named 'cuda.pathfinder')" in missing(cuda.runtime_library.__wrapped__)
 
 
 def test_a_driver_that_is_too_old(machine: Machine) -> None:
     machine.fail["cudaGetDeviceCount"] = 35
-    assert one_line(cuda.require_gpu) == (
+    assert missing(cuda.require_gpu) == (
         "the NVIDIA driver is too old: it is for CUDA 12.6, cuda-python for 13.5; run: pip install 'cuda-python<13'"
     )
     machine.driver = 0
-    assert one_line(cuda.require_gpu).startswith("there is no NVIDIA driver here; ")
+    assert missing(cuda.require_gpu).startswith("there is no NVIDIA driver here; ")
 
 
 def test_no_gpu(machine: Machine) -> None:
     machine.fail["cudaGetDeviceCount"] = 100
-    assert one_line(cuda.require_gpu).startswith("there is no NVIDIA GPU here; use --device cpu")
+    assert missing(cuda.require_gpu).startswith("there is no NVIDIA GPU here; use --device cpu")
     del machine.fail["cudaGetDeviceCount"]
-    assert one_line(lambda: cuda.require_gpu(1)).startswith("there is no NVIDIA GPU number 1 here, of 1; ")
+    assert missing(lambda: cuda.require_gpu(1)).startswith("there is no NVIDIA GPU number 1 here, of 1; ")
 
 
 def test_a_gpu_that_does_not_answer(machine: Machine) -> None:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from contract.bindings import RELEASES, Binding, BindingsError, NoWheelError, Release, prepare, required
 from narrow_network import CLASSES, NARROW, write_checkpoint
 
-from alexnet_edge import records
 from alexnet_edge.artifact import LAYER_NAMES, Format, Manifest, Precision, TensorSpec, commit
 from alexnet_edge.bench.machine.peaks import Peaks
 from alexnet_edge.bench.machine.roofline import roofline
@@ -33,7 +25,6 @@ from alexnet_edge.sessions.null import NullSession
 from alexnet_edge.sessions.onnxruntime import node_times_of
 from alexnet_edge.sessions.torch import CheckpointSession, _layer_names
 
-PROFILE = Path(__file__).parents[1] / "contract" / "node_times.py"
 SIZE = NARROW.input_size
 PEAKS = Peaks(
     device="cpu",
@@ -238,58 +229,3 @@ def test_runs_that_differ_are_not_averaged(checkpoint: Path) -> None:
         session._call = lambda x: module(x).abs() if next(calls) % 2 else module(x).neg()
         assert session.node_times(images(), runs=1) is not None
         assert session.node_times(images(), runs=2) is None
-
-
-@pytest.fixture(scope="module")
-def profiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]:
-    """What the session did on each release, plain and with CUDA graphs; or why the release cannot be had."""
-    folder = tmp_path_factory.mktemp("contract")
-    bindings = prepare()
-    artifact = records.to_builtins(replace(manifest("trt", "tensorrt", "fp16"), architecture="one-tower"))
-    jobs = [(version, how) for version in bindings for how in ("plain", "graph")]
-
-    def run(job: tuple[str, str]) -> Any:
-        binding = bindings[job[0]]
-        if not isinstance(binding, Binding):
-            return binding
-        described = folder / f"{'-'.join(job)}.json"
-        here = {"version": job[0], "folder": str(binding.folder), "stubs": list(map(str, binding.stubs))}
-        described.write_text(json.dumps({"graphs": {}, "weight_bytes": {}, "artifact": artifact} | here), "utf-8")
-        done = subprocess.run(
-            [sys.executable, str(PROFILE), str(described), job[1]],
-            cwd=folder,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        return json.loads(done.stdout) if done.returncode == 0 else {"crash": done.stderr[-2000:]}
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(jobs, pool.map(run, jobs), strict=True))
-
-
-@pytest.mark.parametrize("how", ["plain", "graph"])
-@pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.version)
-def test_tensorrt(profiled: dict[tuple[str, str], Any], release: Release, how: str) -> None:
-    found = profiled[release.version, how]
-    if isinstance(found, BindingsError):
-        if required() and not isinstance(found, NoWheelError):
-            pytest.fail(str(found))
-        pytest.skip(str(found))
-    assert "crash" not in found, found["crash"]
-    assert found["faults"] == []
-    assert found["nodes"] == [
-        ["Reformatting CopyNode for Input Tensor 0 to conv1", "", 1_250_000],
-        ["conv1 + conv1/relu", "", 2_500_000],
-        ["fc8", "", 1_500_000],
-    ], "the mean of three inferences, in nanoseconds"
-    assert (found["emitted"], found["reported"]) == (0, 3), "reported once each, and not by the launch itself"
-    assert found["graph_launches"] == 0, "a recorded inference is not profiled"
-    assert "on a session that is open" in found["not_prepared"]
-    assert found["same_answers"]
-    assert found["profiled_after"] == 0, "what runs afterwards is not profiled"
-    assert "reports no layer times" in found["refused"]
-    assert found["answers_after_refusal"]
-    assert found["held"] == {}

@@ -10,7 +10,6 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import one_line
 from cuda_machine import Machine, has_driver
 from tensorrt_library import (
     BUILD,
@@ -50,13 +50,6 @@ from alexnet_edge.sessions.tensorrt import TensorRTSession
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    made = Machine()
-    monkeypatch.setattr(cuda, "runtime_library", lambda: made)
-    return made
-
-
-@pytest.fixture
 def trt(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Library:
     """The library, also for whoever asks for the one that is installed."""
     library = Library(machine)
@@ -65,20 +58,10 @@ def trt(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Library:
     return library
 
 
-def one_line(call: Callable[[], Any], kind: type[UserError] = ArtifactError) -> str:
-    with pytest.raises(kind) as error:
-        call()
-    assert type(error.value) is kind
-    assert error.value.exit_code == 2
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 def refused(session: TensorRTSession, kind: type[UserError] = ArtifactError) -> str:
     """The line that opening the session ends in; nothing may be held after it."""
     line = one_line(session.__enter__, kind)
-    machine = session._cuda.runtime_library()
-    assert machine.held() == []
+    assert cuda.runtime_library().held() == []
     assert session._state == "closed"
     return line
 
@@ -92,16 +75,6 @@ def test_answers(tmp_path: Path, trt: Library, machine: Machine, cuda_graph: boo
                 assert y_NK.dtype == np.float32
                 np.testing.assert_allclose(y_NK, answers(images(count)), rtol=1e-6)
     assert machine.held() == []
-
-
-def test_opens_again(tmp_path: Path, trt: Library, machine: Machine) -> None:
-    session = TensorRTSession(engine_file(tmp_path), cuda_graph=True)
-    for _ in range(2):
-        with session:
-            np.testing.assert_allclose(session.run(images(2)), answers(images(2)), rtol=1e-6)
-        assert machine.held() == []
-    with pytest.raises(UserError, match="is closed"):
-        session.run(images(1))
 
 
 def test_what_was_made_last_goes_first(tmp_path: Path, trt: Library) -> None:
@@ -146,21 +119,6 @@ def test_the_input_is_copied_when_prepare_returns(tmp_path: Path, trt: Library) 
         session.synchronize()
         np.testing.assert_allclose(session.fetch(), answers(images(2)), rtol=1e-6)
     assert trt.runs == 2
-
-
-def test_an_answer_is_not_overwritten_by_the_next(tmp_path: Path, trt: Library) -> None:
-    with TensorRTSession(engine_file(tmp_path)) as session:
-        first_NK = session.run(images(2))
-        kept_NK = first_NK.copy()
-        session.run(images(2) + 1)
-        np.testing.assert_array_equal(first_NK, kept_NK)
-
-
-def test_views_are_taken(tmp_path: Path, trt: Library) -> None:
-    view = images(4)[::2, ::-1]
-    view.flags.writeable = False
-    with TensorRTSession(engine_file(tmp_path)) as session:
-        np.testing.assert_allclose(session.run(view), answers(view), rtol=1e-6)
 
 
 def test_wrong_batch(tmp_path: Path, trt: Library) -> None:
@@ -299,71 +257,50 @@ def test_tensorrt_rtx_records_by_itself(tmp_path: Path, trt: Library) -> None:
     assert "record" not in trt.did
 
 
-def refusal_of(artifact: Artifact, *, version: str = VERSION, sm: str = SM, platform: str = PLATFORM) -> str | None:
-    return refusal(artifact, library_version=version, sm=sm, platform=platform)
+COMPATIBLE, AMPERE = {"version_compatible": True}, {"hardware_compatibility": "ampere-plus"}
+SAME = {"hardware_compatibility": "same-compute-capability"}
 
 
 @pytest.mark.parametrize(
-    ("build", "here", "expected"),
+    ("build", "machine_is", "expected"),
     [
-        ({}, {"version": "10.7.0"}, "the engine was built with TensorRT 10.3.0, here is 10.7.0"),
-        ({}, {"version": "10.3.1"}, "the engine was built with TensorRT 10.3.0, here is 10.3.1"),
-        ({}, {"sm": "sm110"}, "the engine was built for sm87, the GPU here is sm110"),
-        ({}, {"platform": "linux-riscv"}, f"the engine was built on {PLATFORM}, here is linux-riscv"),
-        ({"stripped": True}, {}, "the engine was built without its weights"),
-        (
-            {"version_compatible": True},
-            {"version": "10.16.1.11"},
-            "the engine was built with TensorRT 10.3.0, here is 10.16.1.11, "
-            "and needs the lean runtime of its own version, which this package does not load",
-        ),
-        (
-            {"hardware_compatibility": "ampere-plus"},
-            {"sm": "sm75"},
-            "the engine is for sm80 and newer, the GPU here is sm75",
-        ),
-        (
-            {"hardware_compatibility": "same-compute-capability"},
-            {"sm": "sm86"},
-            "the engine was built for sm87, the GPU here is sm86",
-        ),
-        (
-            {"sm": None, "compute_capabilities": ["sm86", "sm89"]},
-            {},
-            "the engine is for sm86, sm89, the GPU here is sm87",
-        ),
+        ({}, {"version": "10.7.0"}, "was built with TensorRT 10.3.0, this machine has 10.7.0"),
+        ({}, {"version": "10.3.1"}, "was built with TensorRT 10.3.0, this machine has 10.3.1"),
+        ({}, {"sm": "sm110"}, "was built for sm87, the GPU of this machine is sm110"),
+        ({}, {"platform": "linux-riscv"}, f"was built on {PLATFORM}, this machine is linux-riscv"),
+        ({"stripped": True}, {}, "was built without its weights"),
+        (COMPATIBLE, {"version": "10.16.1.11"}, "was built with TensorRT 10.3.0, this machine has 10.16.1.11, "
+         "and it needs the lean runtime of its own version, which this package does not load"),
+        (AMPERE, {"sm": "sm75"}, "is for sm80 and newer, the GPU of this machine is sm75"),
+        (SAME, {"sm": "sm86"}, "was built for sm87, the GPU of this machine is sm86"),
+        ({"sm": None, "compute_capabilities": ["sm86", "sm89"]}, {},
+         "is for sm86, sm89, the GPU of this machine is sm87"),
+        ({}, {}, None),
+        ({"version": "10.13.3.9"}, {"version": "10.13.3"}, None),
+        ({"version": "10.14.1.48.post1"}, {"version": "10.14.1.48"}, None),
+        (COMPATIBLE, {}, None),
+        (AMPERE, {"sm": "sm121"}, None),
+        ({"compute_capabilities": ["sm86", "sm87"], "sm": None}, {}, None),
+        ({"compute_capabilities": "all supported", "sm": None}, {}, None),
+        ({"version": None, "sm": None, "platform": None}, {"version": "11.0.0", "sm": "sm110", "platform": "other"}, None),
     ],
-)
-def test_refusals(tmp_path: Path, build: dict[str, Any], here: dict[str, str], expected: str) -> None:
-    assert refusal_of(engine_file(tmp_path, build={**BUILD, **build}), **here) == expected
-
-
-@pytest.mark.parametrize(
-    ("build", "here"),
-    [
-        ({}, {}),
-        ({"version": "10.13.3.9"}, {"version": "10.13.3"}),
-        ({"version": "10.14.1.48.post1"}, {"version": "10.14.1.48"}),
-        ({"version_compatible": True}, {}),
-        ({"hardware_compatibility": "ampere-plus"}, {"sm": "sm121"}),
-        ({"compute_capabilities": ["sm86", "sm87"], "sm": None}, {}),
-        ({"compute_capabilities": "all supported", "sm": None}, {}),
-        ({"version": None, "sm": None, "platform": None}, {"version": "11.0.0", "sm": "sm110", "platform": "other"}),
-    ],
-)
-def test_nothing_to_refuse(tmp_path: Path, build: dict[str, Any], here: dict[str, str]) -> None:
-    assert refusal_of(engine_file(tmp_path, build={**BUILD, **build}), **here) is None
+)  # fmt: skip
+def test_refusals(tmp_path: Path, build: dict[str, Any], machine_is: dict[str, str], expected: str | None) -> None:
+    artifact = engine_file(tmp_path, build={**BUILD, **build})
+    found = {"version": VERSION, "sm": SM, "platform": PLATFORM, **machine_is}
+    reason = refusal(artifact, library_version=found["version"], sm=found["sm"], platform=found["platform"])
+    assert reason == (expected and f"the engine {expected}")
 
 
 def test_a_refusal_comes_before_loading(tmp_path: Path, trt: Library, machine: Machine) -> None:
     trt.__version__ = "10.7.0"
     artifact = engine_file(tmp_path)
     assert refused(TensorRTSession(artifact)) == (
-        f"the engine was built with TensorRT 10.3.0, here is 10.7.0: {artifact.path}; rebuild it here"
+        f"the engine was built with TensorRT 10.3.0, this machine has 10.7.0: {artifact.path}; rebuild it here"
     )
     trt.__version__ = VERSION
     machine.sm = (11, 0)
-    assert "built for sm87, the GPU here is sm110" in refused(TensorRTSession(artifact))
+    assert "built for sm87, the GPU of this machine is sm110" in refused(TensorRTSession(artifact))
     assert trt.did == []
 
 
@@ -526,7 +463,7 @@ def test_open_session_gives_the_reason_and_the_command(tmp_path: Path, trt: Libr
     trt.__version__ = "8.6.2"
     artifact = engine_file(tmp_path)
     assert one_line(lambda: open_session(artifact)) == (
-        f"the engine was built with TensorRT 10.3.0, here is 8.6.2: {artifact.path}; "
+        f"the engine was built with TensorRT 10.3.0, this machine has 8.6.2: {artifact.path}; "
         "run it where it was built, or rebuild it"
     )
 
@@ -655,7 +592,7 @@ machine = Machine()
 cuda.runtime_library = lambda: machine
 gc.disable()
 try:
-    trusted_engine(Path(sys.argv[1]), trt=tensorrt_rtx)
+    trusted_engine(Path(sys.argv[1]))
 except ArtifactError as error:
     error.itself = error  # what only a collection frees
 tensorrt_rtx.Runtime(Collecting())
@@ -666,7 +603,7 @@ print("done")
 def test_a_failed_load_does_not_block_the_next(tmp_path: Path, rtx: Any) -> None:
     """The real library destroys no runtime while it logs: it would wait for itself."""
     path = tmp_path / "bare.engine"
-    path.write_bytes(b"nonsense")
+    path.write_bytes(RTX_MAGIC)
     run = subprocess.run(
         [sys.executable, "-c", FAILS_TWICE, str(path)],
         capture_output=True,
@@ -725,7 +662,7 @@ def test_the_library_of_a_trusted_engine(
 
 @pytest.mark.parametrize("content", [b"nonsense", bytes(1000), b"ftrt" + bytes(1000)])
 def test_the_real_library_refuses_what_is_no_engine(tmp_path: Path, rtx: Any, machine: Machine, content: bytes) -> None:
-    line = refused(TensorRTSession(rtx_file(tmp_path, content), trt=rtx))
+    line = refused(TensorRTSession(rtx_file(tmp_path, content)))
     assert line.startswith(f"TensorRT-RTX {rtx.__version__} cannot load the engine (malformed engine): ")
     assert line.endswith("rebuild it here")
 
@@ -733,6 +670,6 @@ def test_the_real_library_refuses_what_is_no_engine(tmp_path: Path, rtx: Any, ma
 @pytest.mark.skipif(has_driver(), reason="there is an NVIDIA driver here")
 def test_the_real_library_without_a_gpu(tmp_path: Path, rtx: Any, rtx_engine: bytes, machine: Machine) -> None:
     """The stand-in says that there is a GPU, and the real library finds none: its own reason is given."""
-    line = refused(TensorRTSession(rtx_file(tmp_path, rtx_engine), trt=rtx))
+    line = refused(TensorRTSession(rtx_file(tmp_path, rtx_engine)))
     assert line.startswith(f"TensorRT-RTX {rtx.__version__} cannot load the engine (")
     assert "cudaError 35: CUDA driver version is insufficient" in line

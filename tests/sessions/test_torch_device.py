@@ -76,6 +76,10 @@ class Cuda:
         self.log.append("synchronize")
 
     @staticmethod
+    def is_available() -> bool:
+        return True
+
+    @staticmethod
     def get_device_properties() -> Any:
         return SimpleNamespace(L2_cache_size=4 << 20)
 
@@ -93,9 +97,8 @@ class OnGpu(module.TorchSession):
             threads=1,
         )
 
-    def _load(self) -> None:
-        self._call = lambda x: x.mean(dim=(2, 3)) * 2
-        self._x = self._y = torch.empty(0)
+    def _module(self) -> Any:
+        return lambda x: x.mean(dim=(2, 3)) * 2
 
     def _prepare(self, x_NCHW: Any) -> None:
         self._x = torch.from_numpy(x_NCHW.copy())
@@ -165,9 +168,9 @@ def test_a_whole_round(cuda: Cuda) -> None:
         batches=(2,), device="cuda", rounds=1, percentile=50, min_seconds=0.02, max_seconds=2, min_warmup_seconds=0.01
     )
     with OnGpu() as session:
-        taken = measure_batch(session, np.concatenate(inputs(2)), batch=2, settings=settings)
-    assert taken.unavailable == {}
-    entry = summarise_batch([records.convert(BatchRound, records.to_builtins(taken))], settings)
+        measured = measure_batch(session, np.concatenate(inputs(2)), batch=2, settings=settings)
+    assert measured.unavailable == {}
+    entry = summarise_batch([records.convert(BatchRound, records.to_builtins(measured))], settings)
     assert entry["device"]["compute_ns"]["p50"] == 5_000_000
     assert entry["device"]["latency_ns"]["p50"] == 6_500_000
     assert entry["device"]["graph"]["compute_ns"]["p50"] == 5_000_000
