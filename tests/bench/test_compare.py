@@ -70,6 +70,7 @@ def verdicts(*, rounds: int, spread: float, factor: float, repetitions: int) -> 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.01, 0.02, 0.03])
 def test_twenty_repetitions_under_stated_noise(spread: float) -> None:
     """A 15 % slowdown is caught and 0 % is not, with at most one mistake in 20, at five rounds."""
@@ -77,6 +78,7 @@ def test_twenty_repetitions_under_stated_noise(spread: float) -> None:
     assert verdicts(rounds=5, spread=spread, factor=1.0, repetitions=20)["regression"] <= 1
 
 
+@pytest.mark.slow
 def test_rates_over_many_seeds() -> None:
     """At the default three rounds and a spread of 2 %: no false alarm in 100, and nearly every slowdown caught."""
     same = verdicts(rounds=3, spread=0.02, factor=1.0, repetitions=100)
@@ -139,6 +141,7 @@ def runtime() -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.slow
 def test_twenty_repetitions_of_real_samples(
     runtime: onnxruntime.InferenceSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -286,6 +286,7 @@ def test_truncated_checkpoint(cli: InProcess, model: Path, keep: int) -> None:
         assert "cut.safetensors" in cli.refuses(*arguments)
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_architecture(
     cli: InProcess, exported: Exported, tiny_checkpoint: MakeCheckpoint, photo: Path
 ) -> None:
@@ -506,6 +507,7 @@ def test_evaluate(cli: InProcess, exported: Exported, image_folder: Path) -> Non
     assert f"top-1 {value['top1']:.2%}" in out
 
 
+@pytest.mark.slow
 def test_export_then_check(run_cli: Any, model: Path, image_folder: Path) -> None:
     """As a user does it, in processes of their own."""
     done = run_cli(
