@@ -10,18 +10,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alexnet_edge.bench.report.numbers import NOT_AVAILABLE, NOT_MEASURED
-from alexnet_edge.bench.report.rows import Row
+from alexnet_edge.bench.report.numbers import NOT_AVAILABLE, NOT_MEASURED, show_ms, show_ns
+from alexnet_edge.bench.report.rows import Row, dig
 from alexnet_edge.bench.report.words import grouped_by_reason
 
-Kind = Literal["figure", "text", "name"]
 Subjects = Sequence[Mapping[str, Any]]
 """The results' `subjects`."""
 Pair = tuple[Row, Mapping[str, Any]]
 """A subject's row, and one of its entries: a batch, a roofline, a scenario."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """A figure as text, and its small print: an interval, a unit, a batch."""
 
@@ -30,41 +29,39 @@ class Cell:
     badge: Literal["", "good", "bad", "note"] = ""
 
 
-NO_FIGURE = Cell(text=NOT_AVAILABLE)
-
-_BADGES: dict[str, Literal["good", "bad"]] = {
-    "passed": "good",
-    "VALID": "good",
-    "failed": "bad",
-    "INVALID": "bad",
-    "error": "bad",
-}
+NO_FIGURE = Cell(NOT_AVAILABLE)
+_BADGES: dict[str, Literal["", "good", "bad"]] = {
+    "": "", "passed": "good", "VALID": "good", "failed": "bad", "INVALID": "bad", "error": "bad"
+}  # fmt: skip
 
 
 def badge(verdict: str) -> Cell:
     """A verdict, coloured in the page."""
-    return Cell(text=verdict or NOT_AVAILABLE, badge=_BADGES.get(verdict, "note") if verdict else "")
+    return Cell(verdict or NOT_AVAILABLE, badge=_BADGES.get(verdict, "note"))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Column:
+    """Its head, and how a cell is made of an entry."""
+
     head: str
+    make: Callable[[Any], Cell | str]
     unit: str = ""
-    kind: Kind = "figure"
+    kind: Literal["figure", "text", "name"] = "figure"
 
 
-Maker = Callable[[Any], Cell | str]
-"""From an entry to its cell."""
-ColumnMaker = tuple[Column, Maker]
+def time_column(head: str, *keys: str) -> Column:
+    """Nanoseconds under `keys` of a pair's entry, in milliseconds."""
+    return Column(head, lambda pair: show_ns(dig(pair[1], *keys)), "ms")
 
 
-def column(head: str, make: Maker, unit: str = "", kind: Kind = "figure") -> ColumnMaker:
-    """A column, and how its cells are made."""
-    return Column(head=head, unit=unit, kind=kind), make
+def figure_column(head: str, unit: str, *keys: str, scale: float = 1.0) -> Column:
+    """What stands under `keys` of a pair's entry, times `scale`."""
+    return Column(head, lambda pair: show_ms(dig(pair[1], *keys), scale), unit)
 
 
-SUBJECT = column("subject", lambda pair: str(pair[0].label), kind="name")
-BATCH = column("batch", lambda pair: str(pair[1]["batch"]))
+SUBJECT = Column("subject", lambda pair: str(pair[0].label), kind="name")
+BATCH = Column("batch", lambda pair: str(pair[1]["batch"]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,34 +71,31 @@ class Table:
     name: str
     title: str
     caption: str
-    columns: tuple[Column, ...] = ()
-    rows: tuple[tuple[Cell, ...], ...] = ()
-    absent: tuple[str, ...] = ()
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    absent: tuple[str, ...]
 
 
 def make_table(
     name: str,
     title: str,
     caption: str,
-    columns: Sequence[ColumnMaker],
+    columns: Sequence[Column],
     entries: Iterable[Any],
-    absent: Sequence[str] = (),
+    absent: Iterable[str] = (),
 ) -> Table:
     """A table with one row per entry, without the columns in which no entry has anything."""
-    rows = [[cell if isinstance(cell, Cell) else Cell(text=cell) for _, make in columns for cell in [make(entry)]]
-            for entry in entries]  # fmt: skip
+    made = [[column.make(entry) for column in columns] for entry in entries]
+    rows = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in made]
     kept = [index for index in range(len(columns)) if any(row[index].text not in ("", NOT_AVAILABLE) for row in rows)]
     return Table(
         name=name,
         title=title,
         caption=caption,
-        columns=tuple(columns[index][0] for index in kept),
+        columns=tuple(columns[index] for index in kept),
         rows=tuple(tuple(row[index] for index in kept) for row in rows),
         absent=tuple(absent),
     )
-
-
-# --- what is absent -------------------------------------------------------------------------------------------------------
 
 
 def unavailable(quantity: str, reasons: Iterable[tuple[str, str]], rows: Sequence[Row]) -> list[str]:
@@ -126,8 +120,3 @@ def reason_for(entry: Mapping[str, Any], part: str) -> str:
 def lacking(pairs: Iterable[Pair], part: str) -> list[tuple[str, str]]:
     """Label and reason of each pair whose entry lacks `part`."""
     return [(row.label, reason_for(entry, part)) for row, entry in pairs if not entry.get(part)]
-
-
-def batches_of(rows: Sequence[Row], subjects: Subjects) -> list[Pair]:
-    """Every batch of every subject, with the subject's row."""
-    return [(row, entry) for row, subject in zip(rows, subjects, strict=True) for entry in subject["batches"]]

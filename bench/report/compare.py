@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from alexnet_edge.bench.report.foreign import read_measurements
-from alexnet_edge.bench.report.judgement import Row, Verdict, full_name, judge
+from alexnet_edge.bench.report.judgement import Judgement, Verdict, full_name, judge
 from alexnet_edge.bench.report.measurement import COLD, Measurement
 from alexnet_edge.bench.report.numbers import NOT_AVAILABLE, in_ms, plural, show
 from alexnet_edge.bench.report.pairing import (
     Pair,
     conditions,
     differences,
-    identity,
     labels_of,
-    measured,
     pair_by_label,
     pair_up,
+    sorted_out,
     unknown_conditions,
+    was_measured,
 )
 from alexnet_edge.errors import GateError, UserError
 from alexnet_edge.proof.stats import CONFIDENCE
@@ -34,6 +34,7 @@ KIND = "alexnet-edge comparison"
 
 MAX_SLOWDOWN = 0.05
 """Default of the largest slowdown that passes."""
+_File = tuple[Path, Sequence[Measurement]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +45,7 @@ class Comparison:
     new: str
     max_slowdown: float
     force: bool
-    rows: tuple[Row, ...]
+    rows: tuple[Judgement, ...]
     """Worst first."""
     only_base: tuple[str, ...]
     only_new: tuple[str, ...]
@@ -57,11 +58,11 @@ class Comparison:
     """Of the first row, by name: in the base, in the new."""
 
     @property
-    def regressions(self) -> tuple[Row, ...]:
+    def regressions(self) -> tuple[Judgement, ...]:
         return tuple(row for row in self.rows if row.verdict == "regression")
 
     @property
-    def invalid(self) -> tuple[Row, ...]:
+    def invalid(self) -> tuple[Judgement, ...]:
         """The rows that fail the gate because a side of theirs was INVALID."""
         return tuple(row for row in self.rows if row.verdict == "invalid" and row.key.what != COLD)
 
@@ -75,10 +76,8 @@ class Comparison:
         parts = []
         if self.regressions:
             worst = max(self.regressions, key=lambda row: row.ratio or 0)
-            parts.append(
-                f"{plural(len(self.regressions), 'regression')} of more than {limit}, "
-                f"worst {worst.name} at {_times(worst.ratio)}"
-            )
+            count = plural(len(self.regressions), "regression")
+            parts.append(f"{count} of more than {limit}, worst {worst.name} at {_times(worst.ratio)}")
         if self.invalid:
             parts.append(f"{plural(len(self.invalid), 'measurement')} INVALID and not compared")
         if self.broken:
@@ -86,8 +85,8 @@ class Comparison:
         if not parts:
             parts.append(f"no regression of more than {limit} in {plural(len(self.rows), 'measurement')}")
         for verdict in ("improvement", "inconclusive", "no interval"):
-            if count := sum(row.verdict == verdict for row in self.rows):
-                parts.append(plural(count, verdict) if verdict == "improvement" else f"{count} {verdict}")
+            if number := sum(row.verdict == verdict for row in self.rows):
+                parts.append(plural(number, verdict) if verdict == "improvement" else f"{number} {verdict}")
         return "; ".join(parts)
 
     def check(self) -> None:
@@ -118,52 +117,47 @@ class Comparison:
 
     def markdown(self) -> str:
         """For a pull request: the verdict, what to know first, the table, and the surroundings folded away."""
-        lines = [f"**{'Passed' if self.passed else 'FAILED'}**: {_cell(self.headline())}", ""]
-        lines += [f"- Warning: {_cell(text)}" for text in self.warnings]
-        lines += [f"- Failed in the new run: {_cell(text)}" for text in self.broken]
-        if self.warnings or self.broken:
-            lines.append("")
-        lines += [
-            "| measurement | base, ms | new, ms | new / base | 95 % interval | P(slower) | tail | verdict |",
-            "|---|---:|---:|---:|---:|---:|---:|---|",
-            *map(_markdown_row, self.rows),
-            "",
-        ]
-        for row in self.rows:
-            lines += [f"- {_cell(row.name)}: {_cell(note)}" for note in row.notes]
-        return "\n".join([*lines, *self._changes_table(), *self._unpaired_lines(), *self._surroundings_table()])
-
-    def _changes_table(self) -> list[str]:
-        changes = [(row, change) for row in self.rows for change in row.changes if change.base != change.new]
-        if not changes:
-            return []
-        return ["", "| also changed | base | new | unit |", "|---|---:|---:|---|"] + [
+        first = [f"- Warning: {_cell(text)}" for text in self.warnings]
+        first += [f"- Failed in the new run: {_cell(text)}" for text in self.broken]
+        changes = [
             f"| {_cell(row.name)}: {change.name} | {change.base:.4g} | {change.new:.4g} | {change.unit} |"
-            for row, change in changes
+            for row in self.rows
+            for change in row.changes
+            if change.base != change.new
         ]
-
-    def _unpaired_lines(self) -> list[str]:
-        lines = []
+        if changes:
+            changes = ["", "| also changed | base | new | unit |", "|---|---:|---:|---|", *changes]
+        unpaired = []
         for title, names in (("Only in the base", self.only_base), ("Only in the new", self.only_new)):
             if names:
-                lines += ["", f"{title}: {_cell('; '.join(names))}"]
-        return lines
-
-    def _surroundings_table(self) -> list[str]:
-        rows = [("file", self.base, self.new)]
-        rows += [(name, _known(old), _known(now)) for name, (old, now) in self.conditions.items()]
-        rows += [(name, _known(old), _known(new)) for name, old, new in self.versions]
-        return [
-            "",
-            "<details><summary>Surroundings</summary>",
-            "",
-            "| | base | new |",
-            "|---|---|---|",
-            *(f"| {' | '.join(map(_cell, row))} |" for row in rows),
-            "",
-            "</details>",
-            "",
-        ]
+                unpaired += ["", f"{title}: {_cell('; '.join(names))}"]
+        surroundings = [("file", self.base, self.new)]
+        surroundings += [(name, _known(old), _known(new)) for name, (old, new) in self.conditions.items()]
+        surroundings += [(name, _known(old), _known(new)) for name, old, new in self.versions]
+        return "\n".join(
+            [
+                f"**{'Passed' if self.passed else 'FAILED'}**: {_cell(self.headline())}",
+                "",
+                *first,
+                *([""] if first else []),
+                "| measurement | base, ms | new, ms | new / base | 95 % interval | P(slower) | tail | verdict |",
+                "|---|---:|---:|---:|---:|---:|---:|---|",
+                *map(_markdown_row, self.rows),
+                "",
+                *(f"- {_cell(row.name)}: {_cell(note)}" for row in self.rows for note in row.notes),
+                *changes,
+                *unpaired,
+                "",
+                "<details><summary>Surroundings</summary>",
+                "",
+                "| | base | new |",
+                "|---|---|---|",
+                *(f"| {' | '.join(map(_cell, row))} |" for row in surroundings),
+                "",
+                "</details>",
+                "",
+            ]
+        )
 
 
 def compare(
@@ -197,9 +191,16 @@ def compare(
     if not 0 <= max_slowdown < math.inf:
         raise UserError("the largest slowdown must be 0 or more", value=max_slowdown, fix="try 0.05, which is 5 %")
     before, after = read_measurements(base, log=base_log), read_measurements(new, log=new_log)
-    _refuse_emulated_with_measured(base, before, new, after)
-    pairs = _pairs(base, before, new, after, match=match, force=force)
-    warnings = _different_conditions(base, new, pairs, force=force)
+    files = ((base, before), (new, after))
+    _refuse_emulated_with_measured(files)
+    pairs = _pairs(files, match, force=force)
+    warnings = list(dict.fromkeys(text for pair in pairs for text in differences(pair)))
+    if warnings and not force:
+        raise UserError(
+            f"not measured under the same conditions: {'; '.join(warnings)}",
+            value=f"{base} and {new}",
+            fix="measure both the same way, or compare them all the same with --force",
+        )
     rows = [judge(*pair, max_slowdown=max_slowdown, force=force) for pair in pairs]
     if force:
         warnings += [
@@ -208,9 +209,9 @@ def compare(
             if any(measurement.verdict == "INVALID" for measurement in pair)
         ]
     warnings += [text for pair in pairs for text in unknown_conditions(pair)]
-    for path, measurements in ((base, before), (new, after)):
+    for path, measurements in files:
         warnings += [f"{path}: {note}" for measurement in measurements for note in measurement.notes]
-    only_base, only_new, broken = ([], [], []) if match else _unpaired(before, after, pairs)
+    only_base, only_new, broken = ([], [], []) if match else sorted_out(before, after, pairs)
     return Comparison(
         base=str(base),
         new=str(new),
@@ -226,13 +227,11 @@ def compare(
     )
 
 
-def _refuse_emulated_with_measured(
-    base: Path, before: Sequence[Measurement], new: Path, after: Sequence[Measurement]
-) -> None:
+def _refuse_emulated_with_measured(files: Sequence[_File]) -> None:
     emulators = [
-        (path, next(measurement.emulated for measurement in measurements if measurement.emulated))
-        for path, measurements in ((base, before), (new, after))
-        if any(measurement.emulated for measurement in measurements)
+        (path, emulator)
+        for path, measurements in files
+        if (emulator := next((entry.emulated for entry in measurements if entry.emulated), None)) is not None
     ]
     if len(emulators) == 1:
         ((path, emulator),) = emulators
@@ -243,46 +242,16 @@ def _refuse_emulated_with_measured(
         )
 
 
-def _pairs(
-    base: Path,
-    before: Sequence[Measurement],
-    new: Path,
-    after: Sequence[Measurement],
-    *,
-    match: Sequence[tuple[str, str]],
-    force: bool,
-) -> list[Pair]:
-    old, now = list(filter(measured, before)), list(filter(measured, after))
+def _pairs(files: Sequence[_File], match: Sequence[tuple[str, str]], *, force: bool) -> list[Pair]:
+    old, now = (list(filter(was_measured, measurements)) for _, measurements in files)
     pairs = pair_by_label(old, now, match) if match else pair_up(old, now, force=force)
     if not pairs:
         raise UserError(
             f"nothing in common: {labels_of(old)} there, {labels_of(now)} here",
-            value=f"{base} and {new}",
+            value=" and ".join(str(path) for path, _ in files),
             fix="name labels that the files have" if match else "name which labels to compare with each other",
         )
     return pairs
-
-
-def _different_conditions(base: Path, new: Path, pairs: Sequence[Pair], *, force: bool) -> list[str]:
-    texts = list(dict.fromkeys(text for pair in pairs for text in differences(pair)))
-    if texts and not force:
-        raise UserError(
-            f"not measured under the same conditions: {'; '.join(texts)}",
-            value=f"{base} and {new}",
-            fix="measure both the same way, or compare them all the same with --force",
-        )
-    return texts
-
-
-def _unpaired(
-    before: Sequence[Measurement], after: Sequence[Measurement], pairs: Sequence[Pair]
-) -> tuple[list[Measurement], list[Measurement], list[Measurement]]:
-    """Of the base alone; of the new file alone; and what the base measured and the new run failed to."""
-    paired = {id(measurement) for pair in pairs for measurement in pair}
-    known = set(map(identity, filter(measured, before)))
-    only_base, only_new = ([entry for entry in side if id(entry) not in paired] for side in (before, after))
-    broken = [entry for entry in after if entry.verdict == "ERROR" and identity(entry) in known]
-    return only_base, [entry for entry in only_new if entry not in broken], broken
 
 
 def _versions(pairs: Sequence[Pair]) -> tuple[tuple[str, str | None, str | None], ...]:
@@ -295,18 +264,14 @@ def _versions(pairs: Sequence[Pair]) -> tuple[tuple[str, str | None, str | None]
     return tuple(changed.values())
 
 
-# --- words --------------------------------------------------------------------------------------------------------------
-
-_WORST_FIRST = get_args(Verdict)
-
-
-def _order(row: Row) -> tuple[int, float]:
-    return _WORST_FIRST.index(row.verdict), -(row.ratio or 0)
+def _order(row: Judgement) -> tuple[int, float]:
+    """Worst first."""
+    return get_args(Verdict).index(row.verdict), -(row.ratio or 0)
 
 
 def _describe(measurement: Measurement) -> str:
     text = full_name(measurement.label, measurement.key)
-    return text if measured(measurement) else f"{text} ({'; '.join(measurement.reasons)})"
+    return text if was_measured(measurement) else f"{text} ({'; '.join(measurement.reasons)})"
 
 
 def _known(value: object) -> str:
@@ -321,7 +286,7 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def _markdown_row(row: Row) -> str:
+def _markdown_row(row: Judgement) -> str:
     cells = (
         _cell(row.name),
         show(in_ms(row.base_ns), ".4g"),

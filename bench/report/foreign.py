@@ -8,8 +8,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,7 +92,15 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} in JSON")
 
 
-# --- results of alexnet-edge bench --------------------------------------------------------------------------------------
+def _key_of(about: Mapping[str, Any], device: Any, batch: Any = None) -> Key:
+    return Key(
+        what=HOST,
+        format=optional_text(about["format"]),
+        precision=optional_text(about["precision"]),
+        device=optional_text(device),
+        threads=positive_count(about.get("threads")),
+        batch=positive_count(batch),
+    )
 
 
 def _of_results(results: Mapping[str, Any]) -> list[Measurement]:
@@ -99,31 +108,30 @@ def _of_results(results: Mapping[str, Any]) -> list[Measurement]:
     notes = ("it did not finish: only what was measured by then",) if cut else ()
     measurements = []
     for subject in results["subjects"]:
-        common = _subject_common(subject, results)
-        key = Key(
-            format=optional_text(subject["format"]),
-            precision=optional_text(subject["precision"]),
-            device=optional_text(subject.get("device")),
-            threads=positive_count(subject.get("threads")),
-            batch=None,
-            what=HOST,
-        )
+        common = {**_subject_common(subject, results), "notes": notes}
+        key = _key_of(subject, subject.get("device"))
         reason = subject["error"] or subject["skipped"]
         if reason:
             verdict: Verdict = "ERROR" if subject["error"] else "NOT RUN"
-            measurements.append(Measurement(key=key, **common, verdict=verdict, reasons=(str(reason),), notes=notes))
+            measurements.append(Measurement(key=key, **common, verdict=verdict, reasons=(str(reason),)))
         for entry in subject["batches"]:
-            measurements += _of_entry(entry, key, common, results, notes)
+            measurements += _of_entry(entry, key, common, results)
     return measurements
 
 
 def _subject_common(subject: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
     environment = results["environment"]
-    details = subject.get("details") or {}
     figures = (subject.get("parity") or {}).get("figures") or {}
-    on_gpu = subject.get("device") == "cuda"
-    mode = (results.get("power") or {}).get("mode")
+    gpu = environment.get("gpu") or (subject.get("details") or {}).get("gpu")
     arrays = (results.get("inputs") or {}).get("arrays") or {}
+    conditions = {
+        "processor": environment.get("cpu"),
+        "processors": environment.get("cpus"),
+        "GPU": (gpu.get("name") if isinstance(gpu, Mapping) else gpu) if subject.get("device") == "cuda" else None,
+        "power mode": _power_mode((results.get("power") or {}).get("mode") or {}),
+        "frequency governor": environment.get("cpu_governor"),
+        "pinned processors": results.get("pinned_cpus"),
+    }
     return {
         "label": str(subject["label"]),
         "file": Path(subject["file"]).name,
@@ -134,26 +142,14 @@ def _subject_common(subject: Mapping[str, Any], results: Mapping[str, Any]) -> d
         "emulated": optional_text(environment.get("emulated")),
         "versions": {name: str(version) for name, version in (environment.get("versions") or {}).items()},
         "conditions": {
-            "processor": optional_text(environment.get("cpu")),
-            "processors": optional_text(environment.get("cpus")),
-            "GPU": _gpu_name(environment, details) if on_gpu else None,
-            "power mode": _power_mode(mode),
-            "frequency governor": optional_text(environment.get("cpu_governor")),
-            "pinned processors": optional_text(results.get("pinned_cpus")),
+            **{name: optional_text(value) for name, value in conditions.items()},
             INPUTS: {name: str(array["sha256"]) for name, array in arrays.items()} or None,
         },
     }
 
 
-def _gpu_name(environment: Mapping[str, Any], details: Mapping[str, Any]) -> str | None:
-    gpu = environment.get("gpu") or details.get("gpu")
-    return optional_text(gpu.get("name") if isinstance(gpu, Mapping) else gpu)
-
-
-def _power_mode(mode: Mapping[str, Any] | None) -> str | None:
+def _power_mode(mode: Mapping[str, Any]) -> str | None:
     """The settings in what describes it, without the clocks that were read."""
-    if mode is None:
-        return None
     nvpmodel, clocks = mode.get("nvpmodel"), mode.get("jetson_clocks")
     parts = [str(nvpmodel["name"])] if nvpmodel else []
     if clocks:
@@ -162,72 +158,45 @@ def _power_mode(mode: Mapping[str, Any] | None) -> str | None:
 
 
 def _of_entry(
-    entry: Mapping[str, Any],
-    subject: Key,
-    common: Mapping[str, Any],
-    results: Mapping[str, Any],
-    notes: tuple[str, ...],
+    entry: Mapping[str, Any], subject: Key, common: Mapping[str, Any], results: Mapping[str, Any]
 ) -> list[Measurement]:
-    settings = results["settings"]
-    like = optional_text(settings.get("like"))
+    """Everything that was timed of a batch: end to end, warm and cold; by the device's clock; with several in flight."""
+    like = optional_text(results["settings"].get("like"))
     own = "as alexnet-edge measures" + (f" like {like}" if like else "")
     clock = optional_text(results.get("clock"))
-    energy = optional_number((entry.get("energy") or {}).get("mj_per_image"))
     batch = positive_count(entry["batch"])
 
     def measured(part: str, definition: str, summary: Mapping[str, Any] = entry, **more: Any) -> Measurement:
-        verdict = known_verdict(summary.get("verdict") or entry["verdict"])
         return Measurement(
             key=replace(subject, batch=batch, what=part),
             **{**common, "conditions": {"clock": clock, DEFINITION: definition, **common["conditions"]}},
-            verdict=verdict,
+            verdict=known_verdict(summary.get("verdict") or entry["verdict"]),
             reasons=tuple(map(str, summary.get("reasons", entry["reasons"]))),
-            notes=notes,
             **more,
         )
 
-    measurements = [
-        measured(
-            HOST,
-            own,
-            rounds=_rounds_of(entry.get("samples")),
-            figures=percentiles_ns(entry["percentiles_ns"]),
-            mj_per_image=energy,
-        )
-    ]
+    rounds, figures = _rounds_of(entry.get("samples")), percentiles_ns(entry["percentiles_ns"])
+    energy = optional_number((entry.get("energy") or {}).get("mj_per_image"))
+    measurements = [measured(HOST, own, rounds=rounds, figures=figures, mj_per_image=energy)]
     if cold := entry.get("cold"):
-        measurements.append(
-            measured(
-                COLD,
-                own,
-                cold,
-                rounds=_rounds_of(entry.get("cold_samples")),
-                figures=percentiles_ns(cold["percentiles_ns"]),
-            )
-        )
+        rounds, figures = _rounds_of(entry.get("cold_samples")), percentiles_ns(cold["percentiles_ns"])
+        measurements.append(measured(COLD, own, cold, rounds=rounds, figures=figures))
     if device := entry.get("device"):
         definition = convention_definition(like) or own
-        for part, summary, rounds in _device_parts(entry, device):
-            measurements.append(measured(part, definition, rounds=rounds, figures=percentiles_ns(summary)))
+        graph = device.get("graph") or {}
+        for part, figures_ns, key, phases in (
+            (DEVICE, device.get("latency_ns"), "device_samples", ("h2d_ns", "compute_ns", "d2h_ns")),
+            (DEVICE_COMPUTE, device.get("compute_ns"), "device_samples", ("compute_ns",)),
+            (DEVICE_GRAPH, graph.get("compute_ns"), "graph_samples", ("compute_ns",)),
+        ):
+            if figures_ns:
+                rounds = tuple(_phases(samples, phases) for samples in entry.get(key) or ())
+                measurements.append(measured(part, definition, rounds=rounds, figures=percentiles_ns(figures_ns)))
     if pipelined := entry.get("pipelined"):
         per_query_ns = 1e9 / number(pipelined["queries_per_s"])
         definition = f"{own}, {pipelined['in_flight']} in flight"
         measurements.append(measured(PIPELINED, definition, figures={"p50": per_query_ns}))
     return measurements
-
-
-def _device_parts(
-    entry: Mapping[str, Any], device: Mapping[str, Any]
-) -> Iterator[tuple[str, Mapping[str, Any], tuple[tuple[float, ...], ...]]]:
-    """What was timed by the device's clock: its name, its summary, and each round's samples."""
-    graph = device.get("graph") or {}
-    for part, summary, key, phases in (
-        (DEVICE, device.get("latency_ns"), "device_samples", ("h2d_ns", "compute_ns", "d2h_ns")),
-        (DEVICE_COMPUTE, device.get("compute_ns"), "device_samples", ("compute_ns",)),
-        (DEVICE_GRAPH, graph.get("compute_ns"), "graph_samples", ("compute_ns",)),
-    ):
-        if summary:
-            yield part, summary, tuple(_phases(samples, phases) for samples in entry.get(key) or ())
 
 
 def _rounds_of(samples: Sequence[Mapping[str, Any]] | None) -> tuple[tuple[float, ...], ...]:
@@ -238,9 +207,6 @@ def _phases(samples: Mapping[str, Any], names: Sequence[str]) -> tuple[float, ..
     """The sum of the phases that were measured, per inference; without transfers there are none to add."""
     phases = [times_ns(samples[name]) for name in names if samples[name] is not None]
     return tuple(sum(parts) for parts in zip(*phases, strict=True))
-
-
-# --- pytest-benchmark ---------------------------------------------------------------------------------------------------
 
 
 def _of_pytest_benchmark(value: Mapping[str, Any], path: Path) -> list[Measurement]:
@@ -263,16 +229,8 @@ def _of_benchmark(
     timer = (entry.get("options") or {}).get("timer")
     if {"format", "precision", "batch", "clock"} <= info.keys():  # written by `pytest bench`
         device = info.get("device") or (info.get("details") or {}).get("device")
-        key = Key(
-            format=optional_text(info["format"]),
-            precision=optional_text(info["precision"]),
-            device=optional_text(device),
-            threads=positive_count(info.get("threads")),
-            batch=positive_count(info["batch"]),
-            what=HOST,
-        )
         return Measurement(
-            key=key,
+            key=_key_of(info, device, info["batch"]),
             label=str(info["label"]),
             file=Path(info["file"]).name,
             rounds=_split(data, info.get("samples_per_round")),
@@ -288,7 +246,7 @@ def _of_benchmark(
     name = str(entry.get("fullname") or entry["name"])
     notes = () if data else ("without raw samples: saved without --benchmark-save-data",)
     return Measurement(
-        key=Key(format=None, precision=None, device=None, threads=None, batch=None, what=HOST, name=name),
+        key=Key(what=HOST, name=name),
         label=name,
         file="",
         rounds=(data,) if data else (),
@@ -309,5 +267,5 @@ def _split(data: tuple[float, ...], counts: Sequence[int] | None) -> tuple[tuple
         return ()
     if not counts or sum(counts) != len(data) or min(counts) < 1:
         return (data,)
-    ends = [sum(counts[: index + 1]) for index in range(len(counts))]
-    return tuple(data[end - count : end] for end, count in zip(ends, counts, strict=True))
+    samples = iter(data)
+    return tuple(tuple(islice(samples, count)) for count in counts)

@@ -41,13 +41,7 @@ from alexnet_edge.errors import UserError
 from alexnet_edge.proof.stats import CONFIDENCE, RESAMPLES, Array, bootstrap_medians, interval_of, percentile_of
 
 Verdict = Literal[
-    "regression",
-    "invalid",
-    "inconclusive",
-    "slower, within the limit",
-    "no change seen",
-    "improvement",
-    "no interval",
+    "regression", "invalid", "inconclusive", "slower, within the limit", "no change seen", "improvement", "no interval"
 ]
 """Worst first, as the rows are; what each means is in the module's docstring."""
 
@@ -89,7 +83,7 @@ class Tail:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class Judgement:
     """One measurement that both files have."""
 
     label: str
@@ -123,7 +117,7 @@ class Row:
 
 def judge(
     base: Measurement, new: Measurement, *, max_slowdown: float, force: bool = False, resamples: int = RESAMPLES
-) -> Row:
+) -> Judgement:
     """One row; how is in the module's docstring. Raises UserError when a median is 0, which no ratio has."""
     label = base.label if base.label == new.label else f"{base.label} → {new.label}"
     old_ns, new_ns = base.median_ns, new.median_ns
@@ -150,11 +144,12 @@ def judge(
             verdict = _verdict(interval, 1 + max_slowdown)
         else:
             verdict = "no interval"
-        if verdict == "regression" and _unchanged(base, new):
+        unchanged = base.sha256 is not None and (base.sha256, base.versions) == (new.sha256, new.versions)
+        if verdict == "regression" and unchanged:
             notes.append(
                 "the file and every library are the same in both: the machine was slower, or what surrounds it"
             )
-    return Row(
+    return Judgement(
         label=label,
         key=new.key,
         verdict=verdict,
@@ -185,20 +180,12 @@ def ratio_interval(
     base: Sequence[Sequence[float]], new: Sequence[Sequence[float]], *, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """95 % interval of the median of `new` over the median of `base`; each is its rounds' samples."""
-    old_medians, new_medians = (
-        np.maximum(bootstrap_medians(rounds, resamples=resamples), _LEAST_NS) for rounds in (base, new)
-    )
+    old, later = (np.maximum(bootstrap_medians(rounds, resamples=resamples), _LEAST_NS) for rounds in (base, new))
     # both were drawn with the same random numbers; shuffled, they are independent as the runs are
-    shuffled = np.random.default_rng(1).permutation(new_medians)
-    low, high = interval_of(shuffled / old_medians)
+    low, high = interval_of(np.random.default_rng(1).permutation(later) / old)
     ratio = float(np.median(np.concatenate(new)) / np.median(np.concatenate(base)))
-    half = _half_width([_log_medians(base), _log_medians(new)])
+    half = _half_width([np.log([max(float(np.median(samples)), _LEAST_NS) for samples in run]) for run in (base, new)])
     return min(low, ratio * math.exp(-half)), max(high, ratio * math.exp(half))
-
-
-def _log_medians(rounds: Sequence[Sequence[float]]) -> Array:
-    medians: Array = np.log([max(float(np.median(samples)), _LEAST_NS) for samples in rounds])
-    return medians
 
 
 def _half_width(runs: Sequence[Array]) -> float:
@@ -250,10 +237,6 @@ def _percentile(measurement: Measurement, name: str) -> float | None:
     if measurement.rounds:
         return percentile_of(np.concatenate(measurement.rounds), float(name[1:]))
     return measurement.figures.get(name)
-
-
-def _unchanged(base: Measurement, new: Measurement) -> bool:
-    return base.sha256 is not None and base.sha256 == new.sha256 and base.versions == new.versions
 
 
 def _changes(base: Measurement, new: Measurement) -> Iterator[Change]:

@@ -6,10 +6,11 @@ What a file does not record is None, never a guess.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 from alexnet_edge.errors import UserError
 
@@ -33,11 +34,11 @@ _MAX_NS = 1e15
 class Key:
     """What a measurement is of; None is what the file does not record."""
 
-    format: str | None
-    precision: str | None
-    device: str | None
-    threads: int | None
-    batch: int | None
+    format: str | None = None
+    precision: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    batch: int | None = None
     what: str
     """`host end-to-end`, `cold`, `device` (H2D + compute + D2H), `device compute`, `pipelined`."""
     name: str = ""
@@ -76,9 +77,7 @@ class Measurement:
     def median_ns(self) -> float | None:
         """Of all samples, or as the file gives it."""
         if self.rounds:
-            values = sorted(value for samples in self.rounds for value in samples)
-            middle = len(values) // 2
-            return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+            return statistics.median(value for samples in self.rounds for value in samples)
         return self.figures.get("p50")
 
 
@@ -114,9 +113,7 @@ def optional_number(value: Any) -> float | None:
 
 def positive_count(value: Any) -> int | None:
     """A whole number above 0, or None; raises ValueError for anything else."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f"not a count: {str(value)[:40]}")
     return value
 
@@ -124,13 +121,11 @@ def positive_count(value: Any) -> int | None:
 def known_verdict(value: Any) -> Verdict:
     if value not in ("VALID", "INVALID", ""):
         raise ValueError(f"no verdict: {str(value)[:40]}")
-    known: Verdict = value
-    return known
+    return cast("Verdict", value)
 
 
 def percentiles_ns(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those that the samples were enough for."""
     return {
-        name: number(values[name])
-        for name in ("p50", "p90", "p95", "p99", "p99.9")
-        if values.get(name) is not None  # the samples were too few for it
+        name: number(values[name]) for name in ("p50", "p90", "p95", "p99", "p99.9") if values.get(name) is not None
     }

@@ -16,19 +16,16 @@ def in_ms(nanoseconds: float | None) -> float | None:
     return None if nanoseconds is None else nanoseconds / 1e6
 
 
-def scaled(value: float | None, scale: float) -> float | None:
-    return None if value is None else value * scale
-
-
 def show(value: float | None, form: str = ".3g", scale: float = 1.0) -> str:
     """`value * scale` in `form`, or the sign for not available."""
     return NOT_AVAILABLE if value is None else format(value * scale, form)
 
 
-def show_ms(value: float | None) -> str:
-    """Milliseconds, or any other unit, with three significant digits, at most four decimals, no exponent; 0 only for 0."""
+def show_ms(value: float | None, scale: float = 1.0) -> str:
+    """`value * scale`, in milliseconds or any other unit: three digits, at most four decimals, no exponent; 0 only for 0."""
     if value is None:
         return NOT_AVAILABLE
+    value *= scale
     if value == 0:
         return "0"
     if abs(value) < 0.00005:
@@ -45,22 +42,17 @@ def show_ns(nanoseconds: float | None) -> str:
 
 def show_percent(value: float | None) -> str:
     """A share, in percent without the sign."""
-    return NOT_AVAILABLE if value is None else f"{100 * value:.1f}"
+    return show(value, ".1f", 100)
 
 
-def plural(count: int, noun: str) -> str:
-    """`1 thread`, `4 threads`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def show_ratio(value: float | None) -> str:
+    return show(value, ".2f")
 
 
 def show_interval(values: Sequence[float] | None, form: Callable[[float], str]) -> str:
     return "" if values is None else f"{form(values[0])}–{form(values[1])}"
 
 
-def show_percent_interval(values: Sequence[float] | None) -> str:
-    """The interval of a share, in percent without the sign."""
-    return show_interval(values, lambda value: f"{100 * value:.1f}")
-
-
-def show_ratio_interval(values: Sequence[float] | None) -> str:
-    return show_interval(values, "{:.2f}".format)
+def plural(count: int, noun: str) -> str:
+    """`1 thread`, `4 threads`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

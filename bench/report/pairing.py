@@ -10,17 +10,18 @@ from alexnet_edge.errors import UserError
 
 Pair = tuple[Measurement, Measurement]
 """Of the base, and of the new file."""
+_RUN = ("batch", "device", "threads")
+"""How a subject ran, as fields of its key."""
 
 
-def measured(measurement: Measurement) -> bool:
+def was_measured(measurement: Measurement) -> bool:
     return measurement.verdict not in ("ERROR", "NOT RUN")
 
 
 def labels_of(measurements: Sequence[Measurement]) -> str:
     """The different labels, at most eight of them."""
-    labels = list(dict.fromkeys(measurement.label for measurement in measurements))
-    more = f" and {len(labels) - 8} more" if len(labels) > 8 else ""
-    return ", ".join(labels[:8]) + more if labels else "nothing"
+    labels = list(dict.fromkeys(measurement.label for measurement in measurements)) or ["nothing"]
+    return ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
 
 
 def identity(measurement: Measurement) -> tuple[Any, ...]:
@@ -43,7 +44,7 @@ def pair_by_label(
             sides.append([measurement for measurement in measurements if measurement.label == label])
             if not sides[-1]:
                 raise UserError(f"no such label in the {side}", value=label, fix=f"choose of {labels_of(measurements)}")
-        pairs += _pair_same(sides[0], sides[1], _conditions_of_run)
+        pairs += _pair_same(sides[0], sides[1], lambda measurement: (*_run_of(measurement), measurement.key.what))
     return pairs
 
 
@@ -107,8 +108,7 @@ def _pair_compatible(old: Sequence[Measurement], new: Sequence[Measurement]) -> 
 
     def agree(first: Measurement, second: Measurement) -> bool:
         a, b = first.key, second.key
-        optional = ("format", "precision", "device", "threads", "batch")
-        values = [(getattr(a, name), getattr(b, name)) for name in optional]
+        values = [(getattr(a, name), getattr(b, name)) for name in ("format", "precision", *_RUN)]
         return (a.what, a.name) == (b.what, b.name) and all(None in pair or pair[0] == pair[1] for pair in values)
 
     return [
@@ -127,18 +127,23 @@ def _unpaired(
     return first, second
 
 
-def _conditions_of_run(measurement: Measurement) -> tuple[Any, ...]:
-    key = measurement.key
-    return key.device, key.threads, key.batch, key.what
+def _run_of(measurement: Measurement) -> tuple[Any, ...]:
+    return tuple(getattr(measurement.key, name) for name in _RUN)
 
 
 def _run_text(measurement: Measurement) -> str:
-    key = measurement.key
-    parts = (("batch", key.batch), ("device", key.device), ("threads", key.threads))
+    parts = zip(_RUN, _run_of(measurement), strict=True)
     return ", ".join(f"{name} {value}" for name, value in parts if value is not None) or "no conditions recorded"
 
 
-# --- conditions -----------------------------------------------------------------------------------------------------------
+def sorted_out(
+    before: Sequence[Measurement], after: Sequence[Measurement], pairs: Sequence[Pair]
+) -> tuple[list[Measurement], list[Measurement], list[Measurement]]:
+    """Of the base alone; of the new file alone; and what the base measured and the new run failed to."""
+    known = set(map(identity, filter(was_measured, before)))
+    only_base, only_new = _unpaired(before, after, pairs)
+    broken = [entry for entry in after if entry.verdict == "ERROR" and identity(entry) in known]
+    return only_base, [entry for entry in only_new if entry not in broken], broken
 
 
 def _both_conditions(pair: Pair) -> Iterator[tuple[str, Any, Any]]:
@@ -153,7 +158,7 @@ def differences(pair: Pair) -> Iterator[str]:
         if name == INPUTS:
             common = (old or {}).keys() & (new or {}).keys()
             if old and new and (not common or any(old[key] != new[key] for key in common)):
-                yield f"{name} {condition_text(old)} there and {condition_text(new)} here"
+                yield f"{name} {_condition_text(old)} there and {_condition_text(new)} here"
         elif name == DEFINITION and (old is None) != (new is None):
             side, known = ("base", new) if old is None else ("new", old)
             yield f"{name} unknown in the {side} and {known!r} in the other"
@@ -174,11 +179,10 @@ def unknown_conditions(pair: Pair) -> Iterator[str]:
 
 def conditions(pair: Pair) -> dict[str, tuple[str | None, str | None]]:
     """Each condition as text, in the base and in the new file."""
-    return {name: (condition_text(old), condition_text(new)) for name, old, new in _both_conditions(pair)}
+    return {name: (_condition_text(old), _condition_text(new)) for name, old, new in _both_conditions(pair)}
 
 
-def condition_text(value: Any) -> str | None:
-    """A condition as text: checksums of inputs shortened."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{checksum[:12]}" for checksum in sorted(value.values()))
+def _condition_text(value: Any) -> str | None:
+    if isinstance(value, Mapping):  # checksums of inputs
+        return ", ".join(checksum[:12] for checksum in sorted(value.values()))
     return None if value is None else str(value)

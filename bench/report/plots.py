@@ -31,6 +31,7 @@ _MOST_LINES = 14
 """Subjects in the distribution; of more, each artifact at its fastest number of threads only."""
 _MOST_TICKS = 7
 _LONGEST_LABEL = 26
+_AT_FASTEST = " Each artifact at its fastest number of threads."
 
 _AXIS: dict[str, Any] = {"gridcolor": "rgba(128,128,128,0.22)", "zeroline": False, "automargin": True, "ticks": ""}
 _LAYOUT: dict[str, Any] = {
@@ -89,12 +90,9 @@ def styles_of(rows: Sequence[Row]) -> dict[str, Style]:
     return styles
 
 
-def short(label: str, longest: int = _LONGEST_LABEL) -> str:
+def short(label: str) -> str:
     """`label` for an axis: its middle is left out where it is long."""
-    return label if len(label) <= longest else f"{label[: longest - 10]}…{label[-9:]}"
-
-
-# --- the plots ------------------------------------------------------------------------------------------------------------
+    return label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 10]}…{label[-9:]}"
 
 
 _Timed = Sequence[tuple[Row, Mapping[str, Any]]]
@@ -108,15 +106,16 @@ def tradeoff(rows: Sequence[Row], styles: Mapping[str, Style]) -> Plot | None:
     if not placed:
         return None
     largest = max(row.megabytes for row, _ in placed)
-    intervals = [_interval(row, value, of_accuracy) for row, value in placed]
-    ends = [end for (_, value), interval in zip(placed, intervals, strict=True) for end in (value, *(interval or ()))]
-    traces = [
-        _mark(row, value, interval, styles[row.group], largest)
-        for (row, value), interval in zip(placed, intervals, strict=True)
-    ]
+    traces, ends = [], []
+    for row, value in placed:
+        interval = _interval(row, value) if of_accuracy else row.agreement_interval
+        ends += [value, *(interval or ())]
+        traces.append(_mark(row, value, interval, styles[row.group], largest))
     front = _front([(row, value) for row, value in placed if row.valid and row.proof in _PROVED])
     if len(front) > 1:
-        traces.insert(0, _front_line(front))
+        line = {"color": "rgba(128,128,128,0.8)", "width": 1.5, "dash": "dot", "shape": "hv"}
+        x, y = [row.p50_ms for row, _ in front], [100 * value for _, value in front]
+        traces.insert(0, {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": line, "hoverinfo": "skip"})
     quality = "top-1 accuracy" if of_accuracy else "top-1 agreement with the checkpoint"
     low, high = 100 * min(ends), 100 * max(ends)
     room = max(0.5, (high - low) * 0.18)
@@ -124,7 +123,7 @@ def tradeoff(rows: Sequence[Row], styles: Mapping[str, Style]) -> Plot | None:
         "tradeoff",
         "Which one to choose: accuracy, latency, size",
         f"Further up answers better, further left is faster, smaller marks are smaller files; hollow is not proved or invalid. Bars: 95 % interval of the "
-        f"{quality}; the dotted line joins what nothing proved and valid beats in both. {_differing(placed, of_accuracy)}",
+        f"{quality}; the dotted line joins what nothing proved and valid beats in both. {_differing(placed) if of_accuracy else ''}",
         traces,
         {
             "xaxis": _number_axis("median latency (ms)", [row.p50_ms or 0.0 for row, _ in placed], pad=0.16),
@@ -164,29 +163,17 @@ def _mark(
     }
 
 
-def _front_line(front: Sequence[tuple[Row, float]]) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [row.p50_ms for row, _ in front],
-        "y": [100 * value for _, value in front],
-        "line": {"color": "rgba(128,128,128,0.8)", "width": 1.5, "dash": "dot", "shape": "hv"},
-        "hoverinfo": "skip",
-    }
+def _interval(row: Row, accuracy: float) -> tuple[float, float] | None:
+    images = row.accuracy_images
+    return wilson_interval(round(accuracy * images), images) if images else None
 
 
-def _interval(row: Row, value: float, of_accuracy: bool) -> tuple[float, float] | None:
-    if not of_accuracy:
-        return row.agreement_interval
-    return wilson_interval(round(value * row.accuracy_images), row.accuracy_images) if row.accuracy_images else None
-
-
-def _differing(placed: Sequence[tuple[Row, float]], of_accuracy: bool) -> str:
+def _differing(placed: Sequence[tuple[Row, float]]) -> str:
     """Whose accuracy differs from the checkpoint's beyond chance."""
     tested = [row for row, _ in placed if row.accuracy_p is not None]
-    if not of_accuracy or not tested:
-        return ""
     differ = [row.group for row in tested if (row.accuracy_p or 0.0) < 0.05]
+    if not tested:
+        return ""
     if not differ:
         return "No artifact's accuracy differs from the checkpoint's beyond chance (McNemar's test, 5 %)."
     return f"Beyond chance (McNemar's test, 5 %) only {', '.join(differ)} differs from the checkpoint in accuracy."
@@ -203,45 +190,42 @@ def _front(placed: Sequence[tuple[Row, float]]) -> list[tuple[Row, float]]:
 
 def distribution(timed: _Timed, settings: Mapping[str, Any], styles: Mapping[str, Style]) -> Plot | None:
     """Where the samples of the first batch lie, one line per subject."""
+    fastest = _fastest(timed)
+    few = len(timed) > _MOST_LINES and len(fastest) < len(timed)
     traces: list[dict[str, Any]] = []
     values: list[float] = []
-    cold = False
-    fastest = {row.label for row in fastest_of_each([row for row, _ in timed])}
-    few = len(timed) > _MOST_LINES and len(fastest) < len(timed)
-    if few:
-        timed = [(row, subject) for row, subject in timed if row.label in fastest]
     labels = []
-    for row, subject in timed:
+    cold = False
+    for row, subject in fastest if few else timed:
         entry = first_entry(subject, settings)
         if entry is None:
             continue
-        style, label = styles[row.group], escape(short(row.group if few else row.label))
+        colour, label = styles[row.group].colour, escape(short(row.group if few else row.label))
         labels.append(label)
         samples = sorted(value / 1e6 for round_ in entry["samples"] for value in round_["samples_ns"])
-        ends = {f"p{share}": _rank(samples, share) for share in (1, 25, 50, 75, 99)}
+        p1, p25, p50, p75, p99 = (_rank(samples, share) for share in (1, 25, 50, 75, 99))
         traces.append(
             {
                 "type": "box",
                 "orientation": "h",
                 "y": [label],
-                "lowerfence": [ends["p1"]],
-                "q1": [ends["p25"]],
-                "median": [ends["p50"]],
-                "q3": [ends["p75"]],
-                "upperfence": [ends["p99"]],
+                "lowerfence": [p1],
+                "q1": [p25],
+                "median": [p50],
+                "q3": [p75],
+                "upperfence": [p99],
                 "name": label,
                 "width": 0.5,
-                "line": {"color": style.colour, "width": 1.5},
+                "line": {"color": colour, "width": 1.5},
                 "hoverinfo": "x+name",
             }
         )
-        slow = [value for value in samples if value > ends["p99"]][-_MOST_EXTREMES:]
-        if slow:
-            traces.append(_dots(label, slow, style.colour, "line-ns-open", "slow sample"))
+        if slow := [value for value in samples if value > p99][-_MOST_EXTREMES:]:
+            traces.append(_dots(label, slow, colour, "line-ns-open", "slow sample"))
         if entry.get("cold") and entry["cold"]["percentiles_ns"]["p50"] is not None:
             cold = True
             median = entry["cold"]["percentiles_ns"]["p50"] / 1e6
-            traces.append(_dots(label, [median], style.colour, "diamond-open", "cold p50"))
+            traces.append(_dots(label, [median], colour, "diamond-open", "cold p50"))
             values.append(median)
         values += [samples[0], samples[-1]]
     if not traces:
@@ -252,7 +236,7 @@ def distribution(timed: _Timed, settings: Mapping[str, Any], styles: Mapping[str
         "Box: the middle half; line in it: the median; whiskers: p1 to p99; strokes: slower samples"
         + ("; diamond: median with a cold cache" if cold else "")
         + ". Further left is faster, narrower is steadier."
-        + (" Each artifact at its fastest number of threads." if few else ""),
+        + (_AT_FASTEST if few else ""),
         traces,
         {
             "xaxis": _number_axis("milliseconds", values),
@@ -261,6 +245,12 @@ def distribution(timed: _Timed, settings: Mapping[str, Any], styles: Mapping[str
         height=70 + 34 * len(labels),
         wide=True,
     )
+
+
+def _fastest(timed: _Timed) -> _Timed:
+    """Each artifact at its fastest number of threads."""
+    labels = {row.label for row in fastest_of_each([row for row, _ in timed])}
+    return [(row, subject) for row, subject in timed if row.label in labels]
 
 
 def _rank(samples: Sequence[float], share: float) -> float:
@@ -282,41 +272,34 @@ def _dots(label: str, values: Sequence[float], colour: str, symbol: str, meaning
 
 def over_batch(timed: _Timed, styles: Mapping[str, Style]) -> list[Plot]:
     """Throughput and latency over batch, each artifact at its fastest number of threads."""
-    fastest = {row.label for row in fastest_of_each([row for row, _ in timed])}
-    lines = [(row, subject["batches"]) for row, subject in timed if row.label in fastest]
+    lines = [(row, subject["batches"]) for row, subject in _fastest(timed)]
     if not any(len(entries) > 1 for _, entries in lines):
         return []
-    swept = len(timed) > len(lines)
-    note = " Each artifact at its fastest number of threads." if swept else ""
-    plots = []
-    for name, title, caption, unit in (
-        (
+    note = _AT_FASTEST if len(timed) > len(lines) else ""
+    throughput, latency = [], []
+    for row, every_entry in lines:
+        if entries := [entry for entry in every_entry if entry["percentiles_ns"]["p50"] is not None]:
+            sizes = [entry["batch"] for entry in entries]
+            throughput.append((row, sizes, [entry["images_per_s"] for entry in entries]))
+            latency.append((row, sizes, [entry["percentiles_ns"]["p50"] / 1e6 for entry in entries]))
+    return [
+        _lines(
             "throughput",
             "Throughput over batch",
-            "Images answered per second of wall time. Higher is faster.",
-            "images/s",
+            f"Images answered per second of wall time. Higher is faster.{note}",
+            ("batch (images)", "images/s"),
+            throughput,
+            styles,
         ),
-        (
+        _lines(
             "batch-latency",
             "Latency over batch",
-            "Median time of a whole batch. Lower is faster.",
-            "median latency (ms)",
+            f"Median time of a whole batch. Lower is faster.{note}",
+            ("batch (images)", "median latency (ms)"),
+            latency,
+            styles,
         ),
-    ):
-        series = [
-            (
-                row,
-                [entry["batch"] for entry in entries],
-                [
-                    entry["images_per_s"] if name == "throughput" else entry["percentiles_ns"]["p50"] / 1e6
-                    for entry in entries
-                ],
-            )
-            for row, all_entries in lines
-            if (entries := [summary for summary in all_entries if summary["percentiles_ns"]["p50"] is not None])
-        ]
-        plots.append(_lines(name, title, caption + note, "batch (images)", unit, series, styles))
-    return plots
+    ]
 
 
 def over_threads(timed: _Timed, settings: Mapping[str, Any], styles: Mapping[str, Style]) -> Plot | None:
@@ -333,44 +316,45 @@ def over_threads(timed: _Timed, settings: Mapping[str, Any], styles: Mapping[str
             series.append((points[0][0], [row.threads or 0 for row, _ in points], [value for _, value in points]))
     if not series:
         return None
-    batch = settings["batches"][0]
     return _lines(
         "threads",
-        f"Throughput over threads, batch {batch}",
+        f"Throughput over threads, batch {settings['batches'][0]}",
         "Images answered per second of wall time. Higher is faster; a line that goes flat gains nothing from more threads.",
-        "threads",
-        "images/s",
+        ("threads", "images/s"),
         series,
         styles,
         wide=True,
     )
 
 
+def _line(style: Style, x: Sequence[int], y: Sequence[float], name: str, size: int) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": list(x),
+        "y": list(y),
+        "name": name,
+        "line": {"color": style.colour, "dash": style.dash, "width": 2},
+        "marker": {"color": style.colour, "symbol": style.marker, "size": size},
+    }
+
+
 def _lines(
     name: str,
     title: str,
     caption: str,
-    x_title: str,
-    y_title: str,
+    axes: tuple[str, str],
     series: Sequence[tuple[Row, Sequence[int], Sequence[float]]],
     styles: Mapping[str, Style],
     *,
     wide: bool = False,
 ) -> Plot:
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "x": list(x),
-            "y": [float(f"{value:.5g}") for value in y],
-            "name": escape(row.group),
-            "line": {"color": styles[row.group].colour, "dash": styles[row.group].dash, "width": 2},
-            "marker": {"color": styles[row.group].colour, "symbol": styles[row.group].marker, "size": 9},
-            "hovertemplate": f"%{{y:.4g}} {y_title.split(' (')[0]} at {x_title.split(' (')[0]} %{{x}}"
-            "<extra>%{fullData.name}</extra>",
-        }
-        for row, x, y in series
-    ]
+    x_title, y_title = axes
+    hover = f"%{{y:.4g}} {y_title.split(' (')[0]} at {x_title.split(' (')[0]} %{{x}}<extra>%{{fullData.name}}</extra>"
+    traces = []
+    for row, x, y in series:
+        line = _line(styles[row.group], x, [float(f"{value:.5g}") for value in y], escape(row.group), 9)
+        traces.append({**line, "hovertemplate": hover})
     ticks = sorted({value for _, x, _ in series for value in x})
     low, high = math.log10(ticks[0]), math.log10(ticks[-1])
     room = 0.05 * (high - low) or 0.1
@@ -403,7 +387,11 @@ _TRAINING: tuple[tuple[str, str, str, str, float, tuple[str, ...]], ...] = (
 
 
 def training(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Loss, accuracy, learning rate, gradient norm and speed by epoch, as far as the history has them."""
+    """Loss, accuracy, learning rate, gradient norm and speed by epoch, as far as the history has them.
+
+    `history` has one mapping per epoch with `epoch`, `loss`, `val_loss`, `accuracy`, `top1`, and what else there is of `lr`,
+    `gradient_norm`, `images_per_s`, `wait_share`.
+    """
     epochs = [row["epoch"] for row in history]
     plots = []
     for name, title, caption, unit, scale, keys in _TRAINING:
@@ -416,28 +404,14 @@ def training(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
             Style(colour=COLOURS[1], marker=MARKERS[1], dash="dash"),
             Style(colour=COLOURS[0], marker=MARKERS[0], dash="solid"),
         )[-len(keys) :]
-        labels = ("training", "validation")[: len(keys)]
         series = [[row[key] * scale for row in history] for key in keys]
-        traces = [
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "x": epochs,
-                "y": values,
-                "name": label,
-                "line": {"color": style.colour, "dash": style.dash, "width": 2},
-                "marker": {"color": style.colour, "symbol": style.marker, "size": 7},
-            }
-            for values, label, style in zip(series, labels, styles, strict=True)
-        ]
+        labelled = list(zip(("training", "validation"), styles, strict=False))
+        traces = [_line(style, epochs, y, label, 7) for (label, style), y in zip(labelled, series, strict=True)]
         y_axis = _number_axis(unit, series[0]) if name == "training-rate" else _axis(unit, rangemode="tozero")
         layout = {"xaxis": _axis("epoch", tickformat="d", dtick=max(1, len(epochs) // 8)), "yaxis": y_axis}
-        key = tuple(zip(labels, styles, strict=True)) if len(keys) > 1 else ()
+        key = tuple(labelled) if len(keys) > 1 else ()
         plots.append(_plot(name, title, caption, traces, layout, height=300, key=key))
     return plots
-
-
-# --- axes and drawing -----------------------------------------------------------------------------------------------------
 
 
 def _axis(title: str = "", **options: Any) -> dict[str, Any]:

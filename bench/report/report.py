@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,20 @@ from typing import Any
 from alexnet_edge import __version__
 from alexnet_edge.artifact import Artifact
 from alexnet_edge.bench.report import plots
-from alexnet_edge.bench.report.numbers import NOT_AVAILABLE, NOT_MEASURED, show, show_ms
+from alexnet_edge.bench.report.columns import Pair
+from alexnet_edge.bench.report.numbers import NOT_AVAILABLE, NOT_MEASURED, show, show_ms, show_ns
 from alexnet_edge.bench.report.rows import Row, dig, fastest_of_each, rows_of, worst_layer
 from alexnet_edge.bench.report.tables import every_table, scorecard
-from alexnet_edge.bench.report.words import fastest_proved, headline, open_points, threads_of, verdict, worst_overall
-from alexnet_edge.bench.timing.subjects import PEER, subject_of
+from alexnet_edge.bench.report.words import (
+    artifacts_of,
+    fastest_proved,
+    headline,
+    open_points,
+    threads_of,
+    verdict,
+    worst_overall,
+)
+from alexnet_edge.bench.timing.subjects import subject_of
 from alexnet_edge.errors import UserError, needs
 from alexnet_edge.files import write_text
 from alexnet_edge.images.preprocess import FloatArray
@@ -30,30 +38,6 @@ from alexnet_edge.network.layers import LAYER_NAMES
 
 _POWER = ("energy", "thermals")
 """Tables of the section on power, which says itself why they are not there."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bar:
-    """A layer's time and its floor, as shares of the longest bar of its panel."""
-
-    name: str
-    measured: str
-    floor: str
-    bound: str
-    width: float
-    """Percent of the longest."""
-    floor_width: float
-    worst: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Panel:
-    """The layers of one subject."""
-
-    label: str
-    style: plots.Style
-    note: str
-    bars: tuple[Bar, ...]
 
 
 def write_report(
@@ -67,18 +51,15 @@ def write_report(
     commands: Sequence[str] = (),
     title: str = "AlexNet on the edge",
 ) -> Path:
-    """Write the page.
+    """Write the page to `out`.
 
     Args:
-        out: the HTML file.
         bench: results as `BenchResult.to_json()` or `read_results` give them.
         artifacts: further artifacts; those already among the results are not repeated.
         checkpoint_info: the checkpoint the artifacts came from.
-        history: one mapping per epoch with `epoch`, `loss`, `val_loss`, `accuracy`, `top1`, and what else there is of
-            `lr`, `gradient_norm`, `images_per_s`, `wait_share`.
+        history: one mapping per epoch, as `plots.training` reads it.
         filters_OCHW: the checkpoint's weights of conv1, shown as a picture.
         commands: what to type to repeat everything, in order; by default the bench's own command.
-        title: heading of the page.
 
     Raises:
         MissingComponentError: when jinja2 or plotly is not installed.
@@ -87,14 +68,11 @@ def write_report(
     """
     with needs("bench"):
         import jinja2
-        from plotly.offline import get_plotlyjs
     subjects = _all_subjects(bench, artifacts)
     if not subjects:
         raise UserError("nothing to report", value=out, fix="give results or artifacts")
     settings = bench["settings"] if bench else None
-    rows = rows_of(subjects, settings)
-    styles = plots.styles_of(rows)
-    drawn = _plots(subjects, rows, settings, history, styles)
+    pairs = list(zip(rows_of(subjects, settings), subjects, strict=True))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -106,58 +84,22 @@ def write_report(
         title=title,
         version=__version__,
         created=bench["created"] if bench else datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        unfinished=_unfinished(bench),
-        **_findings(bench, subjects, rows, settings),
-        plots=drawn,
+        **_findings(bench, pairs, settings),
+        **_drawings(pairs, settings, history),
         filters="" if filters_OCHW is None else base64.b64encode(filter_png(filters_OCHW)).decode(),
         filter_count=0 if filters_OCHW is None else len(filters_OCHW),
-        plotly_js=get_plotlyjs() if drawn else "",
-        worst_layer=worst_overall(rows, subjects),
-        panels=_layer_panels(rows, subjects, styles),
-        summaries=_scenario_summaries(rows, subjects),
-        layers=_layer_table(subjects, rows),
+        layers=_layer_table(pairs),
         calibrations=_calibrations(subjects),
         checkpoint=_facts(_checkpoint_facts(checkpoint_info, subjects)),
-        machine=_facts(_machine_facts(bench, artifacts)),
+        machine=_facts(_machine_facts(bench["environment"] if bench else artifacts[0].manifest.environment)),
         commands=list(commands) or ([shlex.join(bench["command"])] if bench else []),
-        hashes=list(dict.fromkeys((row.name, subject["sha256"]) for row, subject in zip(rows, subjects, strict=True))),
+        hashes=list(dict.fromkeys((row.name, subject["sha256"]) for row, subject in pairs)),
         show=show,
+        show_ns=show_ns,
         not_available=NOT_AVAILABLE,
     )
     write_text(out, page)
     return out
-
-
-def _findings(
-    bench: Mapping[str, Any] | None,
-    subjects: Sequence[Mapping[str, Any]],
-    rows: Sequence[Row],
-    settings: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """The page's verdict, tables and facts about the measurement."""
-    chosen = fastest_of_each(rows)
-    tables = every_table(bench, rows, subjects) if bench else []
-    return {
-        "verdict": verdict(rows, settings),
-        "headline": headline(rows),
-        "tiles": _tiles(rows, settings),
-        "open_points": open_points(rows, (bench or {}).get("peers_left_out")),
-        "scorecard": scorecard(chosen, settings),
-        "all_rows": scorecard(rows, settings, name="scorecard-all") if len(chosen) < len(rows) else None,
-        "tables": {table.name: table for table in tables},
-        "missing": [text for table in tables if not table.rows and table.name not in _POWER for text in table.absent],
-        "metered": bool(dig(bench, "power", "meter")),
-        "power": _facts(_power_facts(bench)) if bench else [],
-        "method": _facts(_method_facts(bench)) if bench else [],
-    }
-
-
-def _unfinished(bench: Mapping[str, Any] | None) -> str:
-    if bench and bench["interrupted"]:
-        return "the bench was interrupted: what was finished is shown"
-    if bench and not bench.get("finished", True):
-        return "the bench did not finish: what was finished is shown"
-    return ""
 
 
 def _all_subjects(bench: Mapping[str, Any] | None, artifacts: Sequence[Artifact]) -> list[Mapping[str, Any]]:
@@ -167,80 +109,159 @@ def _all_subjects(bench: Mapping[str, Any] | None, artifacts: Sequence[Artifact]
     return [*subjects, *(subject_of(artifact).to_json() for artifact in further)]
 
 
+def _findings(
+    bench: Mapping[str, Any] | None, pairs: Sequence[Pair], settings: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The page's verdict, tables and facts about the measurement."""
+    rows, subjects = [row for row, _ in pairs], [subject for _, subject in pairs]
+    chosen = fastest_of_each(rows)
+    tables = every_table(bench, rows, subjects) if bench else []
+    unfinished = ""
+    if bench and (bench["interrupted"] or not bench.get("finished", True)):
+        state = "was interrupted" if bench["interrupted"] else "did not finish"
+        unfinished = f"the bench {state}: what was finished is shown"
+    return {
+        "unfinished": unfinished,
+        "verdict": verdict(rows, settings),
+        "headline": headline(rows),
+        "tiles": _tiles(rows, settings),
+        "open_points": open_points(rows, (bench or {}).get("peers_left_out")),
+        "scorecard": scorecard(chosen, settings),
+        "all_rows": scorecard(rows, settings, name="scorecard-all") if len(chosen) < len(rows) else None,
+        "tables": {table.name: table for table in tables},
+        "missing": [text for table in tables if not table.rows and table.name not in _POWER for text in table.absent],
+        "metered": bool(dig(bench, "power", "meter")),
+        "power": _facts(_power_facts(bench.get("power") or {})) if bench else [],
+        "method": _facts(_method_facts(bench)) if bench else [],
+        "worst_layer": worst_overall(rows, subjects),
+        "summaries": [  # LoadGen's own words, by subject and scenario
+            (f"{row.label}, {entry['scenario']}", entry["summary"])
+            for row, subject in pairs
+            for entry in subject.get("scenarios") or ()
+            if entry.get("summary")
+        ],
+    }
+
+
+def _drawings(
+    pairs: Sequence[Pair], settings: Mapping[str, Any] | None, history: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    """The plots that have data, in order, the library that draws them, and the bars of each layer."""
+    with needs("bench"):
+        from plotly.offline import get_plotlyjs
+    rows = [row for row, _ in pairs]
+    styles = plots.styles_of(rows)
+    timed = [(row, subject) for row, subject in pairs if subject["batches"]]
+    drawn = [plots.tradeoff(rows, styles)]
+    if settings and timed:
+        drawn.append(plots.distribution(timed, settings, styles))
+        drawn += plots.over_batch(timed, styles)
+        drawn.append(plots.over_threads(timed, settings, styles))
+    if history:
+        drawn += plots.training(history)
+    shown = [plot for plot in drawn if plot is not None]
+    return {
+        "plots": shown,
+        "plotly_js": get_plotlyjs() if shown else "",
+        "panels": [panel for panel in (_panel(*pair, styles) for pair in _fastest_pairs(pairs)) if panel],
+    }
+
+
+def _fastest_pairs(pairs: Sequence[Pair]) -> list[Pair]:
+    fastest = fastest_of_each([row for row, _ in pairs])
+    return [next(pair for pair in pairs if pair[0] is row) for row in fastest]
+
+
+def _panel(row: Row, subject: Mapping[str, Any], styles: Mapping[str, plots.Style]) -> dict[str, Any] | None:
+    """Each layer's time over its floor, of an artifact whose layers were timed; bars are shares of the longest."""
+    roofline = subject.get("roofline")
+    if not roofline or roofline["unavailable"]:
+        return None
+    worst = worst_layer(roofline)
+    return {
+        "label": row.label,
+        "style": styles[row.group],
+        "note": "" if worst is None else f"{worst['name']}: {show_ns(worst['above_ns'])} ms above its floor",
+        "layers": roofline["layers"],
+        "longest_ns": max(max(layer["measured_ns"] or 0, layer["floor_ns"]) for layer in roofline["layers"]),
+        "worst": roofline["worst"],
+    }
+
+
 def _tiles(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
     """Figure, unit, caption; of proved and validly measured artifacts only."""
-    artifacts = {row.group: row for row in rows if row.proof not in ("reference", PEER)}
     proved = [row for row in rows if row.proof == "passed"]
-    tiles = [
-        (
-            f"{len({row.group for row in proved})}/{len(artifacts)}",
-            "proved",
-            "within the stated tolerance of the checkpoint",
-        )
-    ]
+    share = f"{len({row.group for row in proved})}/{len(artifacts_of(rows))}"
+    tiles = [(share, "proved", "within the stated tolerance of the checkpoint")]
     fastest = fastest_proved(rows)
     if fastest is not None and settings is not None:
-        batch = settings["batches"][0]
-        tiles.append((show_ms(fastest.p50_ms), "ms", f"median at batch {batch}: {fastest.label} is the fastest"))
+        caption = f"median at batch {settings['batches'][0]}: {fastest.label} is the fastest"
+        tiles.append((show_ms(fastest.p50_ms), "ms", caption))
     valid = [row for row in proved if row.measured == "VALID"]
     if busiest := max(valid, key=lambda row: row.images_per_s or 0, default=None):
         caption = f"most: {busiest.label}, batch {busiest.images_per_s_batch}"
         tiles.append((show_ms(busiest.images_per_s), "images/s", caption))
-    if proved:
-        smallest = min(proved, key=lambda row: row.megabytes)
+    if smallest := min(proved, key=lambda row: row.megabytes, default=None):
         tiles.append((show_ms(smallest.megabytes), "MB", f"smallest: {smallest.group}"))
     metered = [row for row in valid if row.mj_per_image is not None]
-    if metered:
-        frugal = min(metered, key=lambda row: row.mj_per_image or 0)
+    if frugal := min(metered, key=lambda row: row.mj_per_image or 0, default=None):
         tiles.append((show_ms(frugal.mj_per_image), "mJ an image", f"least energy: {frugal.label}"))
     return tiles
 
 
-def _layer_panels(
-    rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]], styles: Mapping[str, plots.Style]
-) -> list[Panel]:
-    """Per artifact whose layers were timed, at its fastest: each layer's time over its floor."""
-    subject_of_row = {row.label: subject for row, subject in zip(rows, subjects, strict=True)}
-    panels = []
-    for row in fastest_of_each(rows):
-        roofline = subject_of_row[row.label].get("roofline")
-        if not roofline or roofline["unavailable"]:
+def _layer_table(pairs: Sequence[Pair]) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """Per artifact one cell per layer: what was built, and whether it is what was asked for. The first row is the header."""
+    shown = {row.group: subject["layers"] for row, subject in pairs if subject["layers"]}
+    if not shown:
+        return []
+    table = [("artifact", [(name, True) for name in (*LAYER_NAMES, "read from")])]
+    for group, layers in shown.items():
+        by_name = {layer["name"]: layer for layer in reversed(layers)}
+        cells = [_built(by_name.get(name)) for name in LAYER_NAMES]
+        evidence = ", ".join(sorted({layer["evidence"] for layer in layers}))
+        table.append((group, [*cells, (evidence, True)]))
+    return table
+
+
+def _built(layer: Mapping[str, Any] | None) -> tuple[str, bool]:
+    if layer is None:
+        return NOT_AVAILABLE, True
+    if layer["built"] == layer["requested"]:
+        return layer["built"], True
+    return f"{layer['requested']} asked, {layer['built']} built", False
+
+
+def _calibrations(subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per calibration table; artifacts that share one are named together."""
+    tables: dict[str, dict[str, Any]] = {}
+    for subject in subjects:
+        value = subject["calibration"]
+        if value is None:
             continue
-        layers = roofline["layers"]
-        longest = max(max(layer["measured_ns"] or 0, layer["floor_ns"]) for layer in layers)
-        bars = tuple(
-            Bar(
-                name=layer["name"],
-                measured=show_ms(None if layer["measured_ns"] is None else layer["measured_ns"] / 1e6),
-                floor=show_ms(layer["floor_ns"] / 1e6),
-                bound=layer["bound"],
-                width=100 * (layer["measured_ns"] or 0) / longest,
-                floor_width=100 * layer["floor_ns"] / longest,
-                worst=layer["name"] == roofline["worst"],
-            )
-            for layer in layers
-        )
-        worst = worst_layer(roofline)
-        note = "" if worst is None else f"{worst['name']}: {show_ms(worst['above_ns'] / 1e6)} ms above its floor"
-        panels.append(Panel(label=row.label, style=styles[row.group], note=note, bars=bars))
-    return panels
+        facts = {
+            "method": value.get("method"),
+            "images": value.get("num_images"),
+            "source": _source(value.get("source", {})),
+            "left out": len(value.get("skipped", ())),
+            "images SHA-256": value.get("images_sha256"),
+            "table SHA-256": value.get("table_sha256"),
+        }
+        saturated = value.get("saturated", {})
+        ranges = [(name, amax, saturated.get(name)) for name, amax in value.get("amax", {}).items()]
+        new = {"labels": [], "facts": _facts(facts), "ranges": ranges}
+        tables.setdefault(str(value.get("table_sha256")), new)["labels"].append(subject["label"])
+    return list(tables.values())
 
 
-def _scenario_summaries(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """LoadGen's own words, by subject and scenario."""
-    return [
-        (f"{row.label}, {entry['scenario']}", entry["summary"])
-        for row, subject in zip(rows, subjects, strict=True)
-        for entry in subject.get("scenarios") or ()
-        if entry.get("summary")
-    ]
+def _source(source: Mapping[str, Any]) -> str:
+    parts = [str(source[key]) for key in ("kind", "path", "split") if source.get(key)]
+    return ", ".join(parts) or NOT_AVAILABLE
 
 
-def _power_facts(bench: Mapping[str, Any]) -> dict[str, Any]:
-    power = bench.get("power") or {}
+def _power_facts(power: Mapping[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {"meter": power.get("meter") or f"unavailable: {power.get('reason') or NOT_MEASURED}"}
     if power.get("meter"):
-        facts |= _idle_facts(power.get("idle"))
+        facts |= _idle_facts(power.get("idle") or {})
     mode = power.get("mode") or {}
     why = mode.get("reasons") or {}
     for name in dict.fromkeys((*mode, *why)):
@@ -254,134 +275,66 @@ def _power_facts(bench: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _idle_facts(idle: Mapping[str, Any] | None) -> dict[str, Any]:
+def _idle_facts(idle: Mapping[str, Any]) -> dict[str, Any]:
     """What the machine drew with nothing running."""
-    if idle is None:
-        return {"idle": f"unavailable: {NOT_MEASURED}"}
     if idle.get("watts") is None:
         return {"idle": f"unavailable: {'; '.join(idle.get('reasons') or ()) or NOT_MEASURED}"}
-    facts = {"idle": f"{show_ms(idle['watts'])} W on {idle.get('rail')}, {idle.get('samples')} samples"}
-    if idle.get("rail_watts"):
-        facts["idle rails"] = ", ".join(f"{name} {show_ms(watts)} W" for name, watts in idle["rail_watts"].items())
-    if idle.get("temperatures_c"):
-        facts["idle temperatures"] = ", ".join(
-            f"{name} {zone[1]:.1f} °C" for name, zone in idle["temperatures_c"].items()
-        )
-    if idle.get("clocks"):
-        facts["idle clocks"] = ", ".join(f"{name} {clock['median']:.0f} MHz" for name, clock in idle["clocks"].items())
-    if idle.get("throttled"):
-        facts["throttled while idle"] = ", ".join(idle["throttled"])
-    return facts
+    rails, zones, clocks = (idle.get(name) or {} for name in ("rail_watts", "temperatures_c", "clocks"))
+    facts = {
+        "idle": f"{show_ms(idle['watts'])} W on {idle.get('rail')}, {idle.get('samples')} samples",
+        "idle rails": ", ".join(f"{name} {show_ms(watts)} W" for name, watts in rails.items()),
+        "idle temperatures": ", ".join(f"{name} {zone[1]:.1f} °C" for name, zone in zones.items()),
+        "idle clocks": ", ".join(f"{name} {clock['median']:.0f} MHz" for name, clock in clocks.items()),
+        "throttled while idle": ", ".join(idle.get("throttled") or ()),
+    }
+    return {name: text for name, text in facts.items() if text}
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
     """The leaves of nested mappings, each with its path in words as its name; what is None is left out."""
     if isinstance(value, Mapping):
-        return [
-            leaf
-            for key, inner in value.items()
-            for leaf in _flat(inner, f"{name} {str(key).replace('_', ' ')}".strip())
-        ]
+        named = [(f"{name} {str(key).replace('_', ' ')}".strip(), inner) for key, inner in value.items()]
+        return [leaf for path, inner in named for leaf in _flat(inner, path)]
     return [] if value is None else [(name, value)]
 
 
-def _layer_table(
-    subjects: Sequence[Mapping[str, Any]], rows: Sequence[Row]
-) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """Per artifact one cell per layer: what was built, and whether it is what was asked for. The first row is the header."""
-    shown = {row.group: subject for row, subject in zip(rows, subjects, strict=True) if subject["layers"]}
-    if not shown:
-        return []
-    header = [(name, True) for name in (*LAYER_NAMES, "read from")]
-    table: list[tuple[str, list[tuple[str, bool]]]] = [("artifact", header)]
-    for group, subject in shown.items():
-        cells = []
-        for name in LAYER_NAMES:
-            layer = next((entry for entry in subject["layers"] if entry["name"] == name), None)
-            if layer is None:
-                cells.append((NOT_AVAILABLE, True))
-            elif layer["built"] == layer["requested"]:
-                cells.append((layer["built"], True))
-            else:
-                cells.append((f"{layer['requested']} asked, {layer['built']} built", False))
-        evidence = ", ".join(sorted({entry["evidence"] for entry in subject["layers"]}))
-        table.append((group, [*cells, (evidence, True)]))
-    return table
-
-
-def _calibrations(subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry per calibration table; artifacts that share one are named together."""
-    tables: dict[str, dict[str, Any]] = {}
-    for subject in subjects:
-        value = subject["calibration"]
-        if value is None:
-            continue
-        entry = tables.setdefault(
-            str(value.get("table_sha256")),
-            {
-                "labels": [],
-                "facts": _facts(
-                    {
-                        "method": value.get("method"),
-                        "images": value.get("num_images"),
-                        "source": _source(value.get("source", {})),
-                        "left out": len(value.get("skipped", ())),
-                        "images SHA-256": value.get("images_sha256"),
-                        "table SHA-256": value.get("table_sha256"),
-                    }
-                ),
-                "ranges": [
-                    (name, amax, value.get("saturated", {}).get(name)) for name, amax in value.get("amax", {}).items()
-                ],
-            },
-        )
-        entry["labels"].append(subject["label"])
-    return list(tables.values())
-
-
-def _source(source: Mapping[str, Any]) -> str:
-    parts = [str(source[key]) for key in ("kind", "path", "split") if source.get(key)]
-    return ", ".join(parts) or NOT_AVAILABLE
-
-
 def _checkpoint_facts(info: CheckpointInfo | None, subjects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    facts: dict[str, Any] = {"architecture": ", ".join(sorted({subject["architecture"] for subject in subjects}))}
-    facts["SHA-256"] = ", ".join(sorted({subject["checkpoint_sha256"] for subject in subjects}))
-    if info is not None:
-        facts["classes"] = _shortened(info.classes)
-        facts["trained on"] = _source(info.data.get("source", {}))
-        facts |= {
-            name.replace("_", " "): value for name, value in info.metrics.items() if isinstance(value, int | float)
-        }
-        facts["created"] = info.created
-    return facts
+    facts: dict[str, Any] = {
+        "architecture": ", ".join(sorted({subject["architecture"] for subject in subjects})),
+        "SHA-256": ", ".join(sorted({subject["checkpoint_sha256"] for subject in subjects})),
+    }
+    if info is None:
+        return facts
+    classes = ", ".join(info.classes[:12])
+    return {
+        **facts,
+        "classes": classes if len(info.classes) <= 12 else f"{classes}, ... ({len(info.classes)} in all)",
+        "trained on": _source(info.data.get("source", {})),
+        **{name.replace("_", " "): value for name, value in info.metrics.items() if isinstance(value, int | float)},
+        "created": info.created,
+    }
 
 
-def _shortened(names: Sequence[str], most: int = 12) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
-
-
-def _machine_facts(bench: Mapping[str, Any] | None, artifacts: Sequence[Artifact]) -> dict[str, Any]:
-    machine: Mapping[str, Any] = bench["environment"] if bench else artifacts[0].manifest.environment
+def _machine_facts(machine: Mapping[str, Any]) -> dict[str, Any]:
     facts = {name.replace("_", " "): value for name, value in machine.items() if name != "versions"}
-    for name in ("memory bytes", "last level cache bytes"):
-        if facts.get(name):
-            facts[name.replace(" bytes", "")] = f"{facts[name] / 2**20:,.0f} MiB"
-        facts.pop(name, None)
-    versions = machine.get("versions", {})
-    facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    for name in ("memory", "last level cache"):
+        if size := facts.pop(f"{name} bytes", None):
+            facts[name] = f"{size / 2**20:,.0f} MiB"
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
     return facts
 
 
 def _method_facts(bench: Mapping[str, Any]) -> dict[str, Any]:
     settings = bench["settings"]
+    processes = "fresh for every subject and round" if bench.get("isolate", True) else "not isolated"
+    if pinned := bench.get("pinned_cpus"):
+        processes += f", pinned to processors {', '.join(map(str, pinned))}"
     return {
         "clock": bench["clock"],
         "load time": bench["load"],
         "device": settings["device"],
         "threads": threads_of(bench),
-        "processes": _isolation(bench),
+        "processes": processes,
         "rounds": f"{settings['rounds']}, each in a fresh process, subjects interleaved",
         "stop": f"after {settings['min_seconds']:g} s and the samples p{settings['percentile']:g} needs, at most "
         f"{settings['max_seconds']:g} s per batch",
@@ -395,12 +348,6 @@ def _method_facts(bench: Mapping[str, Any]) -> dict[str, Any]:
         else "not measured",
         "inputs": f"{bench['inputs']['images']} real images in rotation ({_source(bench['inputs']['source'])})",
     }
-
-
-def _isolation(bench: Mapping[str, Any]) -> str:
-    text = "fresh for every subject and round" if bench.get("isolate", True) else "not isolated"
-    pinned = bench.get("pinned_cpus")
-    return f"{text}, pinned to processors {', '.join(map(str, pinned))}" if pinned else text
 
 
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -417,25 +364,3 @@ def _fact(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return str(value)
-
-
-# --- plots ----------------------------------------------------------------------------------------------------------------
-
-
-def _plots(
-    subjects: Sequence[Mapping[str, Any]],
-    rows: Sequence[Row],
-    settings: Mapping[str, Any] | None,
-    history: Sequence[Mapping[str, Any]] | None,
-    styles: Mapping[str, plots.Style],
-) -> list[plots.Plot]:
-    """The plots that have data, in order."""
-    timed = [(row, subject) for row, subject in zip(rows, subjects, strict=True) if subject["batches"]]
-    drawn: list[plots.Plot | None] = [plots.tradeoff(rows, styles)]
-    if settings and timed:
-        drawn.append(plots.distribution(timed, settings, styles))
-        drawn += plots.over_batch(timed, styles)
-        drawn.append(plots.over_threads(timed, settings, styles))
-    if history:
-        drawn += plots.training(history)
-    return [plot for plot in drawn if plot is not None]

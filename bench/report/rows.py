@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
-
-import numpy as np
 
 from alexnet_edge.bench.report.numbers import in_ms, plural
 from alexnet_edge.bench.timing.subjects import PEER, distinct_labels
@@ -91,11 +90,29 @@ class Row:
 def rows_of(subjects: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None) -> list[Row]:
     """The scorecard: `subjects` as in the results' JSON, `settings` as measured, None when nothing was."""
     labels = distinct_labels([str(subject["label"]) for subject in subjects], [subject["file"] for subject in subjects])
-    groups = _groups(subjects, labels)
-    return [
-        _row(subject, subjects, settings, label, group)
-        for subject, label, group in zip(subjects, labels, groups, strict=True)
-    ]
+    rows = []
+    for subject, label, group in zip(subjects, labels, _groups(subjects, labels), strict=True):
+        measured, notes = _measured(subject)
+        roofline = subject.get("roofline") or {}
+        row = Row(
+            label=label,
+            group=group,
+            **{name: subject[name] for name in ("file", "format", "precision", "runtime")},
+            device=subject.get("device"),
+            threads=subject.get("threads"),
+            **_proof(subject, subjects),
+            measured=measured,
+            measured_notes=notes,
+            **_latency(subject, settings, failed=measured == "error"),
+            roofline=roofline.get("share"),
+            worst_layer=roofline.get("worst"),
+            megabytes=subject["bytes"] / 1e6,
+            load_ms=_median_over_rounds(subject, "load_ns"),
+            first_ms=_median_over_rounds(subject, "first_ns"),
+            memory_mb=_median_over_rounds(subject, "peak_memory_bytes"),
+        )
+        rows.append(row)
+    return rows
 
 
 def dig(value: Mapping[str, Any] | None, *keys: str) -> Any:
@@ -134,37 +151,6 @@ def _groups(subjects: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> lis
     return names
 
 
-def _row(
-    subject: Mapping[str, Any],
-    subjects: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any] | None,
-    label: str,
-    group: str,
-) -> Row:
-    measured, notes = _measured(subject)
-    roofline = subject.get("roofline") or {}
-    return Row(
-        label=label,
-        group=group,
-        file=subject["file"],
-        format=subject["format"],
-        precision=subject["precision"],
-        runtime=subject["runtime"],
-        device=subject.get("device"),
-        threads=subject.get("threads"),
-        **_proof(subject, subjects),
-        measured=measured,
-        measured_notes=notes,
-        **_latency(subject, settings, failed=measured == "error"),
-        roofline=roofline.get("share"),
-        worst_layer=roofline.get("worst"),
-        megabytes=subject["bytes"] / 1e6,
-        load_ms=in_ms(_median_over_rounds(subject, "load_ns")),
-        first_ms=in_ms(_median_over_rounds(subject, "first_ns")),
-        memory_mb=in_ms(_median_over_rounds(subject, "peak_memory_bytes")),  # bytes to MB is the same factor
-    )
-
-
 def _proof(subject: Mapping[str, Any], subjects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The row's fields about answers."""
     parity = subject["parity"]
@@ -199,10 +185,9 @@ def _latency(subject: Mapping[str, Any], settings: Mapping[str, Any] | None, *, 
     """The row's fields about time and energy: of the first batch, and the throughput of the fastest."""
     first = first_entry(subject, settings)
     fastest = max(subject["batches"], key=lambda entry: float(entry["images_per_s"]), default=None)
-    interval_ns = dig(first, "median_interval_ns")
     return {
         "p50_ms": in_ms(dig(first, "percentiles_ns", "p50")),
-        "p50_interval_ms": interval_ns and _pair([value / 1e6 for value in interval_ns]),
+        "p50_interval_ms": _pair(dig(first, "median_interval_ns"), 1e6),
         "tail_ms": in_ms(dig(first, "percentiles_ns", tail_of(settings))),
         "cold_p50_ms": in_ms(dig(first, "cold", "percentiles_ns", "p50")),
         "valid": first is not None and bool(first["valid"]) and not failed,
@@ -244,12 +229,13 @@ def _measured(subject: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
 
 
 def _median_over_rounds(subject: Mapping[str, Any], key: str) -> float | None:
-    values = [round_[key] for round_ in subject["rounds"] if round_.get(key) is not None]
-    return float(np.median(values)) if values else None
+    """In milliseconds of nanoseconds, or in MB of bytes: the factor is the same."""
+    values = [float(round_[key]) for round_ in subject["rounds"] if round_.get(key) is not None]
+    return statistics.median(values) / 1e6 if values else None
 
 
-def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
-    return None if values is None else (float(values[0]), float(values[1]))
+def _pair(values: Sequence[float] | None, divisor: float = 1.0) -> tuple[float, float] | None:
+    return None if values is None else (float(values[0]) / divisor, float(values[1]) / divisor)
 
 
 def fastest_of_each(rows: Sequence[Row]) -> list[Row]:

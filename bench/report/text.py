@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from alexnet_edge.bench.report.columns import Table
@@ -34,28 +34,26 @@ def markdown_of(bench: Mapping[str, Any]) -> str:
         if table.rows:
             lines += _markdown_table(table)
         lines += [_plain(f"- {text}") for text in table.absent]
-    power = bench.get("power") or {}
+    meter = dig(bench, "power", "meter")
     machine = bench["environment"]
-    lines += [
-        "",
-        f"Speed-up: against the checkpoint in PyTorch, eager, same threads. Clock: {_plain(bench['clock'])}. "
-        f"Load: {_plain(bench['load'])}."
-        + (f" Power meter: {_plain(power['meter'])}." if power.get("meter") else ""),
-        "",
-        f"{_plain(str(machine.get('cpu') or 'unknown processor'))}, {threads_of(bench)}, "
-        f"{_plain(str(machine.get('os')))}; {settings['rounds']} rounds of fresh processes, interleaved; "
-        f"{bench['created']}.",
-        "",
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-_MARKDOWN = re.compile(r"([\\`*<>\[\]|])")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Speed-up: against the checkpoint in PyTorch, eager, same threads. Clock: {_plain(bench['clock'])}. "
+            f"Load: {_plain(bench['load'])}." + (f" Power meter: {_plain(meter)}." if meter else ""),
+            "",
+            f"{_plain(str(machine.get('cpu') or 'unknown processor'))}, {threads_of(bench)}, "
+            f"{_plain(str(machine.get('os')))}; {settings['rounds']} rounds of fresh processes, interleaved; "
+            f"{bench['created']}.",
+            "",
+        ]
+    )
 
 
 def _plain(text: str) -> str:
     """`text` on one line, so that Markdown shows it and obeys nothing in it."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*<>\[\]|])", r"\\\1", " ".join(text.split()))
 
 
 def _markdown_table(table: Table) -> list[str]:
@@ -71,33 +69,23 @@ def _markdown_table(table: Table) -> list[str]:
     return [*("| " + " | ".join(cells) + " |" for cells in lines), ""]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Path:
-    """A figure of a batch: the CSV's column, and where it is in the JSON."""
-
-    name: str
-    keys: tuple[str, ...] = ()
-
-    def of(self, entry: Mapping[str, Any]) -> Any:
-        return dig(entry, *(self.keys or (self.name,)))
-
-
-_WARM = tuple(_Path(name=name) for name in ("batch", "count", "mean_ns", "min_ns", "max_ns"))
-_PERCENTILES = tuple(_Path(name=f"{name}_ns", keys=("percentiles_ns", name)) for name in ("p50", "p90", "p95", "p99"))
-_FURTHER = (
-    _Path(name="p99.9_ns", keys=("percentiles_ns", "p99.9")),
-    *(_Path(name=name) for name in ("median_interval_ns", "cv", "images_per_s", "queries_per_s", "verdict", "reasons")),
-    _Path(name="speed_up", keys=("speed_up", "ratio")),
-    _Path(name="speed_up_interval", keys=("speed_up", "interval")),
-    *(_Path(name=f"cold_{name}_ns", keys=("cold", "percentiles_ns", name)) for name in ("p50", "p99")),
-    *(_Path(name=f"device_{name}_p50_ns", keys=("device", f"{name}_ns", "p50"))
-      for name in ("h2d", "compute", "d2h", "latency", "enqueue")),
-    _Path(name="graph_compute_p50_ns", keys=("device", "graph", "compute_ns", "p50")),
-    _Path(name="pipelined_in_flight", keys=("pipelined", "in_flight")),
-    _Path(name="pipelined_images_per_s", keys=("pipelined", "images_per_s")),
-    *(_Path(name=f"energy_{name}", keys=("energy", name))
-      for name in ("rail", "watts", "idle_watts", "mj_per_image", "net_mj_per_image", "images_per_s_per_watt")),
-)  # fmt: skip
+_FIGURES: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in ("batch", "count", "mean_ns", "min_ns", "max_ns")},
+    **{f"{name}_ns": ("percentiles_ns", name) for name in ("p50", "p90", "p95", "p99", "p99.9")},
+    **{name: (name,)
+       for name in ("median_interval_ns", "cv", "images_per_s", "queries_per_s", "verdict", "reasons")},
+    "speed_up": ("speed_up", "ratio"),
+    "speed_up_interval": ("speed_up", "interval"),
+    **{f"cold_{name}_ns": ("cold", "percentiles_ns", name) for name in ("p50", "p99")},
+    **{f"device_{name}_p50_ns": ("device", f"{name}_ns", "p50")
+       for name in ("h2d", "compute", "d2h", "latency", "enqueue")},
+    "graph_compute_p50_ns": ("device", "graph", "compute_ns", "p50"),
+    "pipelined_in_flight": ("pipelined", "in_flight"),
+    "pipelined_images_per_s": ("pipelined", "images_per_s"),
+    **{f"energy_{name}": ("energy", name)
+       for name in ("rail", "watts", "idle_watts", "mj_per_image", "net_mj_per_image", "images_per_s_per_watt")},
+}  # fmt: skip
+"""Of a batch: the CSV's column, and where its figure is in the JSON."""
 _UNAVAILABLE = ("cold", "device", "graph", "pipelined", "energy")
 _OF_ONE_BATCH = frozenset(
     ("p50_ms", "p50_interval_ms", "tail_ms", "cold_p50_ms", "valid", "images_per_s", "images_per_s_batch",
@@ -111,8 +99,7 @@ def csv_of(bench: Mapping[str, Any]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     rows = rows_of(bench["subjects"], bench["settings"])
     about = [entry.name for entry in fields(Row) if entry.name not in _OF_ONE_BATCH]
-    paths = (*_WARM, *_PERCENTILES, *_FURTHER)
-    header = [*about, "sha256", *(path.name for path in paths), "floor_ns", "roofline", "unavailable"]
+    header = [*about, "sha256", *_FIGURES, "floor_ns", "roofline", "unavailable"]
     writer.writerow(header)
     for row, subject in zip(rows, bench["subjects"], strict=True):
         own = [*(_cell(getattr(row, name)) for name in about), subject["sha256"]]
@@ -123,14 +110,8 @@ def csv_of(bench: Mapping[str, Any]) -> str:
             roof = roofline if roofline.get("batch") == entry["batch"] else {}
             reasons = entry.get("unavailable", {})
             why = "; ".join(f"{name}: {reasons[name]}" for name in _UNAVAILABLE if reasons.get(name))
-            writer.writerow(
-                [
-                    *own,
-                    *(_cell(path.of(entry)) for path in paths),
-                    *(_cell(roof.get(key)) for key in ("floor_ns", "share")),
-                    _cell(why),
-                ]
-            )
+            figures = [*(dig(entry, *keys) for keys in _FIGURES.values()), roof.get("floor_ns"), roof.get("share"), why]
+            writer.writerow([*own, *map(_cell, figures)])
     return stream.getvalue()
 
 

@@ -35,7 +35,7 @@ def convention_definition(like: str | None) -> str | None:
     """What `--like` measures, in the words of trtexec's own options."""
     if like is None:
         return None
-    (convention,) = (known for name, known in CONVENTIONS.items() if name == like)
+    convention = CONVENTIONS[like]  # type: ignore[index]
     return definition_of(transfers=convention.transfers, spin=convention.spin, graph=convention.graph, streams=1)
 
 
@@ -49,12 +49,12 @@ def definition_of(*, transfers: bool, spin: bool, graph: bool, streams: int) -> 
 class _TrtexecLog:
     """What trtexec's log records of a run."""
 
-    version: str | None
-    definition: str | None
-    gpu: str | None
-    batch: int | None
-    warmups: int | None
-    queries: int | None
+    version: str | None = None
+    definition: str | None = None
+    gpu: str | None = None
+    batch: int | None = None
+    warmups: int | None = None
+    queries: int | None = None
 
 
 def read_times(value: Sequence[Any], path: Path, log: Path | None) -> list[Measurement]:
@@ -62,55 +62,48 @@ def read_times(value: Sequence[Any], path: Path, log: Path | None) -> list[Measu
         raise UserError("no times in this file", value=path, fix="let trtexec run inference with --exportTimes")
     if not all(isinstance(query, dict) and "computeMs" in query and "latencyMs" in query for query in value):
         refuse_file(path)
-    run, log_note = _find_log(path, log)
+    log_found, log_note = _find_log(path, log)
+    run = log_found or _TrtexecLog()
     trace, note = _without_warmup(value, run)
-    notes = [note] if note else []
-    if log_note:
-        notes.append(log_note)
+    notes = [text for text in (note, log_note) if text]
     h2d = "h2dMs" if "h2dMs" in trace[0] else "inMs"  # `in` and `out` until TensorRT 8.2
     transfers = any(number(query.get(h2d, 0)) > 0 for query in trace)
     fields = "fields h2d, d2h" if h2d == "h2dMs" else "fields in, out"
     if "endToEndMs" in trace[0]:
         fields += ", end to end"
-    definition = run.definition if run else None
-    if definition is None:
+    if run.definition is None:
         notes.append(
             "trtexec's version and options are not known: TensorRT 10 and 11 time different things by default; "
             "put its log beside the file"
         )
     conditions = {
         "clock": "CUDA events, per inference",
-        DEFINITION: definition,
+        DEFINITION: run.definition,
         "seen in the trace": f"transfers {'on' if transfers else 'off'}, {fields}",
-        "GPU": run.gpu if run else None,
+        "GPU": run.gpu,
         INPUTS: None,
     }
-    measurements = []
-    for part, name in ((DEVICE, "latencyMs"), (DEVICE_COMPUTE, "computeMs")):
-        key = Key(
-            format="trt", precision=None, device="cuda", threads=None, batch=run.batch if run else None, what=part
+    return [
+        Measurement(
+            key=Key(what=part, format="trt", device="cuda", batch=run.batch),
+            label=path.stem,
+            file="",
+            rounds=(times_ns([query[name] for query in trace], 1e6),),
+            conditions=conditions,
+            versions={"tensorrt": run.version} if run.version else {},
+            notes=tuple(notes),
         )
-        measurements.append(
-            Measurement(
-                key=key,
-                label=path.stem,
-                file="",
-                rounds=(times_ns([query[name] for query in trace], 1e6),),
-                conditions=conditions,
-                versions={"tensorrt": run.version} if run and run.version else {},
-                notes=tuple(notes),
-            )
-        )
-    return measurements
+        for part, name in ((DEVICE, "latencyMs"), (DEVICE_COMPUTE, "computeMs"))
+    ]
 
 
-def _without_warmup(trace: Sequence[Mapping[str, Any]], run: _TrtexecLog | None) -> tuple[list[Mapping[str, Any]], str]:
+def _without_warmup(trace: Sequence[Mapping[str, Any]], run: _TrtexecLog) -> tuple[list[Mapping[str, Any]], str]:
     """The trace without trtexec's own warm-up, which older versions export too, and a note when it was cut.
 
     trtexec counts as warm-up what begins to compute before `--warmUp` milliseconds have passed.
     """
     rows = list(trace)
-    if run and run.warmups is not None and run.queries is not None:
+    if run.warmups is not None and run.queries is not None:
         cut = run.warmups if len(rows) == run.warmups + run.queries else 0
     else:
         cut = sum("startComputeMs" in query and number(query["startComputeMs"]) < _TRTEXEC_WARMUP_MS for query in rows)
@@ -144,25 +137,25 @@ def _read_log(text: str, path: Path) -> _TrtexecLog:
 
     if first_match(r"&&&& RUNNING (TensorRT\.trtexec|TensorRT_RTX|tensorrt_rtx)") is None:
         raise UserError("not a log of trtexec", value=path, fix="name what trtexec printed, from its first line on")
-    options = {
-        name: first_match(rf"\] {name}: (Enabled|Disabled)") for name in ("Data transfers", "Spin-wait", "CUDA Graph")
-    }
-    streams = first_match(r"\] (?:Inference )?Streams: (\d+)")
+
+    def count(pattern: str) -> int | None:
+        match = first_match(pattern)
+        return int(match) if match else None
+
+    transfers, spin, graph = (
+        first_match(rf"\] {name}: (Enabled|Disabled)") for name in ("Data transfers", "Spin-wait", "CUDA Graph")
+    )
+    streams = count(r"\] (?:Inference )?Streams: (\d+)")
     definition = None
-    if all(options.values()) and streams:
+    if transfers and spin and graph and streams is not None:
         definition = definition_of(
-            transfers=options["Data transfers"] == "Enabled",
-            spin=options["Spin-wait"] == "Enabled",
-            graph=options["CUDA Graph"] == "Enabled",
-            streams=int(streams),
+            transfers=transfers == "Enabled", spin=spin == "Enabled", graph=graph == "Enabled", streams=streams
         )
-    batch = first_match(r"Input binding for \S+ with dimensions (\d+)x")
-    warmups, queries = first_match(r"Warmup completed (\d+) queries"), first_match(r"Timing trace has (\d+) queries")
     return _TrtexecLog(
         version=first_match(r"TensorRT version: (\S+)"),
         definition=definition,
         gpu=first_match(r"Selected Device: (.+)"),
-        batch=int(batch) if batch else None,
-        warmups=int(warmups) if warmups else None,
-        queries=int(queries) if queries else None,
+        batch=count(r"Input binding for \S+ with dimensions (\d+)x"),
+        warmups=count(r"Warmup completed (\d+) queries"),
+        queries=count(r"Timing trace has (\d+) queries"),
     )

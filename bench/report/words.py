@@ -9,10 +9,17 @@ from alexnet_edge.bench.report.numbers import NOT_AVAILABLE, plural, show_ms, sh
 from alexnet_edge.bench.report.rows import Row, worst_layer
 from alexnet_edge.bench.timing.subjects import PEER
 
+_PROBLEMS = {"INVALID": "measurement invalid", "not run": "not measured", "error": "measurement failed"}
+
+
+def artifacts_of(rows: Sequence[Row]) -> dict[str, Row]:
+    """One row of each artifact, by its group: neither the checkpoint nor another tool."""
+    return {row.group: row for row in rows if row.proof not in ("reference", PEER)}
+
 
 def headline(rows: Sequence[Row]) -> str:
     """How much is proved and measured, in one sentence."""
-    artifacts = {row.group: row for row in rows if row.proof not in ("reference", PEER)}
+    artifacts = artifacts_of(rows)
     proved = sum(row.proof == "passed" for row in artifacts.values())
     measured = [row for row in rows if row.measured in ("VALID", "INVALID")]
     valid = sum(row.measured == "VALID" for row in measured)
@@ -31,7 +38,7 @@ def fastest_proved(rows: Sequence[Row]) -> Row | None:
 
 def verdict(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> str:
     """What to deploy, in one sentence, or why nothing can be advised: only what is proved and validly measured counts."""
-    artifacts = {row.group: row for row in rows if row.proof not in ("reference", PEER)}
+    artifacts = artifacts_of(rows)
     proved = [row for row in artifacts.values() if row.proof == "passed"]
     if not artifacts:
         return "Only the checkpoint is here: there is no artifact to judge"
@@ -42,16 +49,13 @@ def verdict(rows: Sequence[Row], settings: Mapping[str, Any] | None) -> str:
         state = "timed" if all(not row.measured for row in rows) else "validly timed"
         return f"{len(proved)} of {len(artifacts)} artifacts answer as the checkpoint does; none is {state} yet"
     batch = settings["batches"][0] if settings else 1
-    took = f"{show_ms(best.p50_ms)} ms {'an image' if batch == 1 else f'per batch of {batch}'}"
-    text = f"Fastest proved: {best.label}, {took}"
+    text = f"Fastest proved: {best.label}, {show_ms(best.p50_ms)} ms "
+    text += "an image" if batch == 1 else f"per batch of {batch}"
     valid_reference = any(row.proof == "reference" and row.valid for row in rows)
     if best.speed_up is not None and best.speed_up_interval is not None and valid_reference:
-        if best.speed_up_interval[0] > 1:
-            text += f", {best.speed_up:.1f} times as fast as the checkpoint in PyTorch"
-        elif best.speed_up_interval[1] < 1:
-            text += ", slower than the checkpoint in PyTorch"
-        else:
-            text += ", about as fast as the checkpoint in PyTorch"
+        low, high = best.speed_up_interval
+        how = f"{best.speed_up:.1f} times as fast as" if low > 1 else "slower than" if high < 1 else "about as fast as"
+        text += f", {how} the checkpoint in PyTorch"
     if best.agreement is not None:
         text += f", the same answer on {show_percent(best.agreement)} % of {best.agreement_images or 'the'} images"
     return text
@@ -63,13 +67,12 @@ def open_points(
     """What is not proved or not validly measured, and why: for each subject, or subjects that share them, `(what, why)`."""
     points = {f"peer {name}": [("left out", reason)] for name, reason in (peers_left_out or {}).items()}
     for row in rows:
-        if row.proof in ("failed", "not run"):
-            points.setdefault(row.label, []).append((f"proof {row.proof}", "; ".join(row.proof_notes)))
-        elif row.proof_notes:
-            points.setdefault(row.label, []).append(("proof passed, but", "; ".join(row.proof_notes)))
-        if row.measured in ("INVALID", "not run", "error"):
-            problems = {"INVALID": "measurement invalid", "not run": "not measured", "error": "measurement failed"}
-            points.setdefault(row.label, []).append((problems[row.measured], "; ".join(row.measured_notes)))
+        unproved = row.proof in ("failed", "not run")
+        if unproved or row.proof_notes:
+            state = f"proof {row.proof}" if unproved else "proof passed, but"
+            points.setdefault(row.label, []).append((state, "; ".join(row.proof_notes)))
+        if row.measured in _PROBLEMS:
+            points.setdefault(row.label, []).append((_PROBLEMS[row.measured], "; ".join(row.measured_notes)))
     shared: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for label, reasons in points.items():
         shared.setdefault(tuple(reasons), []).append(label)
@@ -94,13 +97,12 @@ def worst_overall(rows: Sequence[Row], subjects: Sequence[Mapping[str, Any]]) ->
     Empty where no layer was timed. Left out is a profile whose nodes do not add up to the latency: it was taken while the
     machine was busy, or profiling itself took the time.
     """
-    timed = [
-        (row, layer)
-        for row, subject in zip(rows, subjects, strict=True)
-        if subject.get("roofline")
-        and subject["roofline"].get("profile_fits") is not False
-        and (layer := worst_layer(subject["roofline"])) is not None
-    ]
+    timed = []
+    for row, subject in zip(rows, subjects, strict=True):
+        roofline = subject.get("roofline")
+        layer = worst_layer(roofline) if roofline and roofline.get("profile_fits") is not False else None
+        if layer is not None:
+            timed.append((row, layer))
     if not timed:
         return ""
     best, worst = fastest_proved(rows), max(timed, key=lambda pair: float(pair[1]["above_ns"]))
