@@ -170,23 +170,19 @@ def compare(
     base_log: Path | None = None,
     new_log: Path | None = None,
 ) -> Comparison:
-    """Compare what two files have in common, see `read_measurements` for which files.
+    """Judge what the file `new` has in common with `base`, see `read_measurements` for which files.
 
     Args:
-        base: the file to compare with.
-        new: the file to judge.
         max_slowdown: the largest slowdown that passes, 0.05 meaning 5 %.
         force: compare INVALID measurements, and those made under different conditions, with a warning. Times of an
             emulator are never compared with times of a machine.
         match: pairs of labels, of the base and of the new, to compare with each other (`onnx fp32` with `onnx fp16`);
             nothing else is compared then. Empty: the same with the same.
-        base_log: what trtexec printed, when `base` has its times.
-        new_log: the same for `new`.
+        base_log, new_log: what trtexec printed, for a file that has its times.
 
     Raises:
-        UserError: when a file cannot be read, when they have nothing in common, or when what they have in common was not
-            measured under the same conditions (processor, GPU, power mode, clock, definition, inputs, threads, batch), or one
-            of them under an emulator and the other on a machine.
+        UserError: when a file cannot be read, when they have nothing in common, or when it was not measured under the same
+            conditions (processor, GPU, power mode, clock, definition, inputs, threads, batch), or one of them under an emulator.
     """
     if not 0 <= max_slowdown < math.inf:
         raise UserError("the largest slowdown must be 0 or more", value=max_slowdown, fix="try 0.05, which is 5 %")
