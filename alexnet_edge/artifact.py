@@ -41,13 +41,7 @@ LAYER_TYPES = ("fp32", "int8", "int4")
 INPUT = "input"
 """Name of the input tensor in every format that has names."""
 
-SUFFIXES: dict[str, str] = {
-    "torchscript": ".ts",
-    "pt2": ".pt2",
-    "onnx": ".onnx",
-    "openvino": ".xml",
-    "trt": ".engine",
-}
+SUFFIXES = {"torchscript": ".ts", "pt2": ".pt2", "onnx": ".onnx", "openvino": ".xml", "trt": ".engine"}
 """File name ending of each format."""
 COMPANIONS: dict[str, str] = {"openvino": ".bin"}
 """Name ending of the second file, of the formats that have one."""
@@ -88,10 +82,7 @@ class LayerPrecision:
 
 
 def layer_types(precision: Precision) -> dict[str, str]:
-    """Element type that `precision` asks of each of the eight layers, by name: `fp32`, `fp16`, `bf16`, `int8`, `fp8`, `int4`.
-
-    `mixed` asks for what its plan says.
-    """
+    """Element type that `precision` asks of each of the eight layers, by name; `mixed` asks for what its plan says."""
     assert precision != "mixed", "its plan says it"
     if precision in ("int4-fc", "int8-int4-fc"):
         convolution = "fp16" if precision == "int4-fc" else "int8"
@@ -221,18 +212,14 @@ def commit(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
 
 
 def load_artifact(path: Path) -> Artifact:
-    """Read the manifest of `path` and check the file, and its companion, against it.
-
-    Args:
-        path: the artifact; its manifest is beside it.
+    """Read the manifest beside `path` and check the file, and its companion, against it.
 
     Raises:
         ArtifactError: when the file, its companion or its manifest is missing or damaged, or they do not belong together.
     """
     if not path.is_file():
-        raise ArtifactError(
-            "no such artifact", value=path, fix="write it with `alexnet-edge export`, or check the path"
-        )
+        fix = "write it with `alexnet-edge export`, or check the path"
+        raise ArtifactError("no such artifact", value=path, fix=fix)
     try:
         return _load(path)
     except ArtifactError:
@@ -246,22 +233,17 @@ def _load(path: Path) -> Artifact:
     manifest = _read_manifest(waiting)
     if manifest is not None and manifest.sha256 == digest:
         companion = companion_path(path, manifest.format)
-        found = None if companion is None else _matching(path, manifest, waiting_name(companion), companion)
-        if companion is None or found is not None:
-            return Artifact(path=path, manifest=manifest, companion=_finish(path, manifest, found))
+        present = None if companion is None else _matching(path, manifest, waiting_name(companion), companion)
+        if companion is None or present is not None:
+            return Artifact(path=path, manifest=manifest, companion=_finish(path, manifest, present))
     manifest = _read_manifest(sidecar)
-    if manifest is None and path.suffix == SUFFIXES["trt"]:
-        raise ArtifactError(
-            f"the engine has no manifest ({sidecar.name}), and loading one may run code that it carries",
-            value=path,
-            fix="copy the manifest along with it, or add --trust if you know where it is from",
-        )
     if manifest is None:
-        raise ArtifactError(
-            f"the artifact has no manifest ({sidecar.name})",
-            value=path,
-            fix="copy the manifest along with the file, or export again",
-        )
+        problem = f"the artifact has no manifest ({sidecar.name})"
+        fix = "copy the manifest along with the file, or export again"
+        if path.suffix == SUFFIXES["trt"]:
+            problem = f"the engine has no manifest ({sidecar.name}), and loading one may run code that it carries"
+            fix = "copy the manifest along with it, or add --trust if you know where it is from"
+        raise ArtifactError(problem, value=path, fix=fix)
     if manifest.sha256 != digest:
         raise _mismatch(path, digest, manifest.sha256, manifest)
     companion = companion_path(path, manifest.format)
@@ -272,38 +254,31 @@ def _load(path: Path) -> Artifact:
 
 
 def _matching(path: Path, manifest: Manifest, *places: Path) -> Path | None:
-    """The first of `places` with the bytes that the manifest gives the companion of `path`; None when there is none.
-
-    Raises:
-        ArtifactError: when a place leads out of the artifact's folder.
-    """
+    """The first of `places`, all in the artifact's folder, with the bytes that the manifest gives the companion of `path`."""
     assert manifest.companion is not None, "`decode_manifest` asks for one where the format has one"
     for place in places:
         with suppress(FileNotFoundError):
             if place.resolve(strict=True).parent not in {path.parent.resolve(), path.resolve().parent}:
-                raise ArtifactError(
-                    "the second file of the artifact leads out of its folder",
-                    value=place,
-                    fix="copy the file itself there",
-                )
+                problem = "the second file of the artifact leads out of its folder"
+                raise ArtifactError(problem, value=place, fix="copy the file itself there")
             if place.stat().st_size == manifest.companion.bytes and _digest(place) == manifest.companion.sha256:
                 return place
     return None
 
 
-def _finish(path: Path, manifest: Manifest, found: Path | None) -> Path | None:
-    """Give what a killed writer left its final names; returns where the companion is then.
+def _finish(path: Path, manifest: Manifest, present: Path | None) -> Path | None:
+    """Give what a killed writer left its final names; returns where the companion, which is at `present`, is then.
 
     Whoever writes now does so himself, and in a read-only folder the next writer does.
     """
     with _locked(path.parent, wait=False) as locked, suppress(OSError):
         if locked and _read_manifest(waiting_name(manifest_path(path))) == manifest:
             companion = companion_path(path, manifest.format)
-            if companion is not None and found != companion:
+            if companion is not None and present != companion:
                 waiting_name(companion).replace(companion)
-                found = companion
+                present = companion
             waiting_name(manifest_path(path)).replace(manifest_path(path))
-    return found
+    return present
 
 
 @contextmanager
@@ -340,9 +315,8 @@ def _digest(path: Path) -> str:
     try:
         return sha256_file(path)
     except FileNotFoundError as error:
-        raise ArtifactError(
-            "a file of the artifact is missing", value=path, fix="copy it along with the others, or export again"
-        ) from error
+        fix = "copy it along with the others, or export again"
+        raise ArtifactError("a file of the artifact is missing", value=path, fix=fix) from error
     except OSError as error:
         raise ArtifactError(f"cannot be read ({error.strerror})", value=path, fix="check its permissions") from error
 
@@ -354,9 +328,8 @@ def _read_manifest(sidecar: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (OSError, records.RecordError) as error:
-        raise ArtifactError(
-            f"the manifest is damaged ({error})", value=sidecar, fix="export the artifact again"
-        ) from error
+        fix = "export the artifact again"
+        raise ArtifactError(f"the manifest is damaged ({error})", value=sidecar, fix=fix) from error
 
 
 def decode_manifest(text: str | bytes) -> Manifest:
@@ -367,8 +340,7 @@ def decode_manifest(text: str | bytes) -> Manifest:
     """
     manifest = records.decode(Manifest, text)
     _ = manifest.lowered_for  # RecordError when it is damaged
-    contradiction = next(_contradictions(manifest), None)
-    if contradiction is not None:
+    for contradiction in _contradictions(manifest):
         raise records.RecordError(contradiction)
     return manifest
 
@@ -394,11 +366,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     arch = ARCHITECTURES.get(manifest.architecture)
     if arch is not None and manifest.head != arch.head:
         yield f"head: expected {arch.head} of {arch.name}, got {manifest.head}"
-    if arch is not None and fc6_inputs(arch, crop) != arch.layers[5].in_channels:
-        yield (
-            f"preprocessing.crop: {crop} pixels leave {fc6_inputs(arch, crop)} values before fc6 of {arch.name}, "
-            f"which takes {arch.layers[5].in_channels}"
-        )
+    if arch is not None and (values := fc6_inputs(arch, crop)) != (expected := arch.layers[5].in_channels):
+        yield f"preprocessing.crop: {crop} pixels leave {values} values before fc6 of {arch.name}, which takes {expected}"
 
 
 def waiting_name(path: Path) -> Path:

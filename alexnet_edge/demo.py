@@ -50,27 +50,23 @@ def run_demo(*, runs: Path, artifacts: Path, reports: Path, threads: int | None,
 
     Raises:
         GateError: when the network learned too little, or an artifact failed its proof.
-        OutputError: when a folder cannot be written.
         MissingComponentError: when a library of the extra `all` is not installed.
     """
     start = time.monotonic()
     trained = train(TrainSettings(runs=str(runs), threads=threads, keep=0), reporter=reporter)
-    if trained.best.top1 < LEAST_TOP1:
-        raise GateError(
-            f"training reached {trained.best.top1:.1%} top-1 on the synthetic set, the demo expects {LEAST_TOP1:.0%}"
-        )
+    if (top1 := trained.best.top1) < LEAST_TOP1:
+        raise GateError(f"training reached {top1:.1%} top-1 on the synthetic set, the demo expects {LEAST_TOP1:.0%}")
     checkpoint = load_checkpoint(trained.checkpoint)
     target = this_machine_or_none()
     settings = ExportSettings(out=artifacts, target=target, threads=threads)
     exporter = Exporter(checkpoint, settings, proof_images=validation_images(checkpoint), reporter=reporter)
     outcomes = list(exporter.export_all(every_artifact(target)))
     paths = [outcome.artifact.path for outcome in outcomes if outcome.artifact is not None]
-    results = reports / "demo.json"
     measured = run_bench(
         [trained.checkpoint, *paths],
         MEASURE,
         images=exporter.prover.images,
-        out=results,
+        out=reports / "demo.json",
         command=["alexnet-edge", "demo"],
         reporter=reporter,
     ).to_json()
@@ -84,12 +80,12 @@ def run_demo(*, runs: Path, artifacts: Path, reports: Path, threads: int | None,
         title="AlexNet on the edge: the demo",
     )
     write_json(reports / "demo-export.json", [outcome.to_json() for outcome in outcomes])
-    failed = [outcome for outcome in outcomes if isinstance(outcome.error, GateError)]
+    failed = [str(outcome.error) for outcome in outcomes if isinstance(outcome.error, GateError)]
     if failed:
-        raise GateError("; ".join(str(outcome.error) for outcome in failed))
+        raise GateError("; ".join(failed))
     return DemoResult(
         checkpoint=trained.checkpoint,
-        top1=trained.best.top1,
+        top1=top1,
         outcomes=outcomes,
         bench=measured,
         report=report,

@@ -44,18 +44,14 @@ def examine() -> list[Component]:
         _library("train", "PyTorch", "torch", "train"),
         _library("train", "safetensors", "safetensors", "train"),
         _library("export", "ONNX", "onnx", "export"),
-        _found(
-            "export",
-            "TensorRT",
-            lambda: str(getattr(nvidia.load_library("tensorrt"), "__version__", "unknown version")),
-        ),
-        _found("export", "trtexec", _trtexec),
+        _component("export", "TensorRT", _tensorrt),
+        _component("export", "trtexec", _trtexec),
         _library("export", "TensorRT-RTX builder", "tensorrt_rtx", "rtx"),
         _library("run", "ONNX Runtime, CPU", "onnxruntime", "onnx", _cpu_provider),
         _library("run", "ONNX Runtime, CUDA", "onnxruntime", "onnx", _cuda_provider),
         _library("run", "OpenVINO", "openvino", "openvino", load=import_quietly),
         _library("run", "PyTorch, CUDA", "torch", "train", _torch_cuda),
-        _found("run", "cuda-python", _cuda_python),
+        _component("run", "cuda-python", _cuda_python),
         _gpu(),
         _jetson(),
         _library("measure", "plotly (report)", "plotly", "bench"),
@@ -68,8 +64,7 @@ def require(capability: str, components: Sequence[Component]) -> None:
     """Do nothing when this machine is capable of `capability`, by what `examine` found.
 
     Raises:
-        MissingComponentError: with the first component that is missing, and what adds it.
-        UserError: when `capability` is none of `CAPABILITIES`.
+        MissingComponentError: with the first component that is missing, and what adds it; UserError for no capability.
     """
     if capability not in CAPABILITIES:
         raise UserError("no such capability", value=capability, fix=f"choose from {', '.join(CAPABILITIES)}")
@@ -81,7 +76,7 @@ def require(capability: str, components: Sequence[Component]) -> None:
             raise MissingComponentError(f"{capability} needs {' or '.join(group)} ({first.detail})", fix=fix)
 
 
-def _found(purpose: str, name: str, look: Callable[[], str]) -> Component:
+def _component(purpose: str, name: str, look: Callable[[], str]) -> Component:
     """`look` returns the version or the place of what is there, and raises MissingComponentError where it is not."""
     try:
         return Component(purpose=purpose, name=name, present=True, detail=look())
@@ -91,17 +86,18 @@ def _found(purpose: str, name: str, look: Callable[[], str]) -> Component:
         return Component(purpose=purpose, name=name, present=False, detail=why, fix=error.fix.removeprefix("run: "))
 
 
+def _tensorrt() -> str:
+    return str(getattr(nvidia.load_library("tensorrt"), "__version__", "unknown version"))
+
+
 def _trtexec() -> str:
     path = nvidia.find_trtexec()
     if path is None:
         folders = " or ".join(map(str, nvidia.TRTEXEC_FOLDERS))
-        raise MissingComponentError(f"neither on PATH nor in {folders}", fix=_trtexec_fix())
+        # elsewhere than on a Jetson it comes with TensorRT's own archive, which no command fetches
+        fix = "sudo apt-get install libnvinfer-bin" if environment.l4t_release() is not None else ""
+        raise MissingComponentError(f"neither on PATH nor in {folders}", fix=fix)
     return str(path)
-
-
-def _trtexec_fix() -> str:
-    """How a Jetson gets `trtexec`; elsewhere it comes with TensorRT's own archive, which no command fetches."""
-    return "sudo apt-get install libnvinfer-bin" if environment.l4t_release() is not None else ""
 
 
 def _cuda_python() -> str:
@@ -129,14 +125,8 @@ def _library(
         why = "not installed" if isinstance(error, ModuleNotFoundError) else " ".join(str(error).split())
         return Component(purpose=purpose, name=name, present=False, detail=why, fix=install_command(extra))
     reason = check(loaded) if check is not None else None
-    if reason is not None:
-        return Component(purpose=purpose, name=name, present=False, detail=reason)
-    return Component(purpose=purpose, name=name, present=True, detail=_version(loaded, module))
-
-
-def _version(loaded: Any, module: str) -> str:
-    found = getattr(loaded, "__version__", None)
-    return str(found) if found else metadata.version(module.replace("_", "-"))
+    version = getattr(loaded, "__version__", None) or metadata.version(module.replace("_", "-"))
+    return Component(purpose=purpose, name=name, present=reason is None, detail=reason or str(version))
 
 
 def _cpu_provider(onnxruntime: Any) -> str | None:
@@ -146,21 +136,17 @@ def _cpu_provider(onnxruntime: Any) -> str | None:
 def _cuda_provider(onnxruntime: Any) -> str | None:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return "this ONNX Runtime was built without CUDA"
-    return None if _gpu_node() else "no NVIDIA GPU on this machine"
+    return None if environment.gpu_node() else "no NVIDIA GPU on this machine"
 
 
 def _torch_cuda(torch: Any) -> str | None:
     if torch.cuda.is_available():
         return None
-    return "no NVIDIA GPU on this machine" if not _gpu_node() else "torch cannot use the NVIDIA GPU here"
-
-
-def _gpu_node() -> bool:
-    return environment.gpu_node()
+    return "torch cannot use the NVIDIA GPU here" if environment.gpu_node() else "no NVIDIA GPU on this machine"
 
 
 def _gpu() -> Component:
-    present = _gpu_node()
+    present = environment.gpu_node()
     detail = "a device node is there" if present else "no device node of an NVIDIA driver: engines are built, not run"
     info = cuda.gpu_info() if present else None
     if info is not None:

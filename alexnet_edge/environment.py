@@ -11,6 +11,7 @@ import platform
 import re
 import struct
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,8 @@ def versions() -> dict[str, str]:
     """Version of Python and of each installed library of `LIBRARIES`."""
     installed = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return installed
 
 
@@ -69,11 +68,10 @@ def usable_cpus() -> int:
 
 def cpu_model(root: Path = ROOT) -> str | None:
     """The processor's name, as the kernel gives it."""
-    text = read_text(root / "proc/cpuinfo")
-    if text:
-        for key in ("model name", "Model", "Hardware"):
-            if match := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE):
-                return match.group(1).strip()
+    text = read_text(root / "proc/cpuinfo") or ""
+    for key in ("model name", "Model", "Hardware"):
+        if match := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE):
+            return match.group(1).strip()
     return read_text(root / "proc/device-tree/model") or platform.processor() or None
 
 
@@ -82,21 +80,14 @@ def cpu_features(root: Path = ROOT, machine: str | None = None) -> list[str]:
 
     On 64-bit ARM they are read where an emulator tells its own too, which leaves the host's `/proc/cpuinfo` as it is.
     """
-    if (machine or platform.machine()) == "aarch64" and (features := _arm_features(root)) is not None:
-        return features
-    text = read_text(root / "proc/cpuinfo") or ""
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = set(match.group(1).split()) if match else set()
+    if (machine or platform.machine()) == "aarch64":
+        with suppress(OSError, struct.error):
+            entries = dict(struct.iter_unpack("@LL", (root / "proc/self/auxv").read_bytes()))
+            return [name for name, (entry, bit) in _ARM_HWCAPS.items() if entries.get(entry, 0) >> bit & 1]
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", read_text(root / "proc/cpuinfo") or "", re.MULTILINE)
+    flags = match.group(1).split() if match else []
     known = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
     return [name for name in known if name in flags]
-
-
-def _arm_features(root: Path) -> list[str] | None:
-    try:
-        entries = dict(struct.iter_unpack("@LL", (root / "proc/self/auxv").read_bytes()))
-    except (OSError, struct.error):
-        return None
-    return [name for name, (entry, bit) in _ARM_HWCAPS.items() if entries.get(entry, 0) >> bit & 1]
 
 
 def emulation(root: Path = ROOT, machine: str | None = None) -> str | None:
@@ -104,22 +95,17 @@ def emulation(root: Path = ROOT, machine: str | None = None) -> str | None:
 
     Times measured under an emulator say nothing of the machine it imitates. It is known by a marker file; by the program
     that the kernel really runs, which QEMU's user mode hides in `/proc/self/exe` and not in the same link of the task; and
-    by a `/proc/cpuinfo` of another architecture. A virtual machine on a processor of its own kind is not emulated.
-
-    Args:
-        root: where `/proc` and `/etc` are looked for.
-        machine: the architecture, as `uname -m` says it; by default this process's.
+    by a `/proc/cpuinfo` of another architecture than `machine`, by default this process's. A virtual machine on a processor
+    of its own kind is not emulated.
     """
     machine = machine or platform.machine()
     marker = read_text(root / EMULATED_MARKER)
     if marker is not None:
         return marker.splitlines()[0]
-    try:
+    with suppress(OSError):
         program = (root / f"proc/self/task/{os.getpid()}/exe").readlink().name
-    except OSError:
-        program = ""
-    if _EMULATORS.match(program):
-        return f"{program} runs the instructions"
+        if _EMULATORS.match(program):
+            return f"{program} runs the instructions"
     text = read_text(root / "proc/cpuinfo") or ""
     of_x86 = re.search(r"^vendor_id\s*:", text, re.MULTILINE) is not None
     of_arm = re.search(r"^CPU implementer\s*:", text, re.MULTILINE) is not None
@@ -196,11 +182,7 @@ def describe() -> dict[str, Any]:
 
 
 def check_threads(threads: int | None) -> None:
-    """Refuse a number of processor threads below 1; None stands for every usable processor.
-
-    Raises:
-        UserError: when it is below 1.
-    """
+    """Raise UserError for a number of processor threads below 1; None stands for every usable processor."""
     if threads is not None and threads < 1:
         raise UserError("threads must be 1 or more", value=threads, fix="leave it out to use every processor")
 

@@ -8,25 +8,22 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from alexnet_edge.errors import OutputError
 
+_ELSEWHERE = "choose another output folder"
 _WHY = {
-    errno.ENOSPC: ("no space left on the disk", "free some space or choose another output folder"),
-    errno.EDQUOT: ("the disk quota is used up", "free some space or choose another output folder"),
-    errno.EROFS: ("the file system is read-only", "choose another output folder"),
-    errno.EACCES: ("no permission to write there", "choose another output folder"),
-    errno.EPERM: ("no permission to write there", "choose another output folder"),
-    errno.EEXIST: ("a part of the path is a file, not a folder", "choose another output folder"),
-    errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another output folder"),
+    errno.ENOSPC: ("no space left on the disk", f"free some space or {_ELSEWHERE}"),
+    errno.EDQUOT: ("the disk quota is used up", f"free some space or {_ELSEWHERE}"),
+    errno.EROFS: ("the file system is read-only", _ELSEWHERE),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), ("no permission to write there", _ELSEWHERE)),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), ("a part of the path is a file, not a folder", _ELSEWHERE)),
     errno.EISDIR: ("the path is a folder, not a file", "choose another output name"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter output name"),
 }
-
-
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 """What reading a JSON text, or taking fields from its value, raises when it is damaged or not what was expected."""
 
@@ -41,10 +38,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _WHY:
-            reason, fix = _WHY[error.errno]
-        else:
-            reason, fix = error.strerror or str(error), "choose another output folder"
+        reason, fix = _WHY.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
         raise OutputError(f"cannot write, {reason}", value=path, fix=fix) from error
 
 
@@ -64,11 +58,12 @@ def staged(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            temporary.chmod(0o666 & ~_umask())
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
             sync_and_replace(temporary, path)
         finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+            temporary.unlink(missing_ok=True)
 
 
 def sync_and_replace(temporary: Path, path: Path) -> None:
@@ -84,21 +79,13 @@ def sync_and_replace(temporary: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path`, whole or not at all.
-
-    Raises:
-        OutputError: when it cannot be written.
-    """
+    """Write `text` (UTF-8) to `path`, whole or not at all; OutputError when it cannot be written."""
     with staged(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path`, whole or not at all; NaN and infinity are refused.
-
-    Raises:
-        OutputError: when it cannot be written.
-    """
+    """Write `value` as indented JSON to `path`, as `write_text` does; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -115,9 +102,3 @@ def sha256_json(value: Any) -> str:
     """The SHA-256 of a JSON value in canonical form (sorted keys, no white space): a content key for caches."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -47,14 +47,14 @@ def predict(
         DataError: when a folder has no images.
         ImageError: when an image cannot be used and `on_bad_image` is `fail`.
     """
-    if top < 1:
-        raise UserError("the number of classes to name must be 1 or more", value=top, fix="give --top 5")
+    _check_top(top)
     if not paths:
         raise UserError("no image named", fix="give one or more image files or folders")
     items: list[FileItem] = []
     for path in paths:
         if path.is_dir():
-            items += [FileItem(path, name) for name in _names(path)]
+            folder = open_images(path)
+            items += [FileItem(path, folder.name(index)) for index in range(len(folder))]
         else:
             items.append(FileItem(path.parent, path.name))
     images = ImageSet(items, [-1] * len(items), (), {"kind": "files"})
@@ -74,11 +74,9 @@ def predict_frame(session: Session, image: Image.Image, *, name: str, top: int =
     """The `top` most probable classes of one decoded RGB image, such as a camera's frame.
 
     Raises:
-        UserError: when `top` is not positive.
-        ImageError: when the image cannot be resized sensibly.
+        UserError: when `top` is not positive; ImageError when the image cannot be resized sensibly.
     """
-    if top < 1:
-        raise UserError("the number of classes to name must be 1 or more", value=top, fix="give --top 5")
+    _check_top(top)
     y_NK, _ = outputs_NK(session, ImageSet([_Frame(name, image)], [-1], (), {"kind": "frame"}), batch=1)
     return Prediction(image=name, guesses=next(_guesses(session, y_NK, top)))
 
@@ -103,6 +101,6 @@ def _guesses(session: Session, y_NK: np.ndarray[Any, Any], top: int) -> Iterator
         yield tuple(Guess(name=session.classes[entry], probability=float(row_K[entry])) for entry in best)
 
 
-def _names(folder: Path) -> list[str]:
-    images = open_images(folder)
-    return [images.name(index) for index in range(len(images))]
+def _check_top(top: int) -> None:
+    if top < 1:
+        raise UserError("the number of classes to name must be 1 or more", value=top, fix="give --top 5")

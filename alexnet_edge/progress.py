@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
@@ -39,17 +38,10 @@ class Reporter(Protocol):
 class QuietReporter:
     """Shows nothing."""
 
-    def start(self, description: str, total: int | None) -> None:
-        """Nothing to show."""
-
-    def update(self, completed: int, detail: str = "") -> None:
-        """Nothing to show."""
-
-    def finish(self, detail: str = "") -> None:
-        """Nothing to show."""
-
-    def note(self, text: str) -> None:
-        """Nothing to show."""
+    def start(self, description: str, total: int | None) -> None: ...
+    def update(self, completed: int, detail: str = "") -> None: ...
+    def finish(self, detail: str = "") -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 class ConsoleReporter:
@@ -67,9 +59,7 @@ class ConsoleReporter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._stop()
 
     def start(self, description: str, total: int | None) -> None:
@@ -97,17 +87,15 @@ class ConsoleReporter:
             self._progress.update(self._progress.task_ids[0], completed=completed, detail=detail)
         elif time.monotonic() - self._shown >= PLAIN_INTERVAL_S:
             self._shown = time.monotonic()
-            self._print(f"{self._description}: {self._count()}{_after(detail)}{self._left()}")
+            detail = f", {detail}" if detail else ""
+            self.note(f"{self._description}: {self._count()}{detail}{self._left()}")
 
     def finish(self, detail: str = "") -> None:
         seconds = time.monotonic() - self._started
         self._stop()
-        self._print(f"{self._description}: {detail or self._count()}, {seconds:.1f} s")
+        self.note(f"{self._description}: {detail or self._count()}, {seconds:.1f} s")
 
     def note(self, text: str) -> None:
-        self._print(text)
-
-    def _print(self, text: str) -> None:
         # soft_wrap: a log line is one line, however narrow; markup off: a path may hold brackets
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
@@ -124,7 +112,3 @@ class ConsoleReporter:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-
-
-def _after(detail: str) -> str:
-    return f", {detail}" if detail else ""

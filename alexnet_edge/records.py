@@ -56,25 +56,15 @@ def parse(text: str | bytes) -> Any:
 
 
 def decode(kind: type[Record], text: str | bytes) -> Record:
-    """The dataclass that a JSON text describes.
-
-    Raises:
-        RecordError: when it is not JSON, or does not describe one.
-    """
+    """The dataclass that a JSON text describes; RecordError when it is not JSON, or does not describe one."""
     return convert(kind, parse(text))
 
 
 def convert(kind: type[Record], value: Any, *, at: str = "", partial: bool = False) -> Record:
-    """The dataclass that a JSON value describes.
-
-    Args:
-        kind: the dataclass.
-        value: what `parse` returns.
-        at: path of the value, for what is wrong with it.
-        partial: fields that are missing have their defaults.
+    """The dataclass that a JSON value describes; `partial` lets fields that are missing have their defaults.
 
     Raises:
-        RecordError: when it does not describe one.
+        RecordError: when it does not describe one; `at` is the path of the value.
     """
     check = _checker(cast("Any", kind))
     if check is not None:
@@ -88,15 +78,7 @@ def convert(kind: type[Record], value: Any, *, at: str = "", partial: bool = Fal
 
 
 def read(kind: type[Record], path: Path, problem: str, *, error: type[UserError], fix: str) -> Record:
-    """The dataclass that a JSON file describes.
-
-    Args:
-        kind: the dataclass.
-        path: the file.
-        problem: what the error says, as `the manifest is damaged`.
-        error: raised when the file cannot be read, with the reason in brackets.
-        fix: what to do then.
-    """
+    """The dataclass that a JSON file describes; `error` with `problem`, as `the manifest is damaged`, when it cannot be read."""
     try:
         return decode(kind, path.read_bytes())
     except (OSError, RecordError) as reason:
@@ -120,12 +102,9 @@ def _encoded(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
-# --- keys, which msgspec does not check for dataclasses ---------------------------------------------------------------------
-
-
 @functools.cache
 def _checker(kind: Any) -> _Check | None:
-    """What checks the keys of every dataclass inside `kind`; None when there is none."""
+    """What checks the keys of every dataclass inside `kind`, which msgspec does not; None when there is none."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _checker(arguments[0])
@@ -165,10 +144,8 @@ def _dataclass_checker(kind: Any) -> _Check:
 
 
 def _check_entries(check: _Check, value: Any, path: str, partial: bool) -> None:
-    entries = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
-    )
-    for key, entry in entries:
+    entries = enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, entry in value.items() if isinstance(value, Mapping) else entries:
         check(entry, f"{path.removesuffix('.')}[{key}].", partial)
 
 

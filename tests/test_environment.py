@@ -74,18 +74,9 @@ def test_jetson(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "release"),
     [
-        (
-            "# R32 (release), REVISION: 7.1, GCID: 29818004, BOARD: t210ref, EABI: aarch64, DATE: Sat Feb 19 2022\n",
-            "32.7.1",
-        ),
-        (
-            "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64, DATE: Tue Aug 1 2023",
-            "35.4.1",
-        ),
-        (
-            "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64, DATE: Fri Aug 22 2025",
-            "38.2.0",
-        ),
+        ("# R32 (release), REVISION: 7.1, GCID: 29818004, BOARD: t210ref, EABI: aarch64, DATE: Sat Feb 19\n", "32.7.1"),
+        ("# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64, DATE: Tue Aug 1", "35.4.1"),
+        ("# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64, DATE: Fri Aug 22", "38.2.0"),
         ("nothing of the kind", None),
         ("", None),
     ],
@@ -95,24 +86,18 @@ def test_l4t_releases(tmp_path: Path, text: str, release: str | None) -> None:
 
 
 def test_board_names_the_processor_when_the_kernel_does_not(tmp_path: Path) -> None:
-    root = machine(tmp_path, proc__cpuinfo=ARM_WITHOUT_A_NAME)
-    device_tree = root / "proc" / "device-tree"
-    device_tree.mkdir()
-    (device_tree / "model").write_bytes(b"NVIDIA Jetson Orin NX Engineering Reference Developer Kit\0")
-    assert environment.cpu_model(root) == "NVIDIA Jetson Orin NX Engineering Reference Developer Kit"
+    kit = "NVIDIA Jetson Orin NX Engineering Reference Developer Kit"
+    files = {"proc__cpuinfo": ARM_WITHOUT_A_NAME, "proc__device-tree__model": f"{kit}\0"}
+    root = machine(tmp_path, **files)
+    assert environment.cpu_model(root) == kit
     assert environment.cpu_features(root) == ["asimddp", "i8mm", "bf16", "sve"]
 
 
-def test_caches(tmp_path: Path) -> None:
-    folder = "sys__devices__system__cpu__cpu0__cache__"
-    files = {
-        f"{folder}index{index}__size": size for index, size in enumerate(("48K\n", "32K\n", "2048K\n", "105M\n", "odd"))
-    }
-    assert environment.last_level_cache_bytes(machine(tmp_path, **files)) == 105 * 1024 * 1024
-
-
-def test_governor(tmp_path: Path) -> None:
-    root = machine(tmp_path, sys__devices__system__cpu__cpu0__cpufreq__scaling_governor="schedutil\n")
+def test_caches_and_governor(tmp_path: Path) -> None:
+    cpu, sizes = "sys__devices__system__cpu__cpu0__", ("48K\n", "32K\n", "2048K\n", "105M\n", "odd")
+    files = {f"{cpu}cache__index{index}__size": size for index, size in enumerate(sizes)}
+    root = machine(tmp_path, **files, **{f"{cpu}cpufreq__scaling_governor": "schedutil\n"})
+    assert environment.last_level_cache_bytes(root) == 105 * 1024 * 1024
     assert environment.cpu_governor(root) == "schedutil"
 
 
@@ -126,9 +111,8 @@ def test_gpu_node(tmp_path: Path, node: str) -> None:
 def test_gpus_by_their_drivers_own_names(tmp_path: Path) -> None:
     assert environment.gpu_models(tmp_path) is None
     for bus, name in (("0000:01:00.0", "NVIDIA GeForce RTX 4090"), ("0000:02:00.0", "NVIDIA RTX A2000")):
-        file = tmp_path / "proc/driver/nvidia/gpus" / bus / "information"
-        file.parent.mkdir(parents=True)
-        file.write_text(f"Model: \t\t {name}\nIRQ:   \t\t 34\n")
+        file = f"proc__driver__nvidia__gpus__{bus}__information"
+        machine(tmp_path, **{file: f"Model: \t\t {name}\nIRQ:   \t\t 34\n"})
     assert environment.gpu_models(tmp_path) == ["NVIDIA GeForce RTX 4090", "NVIDIA RTX A2000"]
 
 
@@ -149,14 +133,6 @@ def test_an_emulated_arm_processor_has_its_own_instructions_and_not_the_hosts(tm
     assert "avx2" in environment.cpu_features(root, "x86_64")
 
 
-def runs_under(root: Path, program: str) -> Path:
-    """A machine on which the kernel runs `program` for this process."""
-    link = root / f"proc/self/task/{os.getpid()}/exe"
-    link.parent.mkdir(parents=True)
-    link.symlink_to(program)
-    return root
-
-
 @pytest.mark.parametrize(
     ("program", "emulated"),
     [
@@ -167,7 +143,10 @@ def runs_under(root: Path, program: str) -> Path:
     ],
 )
 def test_an_emulator_is_seen_by_the_program_that_runs(tmp_path: Path, program: str, emulated: str | None) -> None:
-    assert environment.emulation(runs_under(tmp_path, program), "aarch64") == emulated
+    link = tmp_path / f"proc/self/task/{os.getpid()}/exe"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(program)
+    assert environment.emulation(tmp_path, "aarch64") == emulated
 
 
 @pytest.mark.parametrize(

