@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,28 +95,14 @@ def test_every_sample_is_kept_and_is_what_the_session_took() -> None:
 @pytest.mark.usefixtures("scripted_clock")
 def test_stops_at_both_the_time_and_the_count() -> None:
     with SlowSession(lambda n: 1.0) as session:
-        longer = measure_latency(
-            session,
-            images(1),
-            batch=1,
-            settings=MeasureSettings(rounds=2, percentile=50, min_seconds=0.6, min_warmup_seconds=0.02),
-        )
-        assert longer.duration_ns >= 0.3e9
-        counted = measure_latency(
-            session,
-            images(1),
-            batch=1,
-            settings=MeasureSettings(rounds=2, percentile=95, min_seconds=0.01, min_warmup_seconds=0.02),
-        )
-        assert len(counted.samples_ns) == 65  # half of 130
-        bounded = measure_latency(
-            session,
-            images(1),
-            batch=1,
-            settings=MeasureSettings(
-                rounds=1, percentile=99.9, min_seconds=0.01, max_seconds=0.1, min_warmup_seconds=0.02
-            ),
-        )
+
+        def measure(**limits: float) -> LatencySamples:
+            settings = MeasureSettings(**{"rounds": 2, "min_seconds": 0.01, "min_warmup_seconds": 0.02, **limits})  # type: ignore[arg-type]
+            return measure_latency(session, images(1), batch=1, settings=settings)
+
+        assert measure(percentile=50, min_seconds=0.6).duration_ns >= 0.3e9
+        assert len(measure(percentile=95).samples_ns) == 65  # half of 130
+        bounded = measure(rounds=1, percentile=99.9, max_seconds=0.1)
         assert bounded.duration_ns < 0.3e9
         assert len(bounded.samples_ns) < 200
 
@@ -131,9 +118,7 @@ def test_warm_up_lasts_until_the_latency_settles() -> None:
 
 @pytest.mark.usefixtures("scripted_clock")
 def test_warm_up_is_bounded() -> None:
-    settings = MeasureSettings(
-        rounds=1, percentile=50, min_seconds=0.01, min_warmup_seconds=0.02, max_warmup_seconds=0.2
-    )
+    settings = replace(QUICK, percentile=50, min_seconds=0.01, max_warmup_seconds=0.2)
     with SlowSession(lambda n: 1.05**n) as session:
         result = measure_latency(session, images(1), batch=1, settings=settings)
     assert not result.warmup_stable
@@ -223,16 +208,8 @@ def test_samples_and_settings_survive_json() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"batches": ()},
-        {"batches": (0,)},
-        {"batches": (1, 1)},
-        {"device": "tpu"},
-        {"threads": 0},
-        {"rounds": 0},
-        {"percentile": 100},
-        {"min_seconds": 0},
-        {"min_seconds": 9, "max_seconds": 3},
-        {"min_warmup_seconds": 9},
+        *({"batches": ()}, {"batches": (0,)}, {"batches": (1, 1)}, {"device": "tpu"}, {"threads": 0}, {"rounds": 0}),
+        *({"percentile": 100}, {"min_seconds": 0}, {"min_seconds": 9, "max_seconds": 3}, {"min_warmup_seconds": 9}),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:

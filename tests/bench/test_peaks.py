@@ -33,9 +33,6 @@ def scripted(name: str, *seconds: float, amount: float = 1e9) -> Kernel:
     return Kernel(name=name, amount=amount, run_s=lambda: left.pop(0) if len(left) > 1 else left[0])
 
 
-# --- the best of several measurements ---------------------------------------------------------------------------------
-
-
 def measurement(
     read: float, *, copy: float | None = 1.0, busy: float | None = 0.0, unavailable: str = "", **speeds: float | None
 ) -> Peaks:
@@ -66,8 +63,8 @@ def test_the_best_of_several_measurements_is_taken_rate_by_rate() -> None:
     assert [best.how[name]["kernel"] for name in ("read", "fp32", "int8")] == ["read at 30.0", "at 6.0", "at 7.0"]
     assert best.unavailable == {}, "one of them measured it"
     assert best.other_cpus == 0.1
-    assert [one["best"]["read"] for one in best.rounds] == [10.0, 30.0, 20.0]
-    assert [one["best"]["int8"] for one in best.rounds] == [None, 7.0, None]
+    assert [peaks["best"]["read"] for peaks in best.rounds] == [10.0, 30.0, 20.0]
+    assert [peaks["best"]["int8"] for peaks in best.rounds] == [None, 7.0, None]
     assert records.decode(Peaks, json.dumps(records.to_builtins(best))) == best
 
 
@@ -80,12 +77,11 @@ def test_typical_rates_are_the_best_median_of_any_kernel() -> None:
     measured = replace(
         measurement(100.0, fp32=7.0, int8=None), how={"read": {"kernel": "lucky", "kernels": kernels}, "fp32": {}}
     )
-    found = typical(measured)
-    assert found.read_bytes_per_s == pytest.approx(4.0)
-    assert found.multiply_adds_per_s == {"fp32": 7.0, "int8": None}, "as it is, where no runs are told"
-    (told,) = best_of([measured]).rounds
-    assert told["best"] == {"read": 100.0, "copy": 1.0, "fp32": 7.0, "int8": None}
-    assert told["median"] == {"read": pytest.approx(4.0), "copy": 1.0, "fp32": 7.0, "int8": None}
+    peaks = typical(measured)
+    assert peaks.read_bytes_per_s == pytest.approx(4.0)
+    assert peaks.multiply_adds_per_s == {"fp32": 7.0, "int8": None}, "as it is, where no runs are told"
+    rates = {"read": 100.0, "copy": 1.0, "fp32": 7.0, "int8": None}
+    assert best_of([measured]).rounds == [{"best": rates, "median": {**rates, "read": pytest.approx(4.0)}}]
 
 
 def test_what_no_measurement_has_stays_unavailable() -> None:
@@ -95,9 +91,6 @@ def test_what_no_measurement_has_stays_unavailable() -> None:
     assert best.other_cpus == 0.0
 
 
-# --- the best of several ------------------------------------------------------------------------------------------------
-
-
 def test_best_run_of_the_best_kernel() -> None:
     rate, how = best_rate([scripted("a", 1, 1.0, 0.5, 1.0), scripted("b", 1, 0.8, 0.4, 0.8)], seconds=0.0)
     assert rate == pytest.approx(1e9 / 0.4)
@@ -105,18 +98,11 @@ def test_best_run_of_the_best_kernel() -> None:
     assert how["kernels"]["a"]["best"] == pytest.approx(1e9 / 0.5)
     assert how["kernels"]["a"]["samples_ns"][:3] == [10**9, 5 * 10**8, 10**9]
     assert how["kernels"]["b"]["amount"] == 1e9
-
-
-def test_the_first_run_does_not_count() -> None:
-    """It may find the clock high and the caches full, as well as the opposite."""
     rate, how = best_rate([scripted("a", 0.001, 1.0)], seconds=0.0)
-    assert rate == pytest.approx(1e9)
+    assert rate == pytest.approx(1e9), "the first run may find the clock high, and does not count"
     assert set(how["kernels"]["a"]["samples_ns"]) == {10**9}
-
-
-def test_larger_amounts_are_compared_by_rate() -> None:
     _, how = best_rate([scripted("small", 1.0, amount=1), scripted("large", 10.0, amount=20)], seconds=0.0)
-    assert how["kernel"] == "large"
+    assert how["kernel"] == "large", "larger amounts are compared by rate"
 
 
 def test_kernels_that_are_far_behind_are_left_out() -> None:
@@ -142,9 +128,6 @@ def test_sizes_grow_while_runs_are_short() -> None:
     assert at(1e-9) == [str(size) for size in kernels.SIZES]
 
 
-# --- the buffer -------------------------------------------------------------------------------------------------------
-
-
 def test_buffer_is_larger_than_caches_and_fits() -> None:
     assert buffer_bytes(None, None) == 256 * MIB
     assert buffer_bytes(32 * MIB, None) == 256 * MIB
@@ -163,25 +146,17 @@ def test_reads_touch_every_element_once(threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_copies_copy_half_of_the_buffer(threads: int) -> None:
+def test_reads_and_copies(threads: int) -> None:
     buffer = np.arange(1 << 16, dtype=np.float32)
+    pieces = processor_peaks._PIECES
     with ThreadPoolExecutor(threads) as pool:
+        for kernel in processor_peaks._read_kernels(buffer, pool, threads):
+            assert kernel.amount == buffer.nbytes / pieces, "one run reads one piece"
+            assert kernel.run_s() > 0
         (kernel,) = processor_peaks._copy_kernels(buffer, pool, threads)
-        for _ in range(processor_peaks._PIECES):
-            assert kernel.run_s() > 0
+        assert all(kernel.run_s() > 0 for _ in range(pieces))
     np.testing.assert_array_equal(buffer[1 << 15 :], np.arange(1 << 15, dtype=np.float32))
-    assert kernel.amount * processor_peaks._PIECES == 2 * buffer.nbytes / 2, "half read and half written"
-
-
-def test_one_run_reads_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    buffer = np.ones(1 << 14, np.float32)
-    with ThreadPoolExecutor(2) as pool:
-        for kernel in processor_peaks._read_kernels(buffer, pool, 2):
-            assert kernel.amount == buffer.nbytes / processor_peaks._PIECES
-            assert kernel.run_s() > 0
-
-
-# --- a processor --------------------------------------------------------------------------------------------------------
+    assert kernel.amount * pieces == 2 * buffer.nbytes / 2, "half read and half written"
 
 
 @pytest.fixture
@@ -194,32 +169,33 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_processor() -> None:
-    found = measure_here(device="cpu", threads=1, seconds=0.05)
-    assert (found.device, found.threads) == ("cpu", 1)
-    assert found.read_bytes_per_s > 0
-    assert found.copy_bytes_per_s is not None
-    assert set(found.multiply_adds_per_s) == {"fp32", "fp16", "bf16", "int8"}
-    for element, peak in found.multiply_adds_per_s.items():
-        assert (peak is None) == (element in found.unavailable), "a peak or the reason why not"
-        assert peak is None or peak == max(kernel["best"] for kernel in found.how[element]["kernels"].values())
-        assert peak is None or found.how[element]["kernels"][found.how[element]["kernel"]]["best"] == peak
-    libraries = {name.split()[0] for name in found.how["fp32"]["kernels"]}
+    peaks = measure_here(device="cpu", threads=1, seconds=0.05)
+    assert (peaks.device, peaks.threads) == ("cpu", 1)
+    assert peaks.read_bytes_per_s > 0
+    assert peaks.copy_bytes_per_s is not None
+    assert set(peaks.multiply_adds_per_s) == {"fp32", "fp16", "bf16", "int8"}
+    for element, peak in peaks.multiply_adds_per_s.items():
+        assert (peak is None) == (element in peaks.unavailable), "a peak or the reason why not"
+        if peak is not None:
+            best = {name: kernel["best"] for name, kernel in peaks.how[element]["kernels"].items()}
+            assert peak == max(best.values()) == best[peaks.how[element]["kernel"]]
+    libraries = {name.split()[0] for name in peaks.how["fp32"]["kernels"]}
     assert libraries == {"numpy", "onnxruntime"}
-    assert {name.rsplit(" ", 1)[0] for name in found.how["int8"]["kernels"]} == {
+    assert {name.rsplit(" ", 1)[0] for name in peaks.how["int8"]["kernels"]} == {
         "onnxruntime MatMulInteger uint8 x int8",
         "onnxruntime MatMulInteger int8",
     }
-    assert records.decode(Peaks, json.dumps(records.to_builtins(found), allow_nan=False)) == found
+    assert records.decode(Peaks, json.dumps(records.to_builtins(peaks), allow_nan=False)) == peaks
 
 
 @pytest.mark.usefixtures("small")
 def test_a_board_with_numpy_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("onnx", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
-    found = measure_here(device="cpu", threads=1, seconds=0.02)
-    assert found.multiply_adds_per_s["fp32"] is not None
-    assert {name for name, peak in found.multiply_adds_per_s.items() if peak is None} == {"fp16", "bf16", "int8"}
-    assert set(found.unavailable.values()) == {"onnx is not installed"}
+    peaks = measure_here(device="cpu", threads=1, seconds=0.02)
+    assert peaks.multiply_adds_per_s["fp32"] is not None
+    assert {name for name, peak in peaks.multiply_adds_per_s.items() if peak is None} == {"fp16", "bf16", "int8"}
+    assert set(peaks.unavailable.values()) == {"onnx is not installed"}
 
 
 @pytest.mark.usefixtures("small")
@@ -231,10 +207,8 @@ def test_a_product_in_another_type_is_no_peak(monkeypatch: pytest.MonkeyPatch) -
         processor_peaks, "node_times_of", lambda *_, **__: [NodeTime(name="y", kind="MatMul(float)", ns=1)]
     )
     assert processor_peaks._onnxruntime_products("fp32", 1)[0] != []
-    assert processor_peaks._onnxruntime_products("fp16", 1) == (
-        [],
-        "ONNX Runtime computes FLOAT16 as MatMul(float) here",
-    )
+    reason = "ONNX Runtime computes FLOAT16 as MatMul(float) here"
+    assert processor_peaks._onnxruntime_products("fp16", 1) == ([], reason)
     assert processor_peaks._onnxruntime_products("int8", 1)[0] == []
 
 
@@ -276,9 +250,9 @@ def test_threads_are_those_asked_for(small: None, monkeypatch: pytest.MonkeyPatc
 
 
 def test_in_a_process_of_its_own() -> None:
-    found = measure_peaks(device="cpu", threads=1, seconds=0.1)
-    assert found.read_bytes_per_s > 0
-    assert "numpy dot" in found.how["read"]["kernels"]
+    peaks = measure_peaks(device="cpu", threads=1, seconds=0.1)
+    assert peaks.read_bytes_per_s > 0
+    assert "numpy dot" in peaks.how["read"]["kernels"]
 
 
 @pytest.mark.parametrize(
@@ -293,9 +267,6 @@ def test_in_a_process_of_its_own() -> None:
 def test_wrong_arguments(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         measure_here(**({"device": "cpu", "threads": 1} | options))
-
-
-# --- a GPU --------------------------------------------------------------------------------------------------------------
 
 
 class CopyingMachine(Machine):
@@ -336,18 +307,18 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> CopyingMachine:
 
 def test_gpu_copies(gpu: CopyingMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    found = measure_here(device="cuda", threads=1, seconds=0.01)
-    assert found.copy_bytes_per_s == pytest.approx(64e9)
-    assert found.read_bytes_per_s == pytest.approx(64e9), "what a copy moves, where nothing reads faster"
-    assert gpu.size == 512 * MIB == found.how["buffer_bytes"]
+    peaks = measure_here(device="cuda", threads=1, seconds=0.01)
+    assert peaks.copy_bytes_per_s == pytest.approx(64e9)
+    assert peaks.read_bytes_per_s == pytest.approx(64e9), "what a copy moves, where nothing reads faster"
+    assert gpu.size == 512 * MIB == peaks.how["buffer_bytes"]
     assert gpu.copied >= gpu_peaks._GPU_COPIES * (kernels._MIN_RUNS + 1)
     assert gpu.held() == []
-    assert set(found.multiply_adds_per_s.values()) == {None}
-    assert found.unavailable == {
+    assert set(peaks.multiply_adds_per_s.values()) == {None}
+    assert peaks.unavailable == {
         **dict.fromkeys(("fp32", "tf32", "fp16", "bf16"), "torch is not installed"),
         **dict.fromkeys(("int8", "fp8"), "PyTorch has no public product of this type on a GPU"),
     }
-    json.dumps(records.to_builtins(found), allow_nan=False)
+    json.dumps(records.to_builtins(peaks), allow_nan=False)
 
 
 class Torch:
@@ -385,13 +356,13 @@ class Torch:
 def test_gpu_products(gpu: CopyingMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = Torch()
     monkeypatch.setattr(gpu_peaks, "_torch_with_gpu", lambda: (torch, ""))
-    found = measure_here(device="cuda", threads=1, seconds=0.01)
-    assert found.read_bytes_per_s == pytest.approx(100e9)
-    assert found.how["read"]["kernel"] == "torch sum"
-    assert found.copy_bytes_per_s == pytest.approx(64e9)
+    peaks = measure_here(device="cuda", threads=1, seconds=0.01)
+    assert peaks.read_bytes_per_s == pytest.approx(100e9)
+    assert peaks.how["read"]["kernel"] == "torch sum"
+    assert peaks.copy_bytes_per_s == pytest.approx(64e9)
     rates = {"fp32": 1e12, "tf32": 4e12, "fp16": 8e12, "bf16": 7e12}
-    assert {name: peak for name, peak in found.multiply_adds_per_s.items() if peak} == pytest.approx(rates)
-    assert set(found.unavailable) == {"int8", "fp8"}
+    assert {name: peak for name, peak in peaks.multiply_adds_per_s.items() if peak} == pytest.approx(rates)
+    assert set(peaks.unavailable) == {"int8", "fp8"}
     assert torch.backends.cuda.matmul.allow_tf32 is False, "as it was"
 
 

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from alexnet_edge.bench.loadgen.system import Batching, _SystemUnderTest, measur
 from alexnet_edge.bench.timing.process import NULL
 from alexnet_edge.errors import AlexNetEdgeError, UserError
 from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.progress import QuietReporter
 from alexnet_edge.proof.stats import required_samples
 from alexnet_edge.sessions.null import NullSession
 
@@ -77,9 +79,6 @@ def short(scenario: Scenario, **others: Any) -> ScenarioSettings:
     return ScenarioSettings(scenario=scenario, **({"seconds": 0.3} | others))
 
 
-# --- settings ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -116,15 +115,10 @@ def test_the_percentile_is_mlperfs_own_where_its_queries_fit() -> None:
     assert affordable_percentile(ScenarioSettings(scenario="single-stream"), 0.001) == 90
 
 
-# --- what the system under test does ------------------------------------------------------------------------------------
-
-
 class RecordingLoadGen:
     """Takes LoadGen's place: issues what a test says and remembers what was completed."""
 
-    class QuerySampleResponse:
-        def __init__(self, id: int, data: int, size: int) -> None:
-            self.id = id
+    QuerySampleResponse = staticmethod(lambda id, data, size: SimpleNamespace(id=id))
 
     def __init__(self, queries: Sequence[Sequence[int]], loaded: Sequence[int]) -> None:
         self.queries = queries
@@ -145,7 +139,7 @@ class RecordingLoadGen:
     def DestroyQSL(self, handle: int) -> None:
         assert handle == 2
 
-    def QuerySamplesComplete(self, responses: Sequence[RecordingLoadGen.QuerySampleResponse]) -> None:
+    def QuerySamplesComplete(self, responses: Sequence[Any]) -> None:
         self.completed.extend(response.id for response in responses)
 
     def start(self, handle: int, qsl: int) -> None:
@@ -156,45 +150,36 @@ class RecordingLoadGen:
 
 
 def answered(
-    scenario: Scenario,
-    queries: Sequence[Sequence[int]],
-    *,
-    batch: int,
-    batches: tuple[int, int | None] = (1, None),
-    loaded: Sequence[int] = (3, 1, 0, 2),
+    scenario: Scenario, queries: Sequence[Sequence[int]], *, batch: int, batches: tuple[int, int | None] = (1, None)
 ) -> StandIn:
-    fake = RecordingLoadGen(queries, loaded)
-    session = StandIn(batches=batches)
-    batching = Batching(batch=batch, how="", times_ns={})
-    with session:
+    fake = RecordingLoadGen(queries, loaded=(3, 1, 0, 2))
+    with StandIn(batches=batches) as session:
+        batching = Batching(batch=batch, how="", times_ns={})
         sut = _SystemUnderTest(session, images(4), short(scenario), batching, fake)
         (sut.serve if scenario == "server" else sut.stream)(fake.start)
     assert fake.completed == list(range(sum(map(len, queries))))
     return session
 
 
-def test_a_single_query_gets_its_own_image() -> None:
-    assert answered("single-stream", [[2], [3], [3], [0]], batch=1).seen == [[2], [3], [3], [0]]
-
-
-def test_a_query_is_one_batch_where_the_session_takes_it() -> None:
-    queries = [[3, 1, 0], [0, 2, 3], [2, 3, 1], [0, 3, 0]]
-    assert answered("multi-stream", queries, batch=3).seen == queries
-
-
-def test_a_query_above_the_largest_batch_is_divided() -> None:
-    session = answered("multi-stream", [[3, 1, 0, 2, 3], [0, 2, 3, 1, 0]], batch=2)
-    assert session.seen == [[3, 1], [0, 2], [3], [0, 2], [3, 1], [0]]
+@pytest.mark.parametrize(
+    ("scenario", "queries", "batch", "seen"),
+    [
+        ("single-stream", [[2], [3], [3], [0]], 1, [[2], [3], [3], [0]]),
+        # a query is one batch where the session takes it, and is divided above the largest one
+        ("multi-stream", [[3, 1, 0], [0, 2, 3], [2, 3, 1], [0, 3, 0]], 3, None),
+        ("multi-stream", [[3, 1, 0, 2, 3], [0, 2, 3, 1, 0]], 2, [[3, 1], [0, 2], [3], [0, 2], [3, 1], [0]]),
+        ("offline", [[3, 1, 0, 2] * 4], 16, [[3, 1, 0, 2] * 4]),  # few images fill a large batch
+    ],
+)
+def test_every_query_gets_its_own_images(
+    scenario: Scenario, queries: list[list[int]], batch: int, seen: list[list[int]] | None
+) -> None:
+    assert answered(scenario, queries, batch=batch).seen == (seen or queries)
 
 
 def test_a_rest_below_the_smallest_batch_is_filled_up() -> None:
     (first, second) = answered("offline", [[3, 1, 0, 2, 3, 1]], batch=4, batches=(4, 4)).seen
     assert (first, second[:2], len(second)) == ([3, 1, 0, 2], [3, 1], 4)
-
-
-def test_few_images_fill_a_large_batch() -> None:
-    session = answered("offline", [[3, 1, 0, 2] * 4], batch=16)
-    assert session.seen == [[3, 1, 0, 2] * 4]
 
 
 def test_the_server_answers_everything_in_batches_of_what_waits() -> None:
@@ -214,10 +199,6 @@ def test_contiguous_images_are_not_copied() -> None:
     assert gathered[:, 0, 0, 0].tolist() == [1, 0]
 
 
-def timed(milliseconds: Callable[[int], float]) -> Callable[[int], int]:
-    return lambda batch: round(milliseconds(batch) * 1e6)
-
-
 @pytest.mark.parametrize(
     ("milliseconds", "others", "batch"),
     [
@@ -234,20 +215,16 @@ def test_the_largest_batch_that_pays(
     milliseconds: Callable[[int], float], others: Mapping[str, Any], batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("alexnet_edge.bench.loadgen.system._WARMUP_S", 0.0)
-    found = measure_batches(timed(milliseconds), **({"low": 1, "high": None, "seconds": 60} | dict(others)))
-    assert found.batch == batch
-    assert found.times_ns[batch] == milliseconds(batch) * 1e6
-
-
-# --- LoadGen's verdict and figures --------------------------------------------------------------------------------------
+    limits = {"low": 1, "high": None, "seconds": 60, **others}
+    batching = measure_batches(lambda batch: round(milliseconds(batch) * 1e6), **limits)
+    assert batching.batch == batch
+    assert batching.times_ns[batch] == milliseconds(batch) * 1e6
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_loadgens_verdict_and_figures_are_reported(scenario: Scenario, tmp_path: Path) -> None:
-    sure = {
-        "server": {"latency_bound_ms": 9000.0},
-        "offline": {"target_qps": 80000.0},
-    }  # VALID however busy the machine is
+    # VALID however busy the machine is
+    sure = {"server": {"latency_bound_ms": 9000.0}, "offline": {"target_qps": 80000.0}}
     with StandIn(ms=1, batches=(1, 4 if scenario == "multi-stream" else 64)) as session:
         result = run_here(session, images(), short(scenario, **sure.get(scenario, {})), logs=tmp_path / "logs")
     json.dumps(result, allow_nan=False)
@@ -358,59 +335,48 @@ def test_an_error_of_this_package_keeps_its_words(tmp_path: Path) -> None:
         run_here(session, images(), short("server"), logs=tmp_path)
 
 
-# --- the server's search ------------------------------------------------------------------------------------------------
+class Rates:
+    """Runs that pass up to the highest rate, and those tried."""
+
+    def __init__(
+        self, highest: float, *, fails: Callable[[float, list[float]], bool] = lambda rate, tried: False
+    ) -> None:
+        self.highest, self.fails = highest, fails
+        self.tried: list[float] = []
+
+    def __call__(self, rate: float) -> dict[str, Any]:
+        passes = rate <= self.highest and not self.fails(rate, self.tried)
+        self.tried.append(rate)
+        return {"rate": rate, "verdict": "VALID" if passes else "INVALID", "reasons": ["above"]}
 
 
-def verdicts(highest: float, tried: list[float]) -> Callable[[float], dict[str, Any]]:
-    def run(rate: float) -> dict[str, Any]:
-        tried.append(rate)
-        return {"rate": rate, "verdict": "VALID" if rate <= highest else "INVALID", "reasons": ["above"]}
-
-    return run
-
-
-@pytest.mark.parametrize("start", [3.0, 60.0, 95.0, 100.0, 104.0, 160.0, 3000.0])
+@pytest.mark.parametrize("start", [3.0, 60.0, 95.0, 97.0, 100.0, 104.0, 160.0, 3000.0])
 def test_the_search_finds_the_highest_rate_that_passes(start: float) -> None:
-    tried: list[float] = []
-    result = search_rate(verdicts(100.0, tried), start)
+    run = Rates(100.0)
+    result = search_rate(run, start)
     assert result["verdict"] == "VALID"
     assert 100 / 1.05 <= result["rate"] <= 100
-    assert tried[-1] == result["rate"] in tried[:-1], "the last run confirms an earlier one"
-    assert len(tried) <= 15
-
-
-def test_a_good_start_needs_few_runs() -> None:
-    tried: list[float] = []
-    search_rate(verdicts(100.0, tried), 97.0)
-    assert len(tried) <= 4
+    assert run.tried[-1] == result["rate"] in run.tried[:-1], "the last run confirms an earlier one"
+    assert len(run.tried) <= (4 if start == 97.0 else 15), "a good start needs few runs"
 
 
 def test_no_rate_that_passes_is_said() -> None:
-    tried: list[float] = []
-    result = search_rate(verdicts(0.0, tried), 10.0)
+    run = Rates(0.0)
+    result = search_rate(run, 10.0)
     assert result["verdict"] == "INVALID"
     assert result["reasons"][0] == "above"
     assert result["reasons"][1].startswith("no rate passes, down to ")
-    assert len(tried) == 14
+    assert len(run.tried) == 14
 
 
 def test_a_rate_that_does_not_pass_again_is_not_the_result() -> None:
-    tried: list[float] = []
-    once = verdicts(100.0, tried)
+    def again_above_80(rate: float, tried: list[float]) -> bool:
+        return rate > 80 and any(abs(rate - other) < 1e-9 for other in tried)
 
-    def run(rate: float) -> dict[str, Any]:
-        again = any(abs(rate - other) < 1e-9 for other in tried)
-        return once(rate) | ({"verdict": "INVALID"} if again and rate > 80 else {})
-
-    result = search_rate(run, 99.0)
+    result = search_rate(Rates(100.0, fails=again_above_80), 99.0)
     assert result["verdict"] == "VALID"
     assert result["rate"] < 99
-
-    def never_again(rate: float) -> dict[str, Any]:
-        return once(rate) | ({"verdict": "INVALID"} if len(tried) > 3 else {})
-
-    tried.clear()
-    result = search_rate(never_again, 99.0)
+    result = search_rate(Rates(100.0, fails=lambda rate, tried: len(tried) > 2), 99.0)
     assert result["verdict"] == "INVALID"
     assert "no rate passed twice" in result["reasons"][-1]
 
@@ -423,9 +389,8 @@ def test_the_simulated_queue_is_the_textbooks() -> None:
     assert sustained_rate(one_ms, largest=1, bound_ns=2e6, percentile=90) < rate < 1000
     batched = sustained_rate({1: 1e6, 4: 1.3e6}, largest=4, bound_ns=11e6, percentile=90)
     assert 2000 < batched <= 4 / 1.3e-3
-    assert (
-        0 < sustained_rate(one_ms, largest=1, bound_ns=0.5e6, percentile=90) < 100
-    )  # nothing passes: a start all the same
+    nothing_passes = sustained_rate(one_ms, largest=1, bound_ns=0.5e6, percentile=90)
+    assert 0 < nothing_passes < 100, "a start all the same"
 
 
 def test_a_slow_session_fails_above_its_capacity_and_the_search_lands_below(tmp_path: Path) -> None:
@@ -442,9 +407,6 @@ def test_a_slow_session_fails_above_its_capacity_and_the_search_lands_below(tmp_
     assert beyond["latency_bound_ns"] == 40e6
     found = search_rate(run, sustained_rate({1: 5e6}, largest=1, bound_ns=40e6, percentile=90))
     assert 20 < found["target_qps"] < 220  # half a second is short enough for a queue to hide some overload
-
-
-# --- in a process of its own --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -469,7 +431,7 @@ def patched_null(folder: Path, enqueue: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
-class Lines:
+class Lines(QuietReporter):
     """Remembers what is reported."""
 
     def __init__(self) -> None:
@@ -480,12 +442,6 @@ class Lines:
 
     def update(self, completed: int, detail: str = "") -> None:
         self.lines.append(detail)
-
-    def finish(self, detail: str = "") -> None:
-        self.lines.append(detail)
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def test_the_null_session_shows_the_harness(
@@ -518,11 +474,11 @@ def test_the_server_search_in_processes(inputs: Path, tmp_path: Path, monkeypatc
     assert result["settings"]["max_batch"] == result["batching"]["batch"] == 1
     assert result["runs"][-1]["target_qps"] == result["target_qps"]
     assert result["runs"][-1]["verdict"] == result["verdict"]
-    assert {one["verdict"] for one in result["runs"]} <= {"VALID", "INVALID"}
+    assert {run["verdict"] for run in result["runs"]} <= {"VALID", "INVALID"}
     assert len(list((tmp_path / "logs").iterdir())) == len(result["runs"])
     assert Path(result["logs"]).is_dir()
     assert lines.lines[0] == "server"
-    assert any("queries/s" in line for line in lines.lines[1:-1])
+    assert any("queries/s" in line for line in lines.lines[1:])
     json.dumps(result, allow_nan=False)
 
 
@@ -532,9 +488,8 @@ def test_a_session_that_fails_in_its_process_is_one_line(
     patched_null(tmp_path / "patch", "time.sleep(0.005 if self.count < 100 else 1 / 0)", monkeypatch)
     with pytest.raises(AlexNetEdgeError) as caught:
         run_scenario(NULL, short("single-stream", seconds=2), inputs=inputs, logs=tmp_path / "logs")
-    assert str(caught.value) == (
-        "single-stream: the session failed during a query (ZeroDivisionError: division by zero)"
-    )
+    message = "single-stream: the session failed during a query (ZeroDivisionError: division by zero)"
+    assert str(caught.value) == message
 
 
 def test_missing_inputs_are_one_line(tmp_path: Path) -> None:
@@ -546,11 +501,6 @@ def test_a_real_networks_share_of_the_harness(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("alexnet_edge.bench.loadgen.scenarios._NULL_SECONDS", 0.1)
     x = tmp_path / "x.npy"
     np.save(x, np.random.default_rng(0).standard_normal((4, 3, 227, 227), np.float32))
-    result = run_scenario(
-        write_checkpoint(tmp_path / "model.safetensors"),
-        short("single-stream", seconds=0.2),
-        inputs=x,
-        threads=1,
-        logs=tmp_path / "logs",
-    )
+    checkpoint, settings = write_checkpoint(tmp_path / "model.safetensors"), short("single-stream", seconds=0.2)
+    result = run_scenario(checkpoint, settings, inputs=x, threads=1, logs=tmp_path / "logs")
     assert 0 < result["harness_share"] < 0.5
