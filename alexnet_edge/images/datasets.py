@@ -19,6 +19,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -196,32 +198,46 @@ def batches(
     if batch < 1:
         raise DataError("batch must be 1 or more", value=batch, fix="give a positive batch size")
 
-    def prepare(index: int) -> FloatArray | ImageError:
-        try:
-            return preprocess_image(images.image(index), spec, path=Path(images.name(index)))
-        except ImageError as error:
-            return error
-
     def joined(rows: Sequence[tuple[int, FloatArray]]) -> Batch:
         indices_N = np.asarray([index for index, _ in rows], np.int64)
         return Batch(x_NCHW=np.stack([x for _, x in rows]), labels_N=images.labels_N[indices_N], indices_N=indices_N)
 
-    rows, total = list[tuple[int, FloatArray]](), 0
-    for index, prepared in read_ahead(prepare, range(len(images)), workers=workers, ahead=2 * batch):
-        if isinstance(prepared, ImageError):
-            if on_bad_image == "fail":
-                raise prepared
-            if bad is not None:
-                bad.append(prepared)
-            continue
-        rows.append((index, prepared))
-        total += 1
-        if len(rows) == batch:
-            yield joined(rows)
-            rows = []
-    if rows:
+    prepare = partial(preprocess_image, spec=spec)
+    prepared = usable(images, prepare, on_bad_image=on_bad_image, bad=bad, workers=workers, ahead=2 * batch)
+    while rows := list(islice(prepared, batch)):
         yield joined(rows)
-    if not total:
+
+
+def usable(
+    images: ImageSet,
+    prepare: Callable[..., Result],
+    *,
+    on_bad_image: OnBadImage,
+    bad: list[ImageError] | None,
+    workers: int,
+    ahead: int,
+) -> Iterator[tuple[int, Result]]:
+    """`(index, prepare(image, path=path))` of each image that can be used, in order.
+
+    Arguments and errors are those of `batches`.
+    """
+
+    def call(index: int) -> Result | ImageError:
+        try:
+            return prepare(images.image(index), path=Path(images.name(index)))
+        except ImageError as error:
+            return error
+
+    count = 0
+    for index, prepared in read_ahead(call, range(len(images)), workers=workers, ahead=ahead):
+        if not isinstance(prepared, ImageError):
+            yield index, prepared
+            count += 1
+        elif on_bad_image == "fail":
+            raise prepared
+        elif bad is not None:
+            bad.append(prepared)
+    if not count:
         origin = images.source.get("path", images.source.get("kind"))
         raise DataError(f"none of the {len(images)} images can be used", value=origin, fix="replace them")
 

@@ -114,7 +114,8 @@ def read_info(path: Path) -> CheckpointInfo:
     Raises:
         CheckpointError: when the file is missing, damaged or was not written by this package.
     """
-    metadata = _read_header(path).get("__metadata__")
+    header, _ = _read_header(path)
+    metadata = header.get("__metadata__")
     text = metadata.get(_HEADER_KEY) if isinstance(metadata, dict) else None
     if text is None:
         raise CheckpointError(
@@ -136,18 +137,17 @@ def read_weight(path: Path, name: str) -> FloatArray:
     Raises:
         CheckpointError: when the file is missing or damaged, or has no such weight.
     """
-    header = _read_header(path)
+    header, start = _read_header(path)
     try:
         entry = header[name]
         if entry["dtype"] != "F32":
             raise ValueError(f"{name} is {entry['dtype']}")
         begin, end = entry["data_offsets"]
         with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            stream.seek(8 + length + begin)
+            stream.seek(start + begin)
             values = np.frombuffer(stream.read(end - begin), np.float32)
         return cast("FloatArray", values.reshape(entry["shape"]))
-    except (OSError, struct.error, *MALFORMED) as error:
+    except (OSError, *MALFORMED) as error:
         raise CheckpointError(
             f"{name} cannot be read ({type(error).__name__}: {error})", value=path, fix="use another checkpoint"
         ) from error
@@ -215,22 +215,21 @@ def read_safetensors(path: Path) -> Weights:
     return {name: np.asarray(value, np.float32) for name, value in tensors.items()}
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and where in the file the weights begin."""
     if not path.is_file():
         raise CheckpointError("no such checkpoint", value=path, fix="train one with `alexnet-edge train`")
     try:
         with path.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError("not a safetensors file")
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length)) if length <= _MAX_HEADER_BYTES else None
         if not isinstance(header, dict):
             raise ValueError("not a safetensors file")
     except (OSError, struct.error, *MALFORMED) as error:
         raise CheckpointError(
             "not a readable safetensors file", value=path, fix="give a checkpoint written by `alexnet-edge train`"
         ) from error
-    return header
+    return header, 8 + length
 
 
 def read_history(checkpoint: Path) -> list[dict[str, Any]] | None:

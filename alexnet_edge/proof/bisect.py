@@ -207,10 +207,12 @@ class _Bisect:
         """The points with that of its input's quantisation before each layer that has one."""
         quantised = [name for name in self.layer_inputs if f"{name}/input_dq" in self.observer.names]
         seen = self.observer.run(self.x_NCHW, [f"{name}/input_dq" for name in quantised]) if quantised else {}
-        inputs = {name: self._input_point(name, seen[f"{name}/input_dq"].values) for name in quantised}
+        inputs = {}
         for name in self.layer_inputs:
             stored = self.observer.constant(f"{name}/input_scale")
-            if name not in inputs and stored is not None:  # integer operators, whose inputs never are numbers
+            if name in quantised:
+                inputs[name] = self._input_point(name, seen[f"{name}/input_dq"].values)
+            elif stored is not None:  # integer operators, whose inputs never are numbers
                 inputs[name] = self._input_point(name, None, stored)
         merged = list[Point]()
         for point in points:
@@ -232,14 +234,9 @@ class _Bisect:
         calibrated = self._calibrated_step(layer)
         if calibrated and step and not math.isclose(step, calibrated, rel_tol=STEP_SLACK):
             reasons.append(f"its step is {step:.4g}, {step / calibrated:.3g} times the calibrated {calibrated:.4g}")
+        name, reason = f"{layer}/input", tuple(reasons)
         return Point(
-            name=f"{layer}/input",
-            layer=layer,
-            kind="input",
-            type=kind,
-            own_error=own,
-            tolerance=tolerance,
-            reasons=tuple(reasons),
+            name=name, layer=layer, kind="input", type=kind, own_error=own, tolerance=tolerance, reasons=reason
         )
 
     def _calibrated_step(self, layer: str) -> float | None:

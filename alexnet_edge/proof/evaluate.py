@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from alexnet_edge.errors import DataError, ImageError, UserError
-from alexnet_edge.images.datasets import ImageSet, IntArray, OnBadImage, batches, read_ahead
+from alexnet_edge.images.datasets import ImageSet, IntArray, OnBadImage, batches, usable
 from alexnet_edge.images.preprocess import FloatArray, Preprocessing, ten_crops
 from alexnet_edge.proof.stats import Array
 from alexnet_edge.sessions.base import Session
@@ -201,23 +201,14 @@ def ten_crop_probabilities_NK(
         The probabilities `(N, K)` float32, whatever the session's head, and the positions in `images` they belong to.
     """
     spec, batch = _preprocessing(session), _batch_within(session, batch)
+    cropped = partial(ten_crops, spec=spec)
+    read = usable(images, cropped, on_bad_image=on_bad_image, bad=bad, workers=workers, ahead=workers)
     indices = list[int]()
 
-    def prepare(index: int) -> FloatArray | ImageError:
-        try:
-            return ten_crops(images.image(index), spec, path=Path(images.name(index)))
-        except ImageError as error:
-            return error
-
     def views() -> Iterator[FloatArray]:
-        for index, prepared in read_ahead(prepare, range(len(images)), workers=workers, ahead=workers):
-            if not isinstance(prepared, ImageError):
-                indices.append(index)
-                yield from prepared
-            elif on_bad_image == "fail":
-                raise prepared
-            elif bad is not None:
-                bad.append(prepared)
+        for index, views_NCHW in read:
+            indices.append(index)
+            yield from views_NCHW
 
     def answers() -> Iterator[FloatArray]:
         waiting = views()
@@ -227,10 +218,6 @@ def ten_crop_probabilities_NK(
     rows, means = answers(), list[FloatArray]()
     while ten := list(islice(rows, 10)):
         means.append(probabilities(np.stack(ten), session.head).mean(axis=0).astype(np.float32))
-    if not means:
-        raise DataError(
-            f"none of the {len(images)} images can be used", value=images.source.get("path"), fix="replace them"
-        )
     return np.stack(means), np.asarray(indices, np.int64)
 
 

@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 
 from alexnet_edge.artifact import Artifact
+from alexnet_edge.environment import usable_cpus
 from alexnet_edge.errors import UserError, needs
 from alexnet_edge.images.preprocess import FloatArray
+from alexnet_edge.sessions.onnxruntime import OnnxRuntimeSession
+from alexnet_edge.sessions.openvino import INFERENCE_PRECISION, load_library, read_model, shared_core
 
 OBSERVABLE = ("onnx", "openvino")
 """The formats whose tensors can be read; TorchScript and torch.export run the same operators as the checkpoint."""
@@ -100,8 +103,6 @@ class OnnxObserver(Observer):
     def run(self, x_NCHW: FloatArray, names: Sequence[str]) -> dict[str, Observed]:
         import onnx
 
-        from alexnet_edge.sessions.onnxruntime import OnnxRuntimeSession
-
         with needs("onnx"):
             import onnxruntime
         model = onnx.ModelProto()
@@ -159,8 +160,6 @@ class OpenVINOObserver(Observer):
     """An IR on OpenVINO's CPU plugin."""
 
     def __init__(self, artifact: Artifact, threads: int | None) -> None:
-        from alexnet_edge.sessions.openvino import load_library, shared_core
-
         self._artifact = artifact
         self._threads = threads
         self._openvino = load_library()
@@ -174,8 +173,6 @@ class OpenVINOObserver(Observer):
         }
 
     def _read(self) -> Any:
-        from alexnet_edge.sessions.openvino import read_model
-
         assert self._artifact.companion is not None, "an artifact of this format has a second file"
         return read_model(self._openvino, self._core, self._artifact.path, self._artifact.companion)
 
@@ -189,18 +186,13 @@ class OpenVINOObserver(Observer):
         )
 
     def run(self, x_NCHW: FloatArray, names: Sequence[str]) -> dict[str, Observed]:
-        from alexnet_edge.environment import usable_cpus
-        from alexnet_edge.sessions.openvino import INFERENCE_PRECISION
-
         model = self._read()
         answers = {name for output in model.outputs for name in output.get_names()}
         added = [name for name in names if name not in answers]
         if added:
             model.add_outputs(added)
-        options = {
-            "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION,
-            "INFERENCE_NUM_THREADS": self._threads or usable_cpus(),
-        }
+        threads = self._threads or usable_cpus()
+        options = {"INFERENCE_PRECISION_HINT": INFERENCE_PRECISION, "INFERENCE_NUM_THREADS": threads}
         outputs = self._core.compile_model(model, "CPU", options)({self._artifact.manifest.input.name: x_NCHW})
         return {name: Observed(values=np.asarray(outputs[name], np.float32).copy(), stored="fp32") for name in names}
 

@@ -10,18 +10,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from alexnet_edge import records
-from alexnet_edge.artifact import Artifact, load_artifact
+from alexnet_edge.artifact import Artifact
 from alexnet_edge.errors import DataError, ImageError, ParityError, UserError
-from alexnet_edge.images.datasets import ImageSet, OnBadImage
+from alexnet_edge.images.datasets import ImageSet, IntArray, OnBadImage
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.proof.evaluate import Head, labels_for, outputs_NK
@@ -148,7 +146,7 @@ def compare_outputs(
     reference_NK: FloatArray,
     candidate_NK: FloatArray,
     *,
-    labels_N: npt.NDArray[np.int64] | None = None,
+    labels_N: IntArray | None = None,
     head: Head = "logits",
 ) -> ParityFigures:
     """Compare two networks' float32 outputs `(N, K)` on the same images; the reference's must be finite.
@@ -171,7 +169,7 @@ def compare_outputs(
     return ParityFigures(**figures)
 
 
-def _require_comparable(reference: Array, candidate: Array, labels: npt.NDArray[np.int64]) -> None:
+def _require_comparable(reference: Array, candidate: Array, labels: IntArray) -> None:
     if reference.ndim != 2 or reference.shape != candidate.shape:
         raise UserError(
             "outputs to compare must have one shape (N, K)",
@@ -188,7 +186,7 @@ def _require_comparable(reference: Array, candidate: Array, labels: npt.NDArray[
         raise UserError("labels must be one per image", value=labels.shape, fix=f"give {len(reference)} labels")
 
 
-def _reference_figures(reference: Array, labels: npt.NDArray[np.int64], log_p: Array) -> dict[str, Any]:
+def _reference_figures(reference: Array, labels: IntArray, log_p: Array) -> dict[str, Any]:
     """The figures of the checkpoint alone: how decided it is, how much its outputs depend on the image, how often right."""
     num_images, num_classes = reference.shape
     answers, spread, labelled = reference.argmax(axis=1), float(reference.std()), labels >= 0
@@ -229,7 +227,7 @@ def _differences(reference: Array, candidate: Array) -> dict[str, Any]:
     }
 
 
-def _label_differences(reference: Array, candidate: Array, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+def _label_differences(reference: Array, candidate: Array, labels: IntArray) -> dict[str, Any]:
     """How many labelled images only one of the two gets right; nothing without labels."""
     labelled = labels >= 0
     if not labelled.any():
@@ -334,8 +332,8 @@ def tolerance_of(artifact: Artifact) -> Tolerance:
 
 
 def check_parity(
-    candidate: Session | Artifact | Path,
-    reference: FloatArray | Checkpoint | Path | Session,
+    candidate: Session | Artifact,
+    reference: FloatArray | Checkpoint,
     images: ImageSet,
     *,
     tolerance: Tolerance | None = None,
@@ -347,9 +345,8 @@ def check_parity(
     """Run the artifact and its checkpoint on `images` and judge how far the answers differ.
 
     Args:
-        candidate: the artifact, its path, or an open session on it (then `tolerance` must be given).
-        reference: the checkpoint, its path, an open session on it, or its outputs `(len(images), K)`, float32, in the
-            images' order.
+        candidate: the artifact, or an open session on it (then `tolerance` must be given).
+        reference: the checkpoint, or its outputs `(len(images), K)`, float32, in the images' order.
         images: labelled images also give the accuracy figures.
         tolerance: by default that of the artifact's format and precision.
         batch: images per inference.
@@ -366,8 +363,6 @@ def check_parity(
         raise UserError("parity needs images", value=0, fix="give a folder with images")
     bad: list[ImageError] = []
     with ExitStack() as stack:
-        if isinstance(candidate, Path):
-            candidate = load_artifact(candidate)
         if isinstance(candidate, Artifact):
             tolerance = tolerance or tolerance_of(candidate)
             candidate = stack.enter_context(open_session(candidate, device=device, threads=threads))
@@ -396,23 +391,17 @@ def check_parity(
 
 
 def _reference_outputs(
-    reference: FloatArray | Checkpoint | Path | Session,
-    images: ImageSet,
-    indices_N: npt.NDArray[np.int64],
-    *,
-    batch: int,
-    threads: int | None,
+    reference: FloatArray | Checkpoint, images: ImageSet, indices_N: IntArray, *, batch: int, threads: int | None
 ) -> FloatArray:
     """The reference's outputs for the images `indices_N`."""
-    if isinstance(reference, np.ndarray):
-        if len(reference) != len(images):
-            raise UserError(
-                "reference outputs must have one row per image", value=len(reference), fix=f"give {len(images)} rows"
-            )
-        return reference[indices_N]
-    opened = nullcontext(reference) if isinstance(reference, Session) else reference_session(reference, threads=threads)
-    with opened as session:
-        return outputs_NK(session, images.subset(list(indices_N)), batch=batch)[0]
+    if not isinstance(reference, np.ndarray):
+        with reference_session(reference, threads=threads) as session:
+            return outputs_NK(session, images.subset(list(indices_N)), batch=batch)[0]
+    if len(reference) != len(images):
+        raise UserError(
+            "reference outputs must have one row per image", value=len(reference), fix=f"give {len(images)} rows"
+        )
+    return reference[indices_N]
 
 
 def judge(figures: ParityFigures, tolerance: Tolerance) -> list[str]:

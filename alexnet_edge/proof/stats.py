@@ -6,8 +6,10 @@ A device that runs an engine has no scipy; the tests compare every figure here w
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
+from itertools import combinations
 from statistics import NormalDist
 
 import numpy as np
@@ -32,17 +34,10 @@ def required_samples(percentile: float) -> int:
     (https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc, "early stopping").
     """
     assert 0 < percentile < 100, percentile
-    below = percentile / 100
-    low, high = 1, 2
-    while _chance_of_at_most_one_above(high, below) > 0.01:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _chance_of_at_most_one_above(middle, below) > 0.01:
-            low = middle
-        else:
-            high = middle
-    return high
+    below, enough = percentile / 100, 2
+    while _chance_of_at_most_one_above(enough, below) > 0.01:
+        enough *= 2
+    return bisect_left(range(enough), -0.01, key=lambda count: -_chance_of_at_most_one_above(count, below))
 
 
 def _chance_of_at_most_one_above(count: int, below: float) -> float:
@@ -260,16 +255,11 @@ def two_modes(samples: npt.ArrayLike) -> tuple[float, float] | None:
     density = np.exp(-0.5 * ((grid[:, None] - centres) / bandwidth) ** 2) @ counts
     peaks = [i for i in range(1, 511) if density[i - 1] < density[i] >= density[i + 1]]
     best: tuple[float, float, float] | None = None
-    for first_index, first in enumerate(peaks):
-        for second in peaks[first_index + 1 :]:
-            valley = first + int(np.argmin(density[first : second + 1]))
-            lower_peak = min(density[first], density[second])
-            share_below = float((kept < grid[valley]).mean())
-            if (
-                density[valley] < lower_peak / 2
-                and 0.1 <= share_below <= 0.9
-                and grid[second] >= 1.05 * grid[first]
-                and (best is None or lower_peak > best[0])
-            ):
-                best = (float(lower_peak), float(grid[first]), float(grid[second]))
+    for first, second in combinations(peaks, 2):
+        valley = first + int(np.argmin(density[first : second + 1]))
+        lower_peak = min(density[first], density[second])
+        share_below = float((kept < grid[valley]).mean())
+        deep = density[valley] < lower_peak / 2 and 0.1 <= share_below <= 0.9
+        if deep and grid[second] >= 1.05 * grid[first] and (best is None or lower_peak > best[0]):
+            best = (float(lower_peak), float(grid[first]), float(grid[second]))
     return None if best is None else (best[1], best[2])

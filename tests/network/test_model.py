@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import notebook_alexnet
@@ -12,7 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from alexnet_edge.network.checkpoint import Checkpoint, CheckpointInfo, parameter_shapes
+from alexnet_edge.network.checkpoint import parameter_shapes
 from alexnet_edge.network.layers import ARCHITECTURES, LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, architecture, layer_costs
 from alexnet_edge.network.load import import_weights, load_checkpoint
 from alexnet_edge.network.model import AlexNet, initialise
@@ -20,6 +21,12 @@ from alexnet_edge.network.model import AlexNet, initialise
 
 def random_images(count: int, size: int) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(7))
+
+
+def random_model(name: str, num_classes: int) -> AlexNet:
+    model = AlexNet(architecture(name, num_classes)).eval()
+    initialise(model, "kaiming", seed=5)
+    return model
 
 
 def test_torchvision_is_torchvisions(tmp_path: Path) -> None:
@@ -109,9 +116,7 @@ def pool(x_CHW: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ["one-tower", "two-tower"])
 def test_towers_are_the_paper(name: str) -> None:
     """The whole network against the paper's layers written out in numpy, in double precision."""
-    model = AlexNet(architecture(name, 6))
-    initialise(model, "kaiming", seed=5)
-    model.double().eval()
+    model = random_model(name, 6).double()
     with torch.no_grad():
         for key, value in model.named_parameters():
             if key.endswith("bias"):
@@ -153,8 +158,7 @@ def test_parameters_are_the_tables(name: str) -> None:
 
 
 def test_batch_does_not_change_an_answer() -> None:
-    model = AlexNet(architecture("two-tower", 4)).eval()
-    initialise(model, "kaiming", seed=8)
+    model = random_model("two-tower", 4)
     x_NCHW = random_images(3, 227)
     with torch.inference_mode():
         together_NK = model(x_NCHW)
@@ -170,8 +174,8 @@ def test_paper_initialisation() -> None:
         weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
         assert abs(weight.std().item() - 0.01) < 0.0002, spec.name
         assert abs(weight.mean().item()) < 0.0003, spec.name
-        wanted = 1.0 if spec.name in {"conv2", "conv4", "conv5", "fc6", "fc7"} else 0.0
-        assert bool((bias == wanted).all()), spec.name
+        ones = spec.name in {"conv2", "conv4", "conv5", "fc6", "fc7"}
+        assert bool((bias == (1.0 if ones else 0.0)).all()), spec.name
 
 
 def test_kaiming_initialisation_has_the_stated_deviation() -> None:
@@ -197,8 +201,7 @@ def test_initialisation_is_reproducible(scheme: str) -> None:
 
 
 def test_features_then_classifier_are_the_logits() -> None:
-    model = AlexNet(architecture("notebook", 4)).eval()
-    initialise(model, "kaiming", seed=1)
+    model = random_model("notebook", 4)
     x_NCHW = random_images(2, 227)
     with torch.inference_mode():
         pool5_NF = model.features(x_NCHW)
@@ -219,12 +222,7 @@ def test_a_checkpoints_model_does_not_share_its_arrays(tiny_checkpoint: Callable
 def test_imported_weights_make_the_same_model_as_their_checkpoint(tiny_checkpoint: Callable[..., Path]) -> None:
     path = tiny_checkpoint()
     checkpoint = load_checkpoint(path)
-    info = CheckpointInfo(
-        architecture=checkpoint.info.architecture,
-        classes=checkpoint.info.classes,
-        preprocessing=checkpoint.info.preprocessing,
-    )
-    imported = Checkpoint(path=path, sha256=checkpoint.sha256, info=info, weights=import_weights(path))
+    imported = replace(checkpoint, weights=import_weights(path))
     x_NCHW = random_images(1, 227)
     with torch.inference_mode():
         assert torch.equal(imported.model()(x_NCHW), checkpoint.model()(x_NCHW))

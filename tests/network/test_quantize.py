@@ -24,20 +24,25 @@ IN_HALF = st.floats(-60000, 60000, width=32)
 """What FP16 can represent, as it must be able to in a network that computes in it."""
 
 
+def any_shape(elements: st.SearchStrategy[float]) -> st.SearchStrategy[np.ndarray]:
+    return arrays(np.float32, array_shapes(min_dims=1, max_dims=4, max_side=5), elements=elements)
+
+
+def is_half_a_scale_away(values: np.ndarray, wide: np.ndarray, weight: np.ndarray) -> bool:
+    """At most; float32 division rounds 127.00001 levels."""
+    error = np.abs(values * wide.astype(np.float64) - weight.astype(np.float64))
+    return bool((error <= wide.astype(np.float64) * (0.5 + 1e-4)).all())
+
+
 @settings(deadline=None, max_examples=200)
-@given(arrays(np.float32, array_shapes(min_dims=1, max_dims=4, max_side=5), elements=FINITE))
+@given(any_shape(FINITE))
 def test_at_most_half_a_scale_away(weight: np.ndarray) -> None:
     values, scale = quantize_weight(weight)
-    assert values.dtype == np.int8
-    assert values.shape == weight.shape
-    assert scale.dtype == np.float32
-    assert scale.shape == (len(weight),)
-    assert (scale > 0).all()
-    assert np.isfinite(scale).all()
+    assert (values.dtype, values.shape) == (np.int8, weight.shape)
+    assert (scale.dtype, scale.shape) == (np.float32, (len(weight),))
+    assert ((scale > 0) & np.isfinite(scale)).all()
     assert values.min() >= -INT8_MAX
-    wide = scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))
-    error = np.abs(values * wide - weight.astype(np.float64))
-    assert (error <= wide * (0.5 + 1e-4)).all()  # float32 division rounds 127.00001 levels
+    assert is_half_a_scale_away(values, scale.reshape(-1, *[1] * (weight.ndim - 1)), weight)
     largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
     used = np.abs(values.reshape(len(weight), -1).astype(int)).max(axis=1)
     assert (used[largest > 1e-30] == INT8_MAX).all(), "the largest weight of a channel must use the whole range"
@@ -86,18 +91,17 @@ def test_a_half_scale_reaches_the_largest_value(amax: float, levels: int) -> Non
     assert below < exact, "not the smallest such scale"
 
 
+BLOCKS = st.tuples(st.integers(1, 3), st.sampled_from([INT4_BLOCK, 2 * INT4_BLOCK]))
+
+
 @settings(deadline=None, max_examples=100)
-@given(
-    arrays(np.float32, st.tuples(st.integers(1, 3), st.sampled_from([INT4_BLOCK, 2 * INT4_BLOCK])), elements=IN_HALF)
-)
+@given(arrays(np.float32, BLOCKS, elements=IN_HALF))
 def test_int4_is_at_most_half_a_scale_away(weight: np.ndarray) -> None:
     values, scale = quantize_blocks(weight)
     assert values.shape == weight.shape
     assert scale.shape == (len(weight), weight.shape[1] // INT4_BLOCK)
     assert np.abs(values).max() <= INT4_MAX
-    wide = np.repeat(scale.astype(np.float64), INT4_BLOCK, axis=1)
-    error = np.abs(values * wide - weight.astype(np.float64))
-    assert (error <= wide * (0.5 + 1e-4)).all()
+    assert is_half_a_scale_away(values, np.repeat(scale, INT4_BLOCK, axis=1), weight)
 
 
 def test_int4_blocks_do_not_share_a_scale() -> None:
@@ -113,7 +117,7 @@ def test_int4_blocks_do_not_share_a_scale() -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(arrays(np.float32, array_shapes(min_dims=1, max_dims=4, max_side=5), elements=IN_HALF))
+@given(any_shape(IN_HALF))
 def test_fp8_keeps_four_bits(weight: np.ndarray) -> None:
     values, scale = quantize_tensor(weight)
     assert values.shape == weight.shape

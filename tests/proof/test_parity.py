@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,7 +210,7 @@ def images() -> ImageSet:
 
 def test_check_parity_passes_the_same_network(images: ImageSet) -> None:
     with MeanSession(images.classes) as session:
-        report = check_parity(session, session, images, tolerance=FP32, batch=20)
+        report = check_parity(session, outputs_NK(session, images)[0], images, tolerance=FP32, batch=20)
     assert report.passed
     assert report.figures.num_images == report.figures.num_labelled == 48
     assert report.images_sha256 == images.content_hash()
@@ -222,9 +223,9 @@ def test_check_parity_passes_the_same_network(images: ImageSet) -> None:
     ("fault", "reason"),
     [({"scale": 1.2}, "max abs error"), ({"swap": True}, "max abs error"), ({"nan_at": 47}, "NaN or infinite")],
 )
-def test_check_parity_fails_planted_faults(images: ImageSet, fault: dict[str, float], reason: str) -> None:
-    with MeanSession(images.classes) as reference, MeanSession(images.classes, **fault) as candidate:  # type: ignore[arg-type]
-        report = check_parity(candidate, reference, images, tolerance=FP32)
+def test_check_parity_fails_planted_faults(images: ImageSet, fault: dict[str, Any], reason: str) -> None:
+    with MeanSession(images.classes) as reference, MeanSession(images.classes, **fault) as candidate:
+        report = check_parity(candidate, outputs_NK(reference, images)[0], images, tolerance=FP32)
     assert not report.passed
     assert reason in report.reasons[0]
     assert report.to_json()["verdict"] == "failed"
@@ -237,36 +238,31 @@ def test_check_parity_takes_reference_outputs_in_the_images_order(images: ImageS
         reference_NK, _ = outputs_NK(session, images)
         assert check_parity(session, reference_NK, images, tolerance=FP32).passed
         assert not check_parity(session, reference_NK[::-1], images, tolerance=FP32).passed
-        with pytest.raises(UserError, match="one row per image"):
-            check_parity(session, reference_NK[:-1], images, tolerance=FP32)
+        for arguments, message in (
+            ((reference_NK[:-1], images, FP32), "one row per image"),
+            ((reference_NK[:0], images.subset([]), FP32), "needs images"),
+            ((reference_NK, images, None), "tolerance"),
+        ):
+            with pytest.raises(UserError, match=message):
+                check_parity(session, *arguments[:2], tolerance=arguments[2])
 
 
 def test_check_parity_on_images_of_other_classes_judges_answers_only(images: ImageSet) -> None:
-    classes = tuple(f"other {index}" for index in range(len(images.classes)))
-    with MeanSession(classes) as session:
-        report = check_parity(session, session, images, tolerance=INT8)
+    with MeanSession(tuple(f"other {index}" for index in range(len(images.classes)))) as session:
+        report = check_parity(session, outputs_NK(session, images)[0], images, tolerance=INT8)
     assert report.passed
     assert report.figures.num_labelled == 0
     assert any("accuracy drop is not judged" in warning for warning in report.warnings)
-
-
-def test_check_parity_refuses_no_images_and_no_tolerance(images: ImageSet) -> None:
-    with MeanSession(images.classes) as session:
-        with pytest.raises(UserError, match="needs images"):
-            check_parity(session, session, images.subset([]), tolerance=FP32)
-        with pytest.raises(UserError, match="tolerance"):
-            check_parity(session, session, images)
 
 
 def test_check_parity_skips_and_counts_bad_images(tmp_path: Path) -> None:
     good = synthetic("val").spread(6)
     for index in range(len(good)):
         good.image(index).save(tmp_path / f"{index}.png")
-    (tmp_path / "3.png").write_bytes(b"not an image")
-    images = open_images(tmp_path)
-    classes = ("a", "b", "c")
-    with MeanSession(classes) as session:
-        report = check_parity(session, session, images, tolerance=FP32, on_bad_image="skip")
+    with MeanSession(("a", "b", "c")) as session:
+        reference_NK, _ = outputs_NK(session, open_images(tmp_path))
+        (tmp_path / "3.png").write_bytes(b"not an image")
+        report = check_parity(session, reference_NK, open_images(tmp_path), tolerance=FP32, on_bad_image="skip")
     assert report.passed
     assert (report.figures.num_images, report.images_skipped) == (5, 1)
 
