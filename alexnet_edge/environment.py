@@ -33,20 +33,9 @@ Source: arch/arm64/include/uapi/asm/hwcap.h of Linux.
 """
 
 LIBRARIES = (
-    "alexnet-edge",
-    "numpy",
-    "pillow",
-    "torch",
-    "torchvision",
-    "safetensors",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "cuda-bindings",
-    "tensorrt",
-    "tensorrt-rtx",
-)
+    "alexnet-edge", "numpy", "pillow", "torch", "torchvision", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu",
+    "openvino", "cuda-bindings", "tensorrt", "tensorrt-rtx",
+)  # fmt: skip
 """Distributions whose version is recorded in checkpoints, manifests and results."""
 
 
@@ -61,9 +50,7 @@ def versions() -> dict[str, str]:
 
 def usable_cpus() -> int:
     """Processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model(root: Path = ROOT) -> str | None:
@@ -124,12 +111,10 @@ def memory_bytes() -> int | None:
 
 def last_level_cache_bytes(root: Path = ROOT) -> int | None:
     """Size of the largest cache of processor 0, in bytes."""
-    sizes = []
-    for index in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        text = read_text(index / "size")
-        if text and (match := re.fullmatch(r"(\d+)([KMG]?)", text)):
-            sizes.append(int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2)])
-    return max(sizes, default=None)
+    files = (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    matches = [re.fullmatch(r"(\d+)([KMG]?)", read_text(file) or "") for file in files]
+    shift = {"": 0, "K": 10, "M": 20, "G": 30}
+    return max((int(match.group(1)) << shift[match.group(2)] for match in matches if match), default=None)
 
 
 def cpu_governor(root: Path = ROOT) -> str | None:
@@ -151,10 +136,8 @@ def gpu_models(root: Path = ROOT) -> list[str] | None:
 
 def l4t_release(root: Path = ROOT) -> str | None:
     """The Jetson Linux release, such as `36.4.3`; None on other machines."""
-    text = read_text(root / "etc/nv_tegra_release")
-    if text and (match := re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", text)):
-        return f"{match.group(1)}.{match.group(2)}"
-    return None
+    match = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", read_text(root / "etc/nv_tegra_release") or "")
+    return ".".join(match.groups()) if match else None
 
 
 def describe() -> dict[str, Any]:

@@ -87,8 +87,7 @@ class ConsoleReporter:
             self._progress.update(self._progress.task_ids[0], completed=completed, detail=detail)
         elif time.monotonic() - self._shown >= PLAIN_INTERVAL_S:
             self._shown = time.monotonic()
-            detail = f", {detail}" if detail else ""
-            self.note(f"{self._description}: {self._count()}{detail}{self._left()}")
+            self.note(f"{self._description}: {self._count()}{f', {detail}' if detail else ''}{self._left()}")
 
     def finish(self, detail: str = "") -> None:
         seconds = time.monotonic() - self._started

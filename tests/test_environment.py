@@ -57,18 +57,33 @@ def machine(root: Path, **files: str) -> Path:
     return root
 
 
-def test_x86(tmp_path: Path) -> None:
-    root = machine(tmp_path, proc__cpuinfo=X86)
-    assert environment.cpu_model(root) == "Intel(R) Xeon(R) Platinum 8488C"
-    assert environment.cpu_features(root) == ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8"]
-    assert environment.l4t_release(root) is None
+KIT = "NVIDIA Jetson Orin NX Engineering Reference Developer Kit"
+INTEL = ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8"]
 
 
-def test_jetson(tmp_path: Path) -> None:
-    root = machine(tmp_path, proc__cpuinfo=JETSON, etc__nv_tegra_release=TEGRA)
-    assert environment.cpu_model(root) == "ARMv8 Processor rev 1 (v8l)"
-    assert environment.cpu_features(root) == ["asimddp"]
-    assert environment.l4t_release(root) == "36.4.3"
+@pytest.mark.parametrize(
+    ("files", "model", "features", "l4t"),
+    [
+        ({"proc__cpuinfo": X86}, "Intel(R) Xeon(R) Platinum 8488C", INTEL, None),
+        (
+            {"proc__cpuinfo": JETSON, "etc__nv_tegra_release": TEGRA},
+            "ARMv8 Processor rev 1 (v8l)", ["asimddp"], "36.4.3",
+        ),
+        (
+            {"proc__cpuinfo": ARM_WITHOUT_A_NAME, "proc__device-tree__model": f"{KIT}\0"},
+            KIT, ["asimddp", "i8mm", "bf16", "sve"], None,
+        ),
+        ({}, platform.processor() or None, [], None),
+    ],
+    ids=["x86", "jetson", "the board names the processor", "nothing can be read"],
+)  # fmt: skip
+def test_processors(
+    tmp_path: Path, files: dict[str, str], model: str | None, features: list[str], l4t: str | None
+) -> None:
+    root = machine(tmp_path, **files)
+    assert environment.cpu_model(root) == model
+    assert environment.cpu_features(root) == features
+    assert environment.l4t_release(root) == l4t
 
 
 @pytest.mark.parametrize(
@@ -85,15 +100,8 @@ def test_l4t_releases(tmp_path: Path, text: str, release: str | None) -> None:
     assert environment.l4t_release(machine(tmp_path, etc__nv_tegra_release=text)) == release
 
 
-def test_board_names_the_processor_when_the_kernel_does_not(tmp_path: Path) -> None:
-    kit = "NVIDIA Jetson Orin NX Engineering Reference Developer Kit"
-    files = {"proc__cpuinfo": ARM_WITHOUT_A_NAME, "proc__device-tree__model": f"{kit}\0"}
-    root = machine(tmp_path, **files)
-    assert environment.cpu_model(root) == kit
-    assert environment.cpu_features(root) == ["asimddp", "i8mm", "bf16", "sve"]
-
-
 def test_caches_and_governor(tmp_path: Path) -> None:
+    assert environment.last_level_cache_bytes(tmp_path) is environment.cpu_governor(tmp_path) is None
     cpu, sizes = "sys__devices__system__cpu__cpu0__", ("48K\n", "32K\n", "2048K\n", "105M\n", "odd")
     files = {f"{cpu}cache__index{index}__size": size for index, size in enumerate(sizes)}
     root = machine(tmp_path, **files, **{f"{cpu}cpufreq__scaling_governor": "schedutil\n"})
@@ -114,14 +122,6 @@ def test_gpus_by_their_drivers_own_names(tmp_path: Path) -> None:
         file = f"proc__driver__nvidia__gpus__{bus}__information"
         machine(tmp_path, **{file: f"Model: \t\t {name}\nIRQ:   \t\t 34\n"})
     assert environment.gpu_models(tmp_path) == ["NVIDIA GeForce RTX 4090", "NVIDIA RTX A2000"]
-
-
-def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
-    assert environment.cpu_features(tmp_path) == []
-    assert environment.last_level_cache_bytes(tmp_path) is None
-    assert environment.cpu_governor(tmp_path) is None
-    assert environment.l4t_release(tmp_path) is None
-    assert environment.cpu_model(tmp_path) == (platform.processor() or None)
 
 
 def test_an_emulated_arm_processor_has_its_own_instructions_and_not_the_hosts(tmp_path: Path) -> None:

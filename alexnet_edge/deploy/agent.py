@@ -13,13 +13,12 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from alexnet_edge.artifact import Artifact, commit, load_artifact, manifest_path
-from alexnet_edge.deploy.board import ARTIFACT, MANIFEST
+from alexnet_edge.deploy.board import ARTIFACT, MANIFEST, memory_bytes
 from alexnet_edge.deploy.golden import Golden, read_golden
 from alexnet_edge.environment import emulation
 from alexnet_edge.errors import AlexNetEdgeError, ArtifactError, GateError, ParityError, PrecisionError
@@ -62,7 +61,6 @@ def build(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -
 
     Raises:
         GateError: when a layer is not in the precision asked for, or the answers are not the checkpoint's.
-        AlexNetEdgeError: when it cannot be built here.
     """
     golden = read_golden(release / "files" / "golden.tar", release / "golden")
     out = release / "artifacts"
@@ -79,6 +77,8 @@ def build(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -
         (release / name).unlink(missing_ok=True)
         (release / name).symlink_to(target.relative_to(release))
     held = sum(layer.holds for layer in manifest.layers)
+    proof = {"verdict": "passed", "images": len(golden.images), "warnings": parity["warnings"]}
+    figures = {name: parity["figures"][name] for name in ("top1_agreement", "max_abs_error", "candidate_accuracy")}
     return {
         "file": artifact.path.name,
         "sha256": manifest.sha256,
@@ -87,12 +87,7 @@ def build(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -
         "seconds": manifest.build_seconds,
         "layers": f"{held} of {len(manifest.layers)} {manifest.precision}",
         "emulated": emulation(),
-        "parity": {
-            "verdict": "passed",
-            "images": len(golden.images),
-            "warnings": parity["warnings"],
-            **{name: parity["figures"][name] for name in ("top1_agreement", "max_abs_error", "candidate_accuracy")},
-        },
+        "parity": {**proof, **figures},
     }
 
 
@@ -154,19 +149,12 @@ def _built(release: Path, out: Path, golden: Golden, settings: Mapping[str, Any]
 
 def memory_cap_mib() -> int | None:
     """Half of the memory that is available now; None where it cannot be read."""
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("MemAvailable:"):
-                return max(256, int(line.split()[1]) // 2048)
-    return None
+    available = memory_bytes("MemAvailable")
+    return None if available is None else max(256, available >> 21)
 
 
 def bench(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -> dict[str, Any]:
-    """Measure the artifact, with power and temperatures where they can be read, and keep the results as JSON.
-
-    Raises:
-        AlexNetEdgeError: when it cannot be measured.
-    """
+    """Measure the artifact, with power and temperatures where they can be read, and keep the results as JSON."""
     from alexnet_edge.bench.rounds.run import Plan, run_bench
     from alexnet_edge.bench.timing.settings import MeasureSettings
 

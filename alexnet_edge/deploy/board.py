@@ -38,6 +38,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,15 +55,11 @@ SPARE_BYTES = 64 << 20
 BLOCK = 1 << 18
 STEPS = ("stage", "environment", "build", "bench", "switch")
 """The steps of a release, in their order; each is done once."""
-REPORTS = {
-    "bench.json": "report/bench.json",
-    "manifest.json": "artifact.json",
-    "release.json": "release.json",
-    "log.txt": "log.txt",
-}
-"""What can be fetched of a release, by name."""
 ARTIFACT, MANIFEST, COMMAND = "artifact", "artifact.json", "alexnet-edge"
 """The fixed names in a release: what serves, its manifest, and the program in the release's environment."""
+REPORTS = {"bench.json": "report/bench.json", "manifest.json": MANIFEST}
+REPORTS |= {name: name for name in ("release.json", "log.txt")}
+"""What can be fetched of a release, by name."""
 
 RELEASE = re.compile(r"[a-z0-9][a-z0-9-]{1,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -195,21 +192,20 @@ def _now() -> str:
 
 
 def _text(path: str) -> str | None:
-    try:
+    with suppress(OSError):
         return Path(path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")[: 1 << 16] or None
-    except OSError:
-        return None
+    return None
 
 
 def _answer(*command: str, timeout_s: float = 10) -> str | None:
     """What a command prints; None when it is not there, fails, prints nothing or takes too long."""
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=True
+        output = subprocess.check_output(
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=timeout_s
         )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()[:4096] or None
+    return output.decode("utf-8", "replace").strip()[:4096] or None
 
 
 def _read_out(pattern: str, path: str) -> str | None:
@@ -227,7 +223,6 @@ def matched(pattern: re.Pattern[str], value: Any, noun: str) -> str:
 def facts(root: Path) -> dict[str, Any]:
     """Everything that the preflight looks at; None where it cannot be read."""
     existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
-    total, available = (_read_out(rf"^{name}:\s+(\d+) kB", "/proc/meminfo") for name in ("MemTotal", "MemAvailable"))
     return {
         "user": _user(),
         "home": str(Path.home()),
@@ -241,8 +236,8 @@ def facts(root: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "venv": find_spec("venv") is not None and find_spec("ensurepip") is not None,
         "cpu_features": (_read_out(r"^(?:flags|Features)\s*:\s*(.+)$", "/proc/cpuinfo") or "").split(),
-        "memory_bytes": int(total) * 1024 if total else None,
-        "memory_available_bytes": int(available) * 1024 if available else None,
+        "memory_bytes": memory_bytes("MemTotal"),
+        "memory_available_bytes": memory_bytes("MemAvailable"),
         "disk_free_bytes": shutil.disk_usage(existing).free,
         "writable": os.access(existing, os.W_OK | os.X_OK),
         "l4t": _read_out(r"R(\d+).*?REVISION:\s*([\d.]+)", "/etc/nv_tegra_release"),
@@ -254,6 +249,12 @@ def facts(root: Path) -> dict[str, Any]:
         "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "boot_id": _text("/proc/sys/kernel/random/boot_id"),
     }
+
+
+def memory_bytes(name: str) -> int | None:
+    """A line of `/proc/meminfo`."""
+    number = _read_out(rf"^{name}:\s+(\d+) kB", "/proc/meminfo")
+    return int(number) * 1024 if number else None
 
 
 def power_mode() -> str | None:
@@ -370,11 +371,8 @@ class Board:
             raise Refused(f"the device has {size or 0} bytes of the file, not {offset}", kind="fatal")
         free = shutil.disk_usage(self.root).free
         if free < count + SPARE_BYTES:
-            raise Refused(
-                f"disk full on the device: {count / 1e6:.0f} MB to copy, {free / 1e6:.0f} MB free",
-                kind="fatal",
-                fix=f"free some space in {self.root}",
-            )
+            problem = f"disk full on the device: {count / 1e6:.0f} MB to copy, {free / 1e6:.0f} MB free"
+            raise Refused(problem, kind="fatal", fix=f"free some space in {self.root}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
         with os.fdopen(os.open(part, flags, 0o600), "ab", buffering=0) as stream:
             remaining = count
@@ -402,9 +400,8 @@ class Board:
             if all(size_of(path) == size and sha256_of(path) == digest for path, digest, size in places):
                 return state
         if folder.is_symlink() or (folder.exists() and folder.name == self.current()):
-            raise Refused(
-                f"release {folder.name} serves and its files are damaged", fix="add --force for a new release"
-            )
+            problem = f"release {folder.name} serves and its files are damaged"
+            raise Refused(problem, fix="add --force for a new release")
         if folder.exists():
             shutil.rmtree(folder)
         for name in ("files/wheels", "artifacts", "report"):
@@ -506,10 +503,8 @@ class Board:
         if shutil.disk_usage(self.root).free < SPARE_BYTES // 4 and "disk" not in reason:
             reason = f"disk full on the device: {reason}"
         reason = f"{step} failed on the device: {reason or last or f'exit code {code}'}"
-        write_json(
-            folder / "release.json",
-            {**self._state(folder), "failed": {"step": step, "at": _now(), "problem": reason}},
-        )
+        failed = {"step": step, "at": _now(), "problem": reason}
+        write_json(folder / "release.json", {**self._state(folder), "failed": failed})
         raise Refused(reason, kind="gate" if events.get("gate") else "user")
 
     def _follow(self, descriptor: int, log: BinaryIO) -> tuple[dict[str, Any], str]:
@@ -575,19 +570,12 @@ class Board:
             os.fsync(stream.fileno())
 
     def _history(self) -> list[dict[str, Any]]:
-        try:
-            lines = (self.root / "history.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return []
         entries = []
-        for line in lines[-1000:]:
-            try:
-                entry = json.loads(line)
-            except ValueError:  # cut short by a power failure
-                continue
-            if isinstance(entry, dict):
-                entries.append(entry)
-        return entries
+        with suppress(OSError):
+            for line in (self.root / "history.jsonl").read_bytes().splitlines()[-1000:]:
+                with suppress(ValueError):  # cut short by a power failure
+                    entries.append(json.loads(line))
+        return [entry for entry in entries if isinstance(entry, dict)]
 
     def rollback(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Let the release serve that served before the present one, or the one named."""
@@ -621,10 +609,9 @@ class Board:
 
     def status(self, _request: Mapping[str, Any]) -> dict[str, Any]:
         """Every release with its journal, what serves, and the switches."""
-        releases = []
-        for folder in sorted((self.root / "releases").glob("*")) if self.root.is_dir() else []:
-            if RELEASE.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
-                releases.append({**self._state(folder), "id": folder.name})
+        folders = [folder for folder in sorted(self.root.glob("releases/*")) if RELEASE.fullmatch(folder.name)]
+        known = [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
+        releases = [{**self._state(folder), "id": folder.name} for folder in known]
         now = self.current()
         return {
             "current": now,
@@ -703,21 +690,16 @@ def _locked(descriptor: int) -> bool:
 def end_group(child: subprocess.Popen[bytes]) -> None:
     """End a child and everything it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
             os.killpg(child.pid, number)
             child.wait(timeout=10)
-        except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
-            continue
 
 
 def _last_error(log: Path) -> str:
     """The line of a log that says most: pip's and Python's errors come last."""
-    try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - 65536))
-            lines = [line.strip() for line in stream.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    except OSError:
-        return ""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - 65536))
+        lines = [line.strip() for line in stream.read().decode("utf-8", "replace").splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(ERROR|error|OSError|\w*Error)\b", line)]
     return (errors or lines or [""])[-1][:500]
 

@@ -64,9 +64,6 @@ class BundleFile:
             raise UserError(problem, value=path, fix="leave it out")
         return cls(name=name, path=path, sha256=sha256_file(path), bytes=status.st_size)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "sha256": self.sha256, "bytes": self.bytes}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
@@ -93,13 +90,9 @@ class Bundle:
 
     def to_json(self) -> dict[str, Any]:
         """What the device keeps as `bundle.json`."""
-        return {
-            "schema": SCHEMA,
-            "files": [file.to_json() for file in self.files],
-            "about": dict(self.about),
-            "build": dict(self.build),
-            "bench": dict(self.bench),
-        }
+        files = [{"name": file.name, "sha256": file.sha256, "bytes": file.bytes} for file in self.files]
+        settings = {"about": dict(self.about), "build": dict(self.build), "bench": dict(self.bench)}
+        return {"schema": SCHEMA, "files": files, **settings}
 
     def release(self, again: str = "") -> str:
         """The release's name: format, precision and the beginning of the bundle's checksum, with `again` another one."""
@@ -134,6 +127,7 @@ def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bun
     wheel = write_wheel(cache)
     paths[wheel.name] = wheel
     paths |= {f"wheels/{path.name}": path for path in _wheelhouse(order.wheelhouse)}
+    target = manifest.lowered_for if as_it_is else None  # None for the portable graph
     needed = {
         "onnx": order.format == "onnx",
         "build": not as_it_is,
@@ -148,7 +142,7 @@ def make_bundle(order: Order, *, cache: Path = CACHE, reporter: Reporter) -> Bun
             "classes": len(manifest.classes),
             "checkpoint_sha256": manifest.checkpoint_sha256,
             "golden_images": count,
-            "lowered_for": _lowered_for(artifact) if as_it_is else None,
+            "lowered_for": target and {name: getattr(target, name) for name in ("name", "machines", "instructions")},
         },
         build={
             "build": not as_it_is,
@@ -184,14 +178,6 @@ def _check(artifact: Artifact, format: Target, precision: Precision, as_it_is: b
 def _plain_name(path: Path) -> str:
     """The name that an ONNX file has on the device: its own where that is plain, whatever else it is called here."""
     return path.name if re.fullmatch(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,98}", path.name) else "model.onnx"
-
-
-def _lowered_for(artifact: Artifact) -> dict[str, Any] | None:
-    """The processor that a graph was written for; None for the portable one."""
-    target = artifact.manifest.lowered_for
-    if target is None:
-        return None
-    return {"name": target.name, "machines": list(target.machines), "instructions": list(target.instructions)}
 
 
 def _source(order: Order, artifact: Artifact) -> Artifact:

@@ -60,6 +60,6 @@ exit $code
 """
 
 
-def start_command(image: str, python: str, root: str, silence_s: float, boot: str) -> str:
+def start_command(image: str, python: str, root: str, silence_s: str, boot: str) -> str:
     """The shell command that runs `python -c boot root silence_s` in a container of `image`, its standard input passed on."""
-    return shlex.join(["sh", "-c", _START, "sh", image, python, root, f"{silence_s:g}", boot, _LAUNCH])
+    return shlex.join(["sh", "-c", _START, "sh", image, python, root, silence_s, boot, _LAUNCH])

@@ -23,7 +23,7 @@ import msgspec
 from alexnet_edge import records
 from alexnet_edge.deploy.link import LinkSettings, printable
 from alexnet_edge.errors import AlexNetEdgeError, DeviceError, GateError, UserError
-from alexnet_edge.progress import Reporter
+from alexnet_edge.progress import QuietReporter, Reporter
 from alexnet_edge.records import NEWER
 
 Result = TypeVar("Result")
@@ -123,17 +123,17 @@ def require(results: Mapping[str, Any]) -> None:
 
 def as_json(results: Mapping[str, Any]) -> dict[str, Any]:
     """The results by device, an error as `{"error": ...}`."""
-    shown: dict[str, Any] = {}
-    for name, value in results.items():
+
+    def shown(value: Any) -> Any:
         if isinstance(value, AlexNetEdgeError):
-            shown[name] = {"error": str(value)}
-        else:
-            shown[name] = value if isinstance(value, dict) else value.to_json()
-    return shown
+            return {"error": str(value)}
+        return value if isinstance(value, dict) else value.to_json()
+
+    return {name: shown(value) for name, value in results.items()}
 
 
-class NamedReporter:
-    """Progress of one device among several: its lines begin with its name, and there is no bar."""
+class NamedReporter(QuietReporter):
+    """The results of one device among several: its lines begin with its name, and there is no bar."""
 
     _writing = threading.Lock()
 
@@ -144,9 +144,6 @@ class NamedReporter:
 
     def start(self, description: str, total: int | None) -> None:
         self._description = description
-
-    def update(self, completed: int, detail: str = "") -> None:
-        """A log of several devices shows results only."""
 
     def finish(self, detail: str = "") -> None:
         self.note(f"{self._description}: {detail}")

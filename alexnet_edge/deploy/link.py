@@ -63,24 +63,21 @@ _BOOT = (
 )
 """Reads the program from standard input, byte for byte, and leaves the rest to it; it runs on any Python 3."""
 
-_CLIENT_SAYS: tuple[tuple[str, str, str], ...] = (
-    (
-        "REMOTE HOST IDENTIFICATION HAS CHANGED",
+_COMPARE = "connect once with ssh and compare the key"
+_CLIENT_SAYS = {
+    "REMOTE HOST IDENTIFICATION HAS CHANGED": (
         "the device's host key has changed",
-        "if it was installed anew: ssh-keygen -R HOST, then connect once with ssh and compare the key",
+        f"if it was installed anew: ssh-keygen -R HOST, then {_COMPARE}",
     ),
-    (
-        "Host key verification failed",
-        "the device's host key is not known",
-        "connect once with ssh and compare the key with the device's",
-    ),
-    ("Permission denied", "the device accepts none of your keys", "run ssh-copy-id, or load the key with ssh-add"),
-    ("Could not resolve hostname", "no such host name", "check it, or add it to ~/.ssh/config"),
-    ("Connection refused", "nothing answers on the device's SSH port", "start its SSH server, or check the port"),
-    ("timed out", "the device does not answer", "check that it is on and reachable, or give more --connect-seconds"),
-    ("No route to host", "the device cannot be reached", "check the network"),
-    ("Bad owner or permissions", "the SSH client refuses its own configuration", "correct the file's permissions"),
-)
+    "Host key verification failed": ("the device's host key is not known", f"{_COMPARE} with the device's"),
+    "Permission denied": ("the device accepts none of your keys", "run ssh-copy-id, or load the key with ssh-add"),
+    "Could not resolve hostname": ("no such host name", "check it, or add it to ~/.ssh/config"),
+    "Connection refused": ("nothing answers on the device's SSH port", "start its SSH server, or check the port"),
+    "timed out": ("the device does not answer", "check that it is on and reachable, or give more --connect-seconds"),
+    "No route to host": ("the device cannot be reached", "check the network"),
+    "Bad owner or permissions": ("the SSH client refuses its own configuration", "correct the file's permissions"),
+}
+"""Problem and fix, by words of the client."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,14 +141,15 @@ class Link:
 
     def command(self) -> list[str]:
         """The client's command line; the destination stands behind `--`, so that it can never be an option."""
-        settings = self.settings
+        settings, client = self.settings, shutil.which("ssh")
+        if client is None:
+            raise MissingComponentError("no OpenSSH client here", fix="run: sudo apt-get install openssh-client")
         boot = _BOOT.format(major=OLDEST_PYTHON[0], minor=OLDEST_PYTHON[1], mark=MARK, length=len(_program()))
+        silence_s = f"{settings.silence_s:g}"
         if settings.container is not None:
-            remote = container.start_command(
-                settings.container, settings.python, settings.root, settings.silence_s, boot
-            )
+            remote = container.start_command(settings.container, settings.python, settings.root, silence_s, boot)
         else:
-            remote = shlex.join([settings.python, "-c", boot, settings.root, f"{settings.silence_s:g}"])
+            remote = shlex.join([settings.python, "-c", boot, settings.root, silence_s])
         options = {
             "BatchMode": "yes",
             "ConnectTimeout": str(max(1, round(settings.connect_s))),
@@ -164,7 +162,7 @@ class Link:
             "ControlMaster": "no",
         }
         return [
-            find_ssh(),
+            client,
             "-T",
             *(["-F", str(settings.ssh_config)] if settings.ssh_config is not None else []),
             *[word for name, value in options.items() for word in ("-o", f"{name}={value}")],
@@ -220,12 +218,8 @@ class Link:
             stream.close()
 
     def ask(self, do: str, *, on_progress: OnEvent | None = None, **fields: Any) -> dict[str, Any]:
-        """One request, and its answer.
-
-        Raises:
-            DeviceError: when the device refuses; GateError when what it made is not good enough.
-            DisconnectedError: when the connection breaks.
-        """
+        """One request, and its answer; raises DeviceError when the device refuses, GateError when what it made is not
+        good enough, DisconnectedError when the connection breaks."""
         try:
             self._write(json.dumps({"do": do, **fields}).encode() + b"\n")
         except DisconnectedError as gone:
@@ -237,7 +231,6 @@ class Link:
 
         Raises:
             DeviceError: when the device refuses it: full disk, oversized, or damaged on the way (`kind` is `corrupt`).
-            DisconnectedError: when the connection breaks.
         """
         request = {"do": "receive", "sha256": sha256, "offset": offset, "bytes": path.stat().st_size - offset}
         try:
@@ -372,7 +365,7 @@ class Link:
                 fix="install python3 and python3-venv there, or name it with --python",
             )
         if code == 255:
-            for words, problem, fix in _CLIENT_SAYS:
+            for words, (problem, fix) in _CLIENT_SAYS.items():
                 if any(words in line for line in lines):
                     return DisconnectedError(problem, value=host, fix=fix.replace("HOST", host.rpartition("@")[2]))
         return DisconnectedError(
@@ -384,18 +377,6 @@ class Link:
 
 def _program() -> bytes:
     return Path(board.__file__).read_bytes()
-
-
-def find_ssh() -> str:
-    """The system's OpenSSH client.
-
-    Raises:
-        MissingComponentError: when there is none.
-    """
-    client = shutil.which("ssh", path=os.environ.get("PATH"))
-    if client is None:
-        raise MissingComponentError("no OpenSSH client here", fix="run: sudo apt-get install openssh-client")
-    return client
 
 
 def _bounded_line(stream: IO[bytes], *, whole: bool = True) -> bytes | None:

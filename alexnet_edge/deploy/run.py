@@ -24,14 +24,12 @@ from alexnet_edge.deploy.link import Link, LinkSettings, number, printable
 from alexnet_edge.deploy.plan import Manner
 from alexnet_edge.deploy.preflight import Facts, Findings, cuda_requirement, judge
 from alexnet_edge.environment import EMULATED_FIGURES
-from alexnet_edge.errors import AlexNetEdgeError, DeviceError, DisconnectedError, GateError, MissingComponentError
-from alexnet_edge.files import MALFORMED, sha256_json, write_text, writing
+from alexnet_edge.errors import DeviceError, DisconnectedError, GateError, MissingComponentError
+from alexnet_edge.files import MALFORMED, sha256_json, write_text
 from alexnet_edge.progress import Reporter
 
-MOST_REPORT_BYTES = 64 << 20
-"""Largest report that is fetched."""
-MOST_LOG_BYTES = 1 << 20
-"""So much of the end of a log is fetched."""
+MOST_REPORT_BYTES, MOST_LOG_BYTES = 64 << 20, 1 << 20
+"""Largest report that is fetched; so much of the end of a log."""
 LOCK_WAIT_S = 5.0
 """What a cut connection left on the device ends within so long."""
 RETRY_S = 2.0
@@ -85,11 +83,7 @@ class Planned:
 
 
 def plan_deploy(bundle: Bundle, link_settings: LinkSettings) -> Planned:
-    """Look at a device and say what a deploy would do; nothing is written there.
-
-    Raises:
-        DeviceError: when it cannot be reached or has no Python.
-    """
+    """Look at a device and say what a deploy would do; nothing is written there. DeviceError when it cannot be reached."""
     with Link(link_settings) as link:
         findings, missing = _preflight(link, bundle)
         status = link.ask("status")
@@ -98,16 +92,13 @@ def plan_deploy(bundle: Bundle, link_settings: LinkSettings) -> Planned:
     entries = (entry for entry in status.get("releases", ()) if isinstance(entry, dict) and entry.get("id") == release)
     steps_done = next(entries, {}).get("steps")
     done = steps_done if isinstance(steps_done, dict) else {}
+    build, bench, source = bundle.build, bundle.bench, bundle.build["source"]
     words = {
         "copy": f"{missing / 1e6:.1f} MB of {bundle.bytes / 1e6:.1f} MB in {len(bundle.files)} files, each checked by SHA-256",
         "environment": f"Python with {', '.join((bundle.wheel, *_requirements(bundle, findings.facts)))}",
-        "build": f"{bundle.about['precision']} from {bundle.build['source']} there"
-        if bundle.build["build"]
-        else f"none: {bundle.build['source']} runs as it is",
+        "build": f"{build['precision']} from {source} there" if build["build"] else f"none: {source} runs as it is",
         "proof": f"precision of each layer, and the answers to {bundle.about['golden_images']} golden images",
-        "bench": f"{bundle.bench['rounds']} rounds of {bundle.bench['seconds']:g} s"
-        if bundle.bench["seconds"]
-        else "not asked for",
+        "bench": f"{bench['rounds']} rounds of {bench['seconds']:g} s" if bench["seconds"] else "not asked for",
         "switch": f"{link_settings.root}/current: {serving or 'nothing'} -> {release}",
         "fetch": ", ".join(REPORTS),
     }
@@ -126,8 +117,7 @@ def deploy(bundle: Bundle, link_settings: LinkSettings, manner: Manner, *, repor
     """Bring one device to serve `bundle`; whatever fails, what served before serves on.
 
     Raises:
-        DeviceError: when the device refuses, or cannot be reached; GateError when the artifact is not proved there. The
-            message says what serves now, and how to look.
+        DeviceError: when the device refuses, or cannot be reached; GateError when the artifact is not proved there.
     """
     return _Deploy(bundle=bundle, settings=link_settings, manner=manner, reporter=reporter).run()
 
@@ -163,7 +153,7 @@ class _Deploy:
                 self.reporter.note(f"{self._step}: {error.problem}; connecting again")
                 time.sleep(min(RETRY_S, remaining_s))
 
-    def _with_serving(self, error: AlexNetEdgeError) -> AlexNetEdgeError:
+    def _with_serving(self, error: DeviceError | GateError) -> DeviceError | GateError:
         """The same error with what serves now, and how to look."""
         if not self._connected:
             return error
@@ -171,8 +161,7 @@ class _Deploy:
         host, look = self.settings.destination, f"alexnet-edge deploy status {self.settings.destination}"
         if self._step in STEPS:
             look = f"ssh {host} tail -n 40 {self.settings.root}/releases/{self.release}/log.txt"
-        kind = next(kind for kind in (GateError, DisconnectedError, DeviceError) if isinstance(error, kind))
-        return kind(f"{str(error).rstrip('.')}; {serving} on {host}; look: {look}")
+        return type(error)(f"{str(error).rstrip('.')}; {serving} on {host}; look: {look}")
 
     def _attempt(self, link: Link) -> Deployed:
         again, self._connected = self._connected, True
@@ -293,22 +282,15 @@ class _Deploy:
 
 
 def rollback(link_settings: LinkSettings, release: str | None = None) -> dict[str, Any]:
-    """Let the release serve that served before, or the one named; its artifact is compared with its checksum first.
-
-    Raises:
-        DeviceError: when there is none, it is damaged, or another deploy is at work.
-    """
+    """Let the release serve that served before, or the one named, whose artifact is compared with its checksum first;
+    DeviceError when there is none, it is damaged, or another deploy is at work."""
     with Link(link_settings) as link:
         link.ask("lock", who=_who(), wait_s=LOCK_WAIT_S)
         return link.ask("rollback", to=release)
 
 
 def status(link_settings: LinkSettings) -> dict[str, Any]:
-    """Every release on the device, what serves, and the last switches.
-
-    Raises:
-        DeviceError: when the device cannot be reached or its answer cannot be used.
-    """
+    """Every release on the device, what serves, and the last switches; DeviceError when its answer cannot be used."""
     with Link(link_settings) as link:
         value = link.ask("status")
     if not isinstance(value.get("releases"), list) or not isinstance(value.get("history"), list):
@@ -317,17 +299,12 @@ def status(link_settings: LinkSettings) -> dict[str, Any]:
 
 
 def fetch_reports(link: Link, release: str, reports: Path, device: str) -> tuple[Path, Path | None]:
-    """Bring a release's results, manifest, journal and log here, and make the page of them; returns folder and page.
-
-    Raises:
-        DeviceError: when what came is oversized or malformed.
-    """
+    """Bring a release's results, manifest, journal and log here, and make the page of them; returns folder and page, or
+    raises DeviceError when what came is oversized or malformed."""
     from alexnet_edge.bench.rounds.results import read_results
 
     host = re.sub(r"[^A-Za-z0-9._-]", "_", device.rpartition("@")[2]).strip(".")
     folder = reports / (host or "device") / release
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     for name in REPORTS:
         data = link.fetch(release, name, most=MOST_LOG_BYTES if name == "log.txt" else MOST_REPORT_BYTES)
         if data is not None:

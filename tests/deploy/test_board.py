@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Cli
 from emulated_board import HOST, Board, check_here, emulated_board, give, wheelhouse
 
 from alexnet_edge.artifact import decode_manifest
@@ -44,22 +44,9 @@ ONLY_FOR_FORMATS = ("onnx", "ml_dtypes", "protobuf", "flatbuffers")
 def edge(folder: Path, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run `alexnet-edge` as its users do, and show what it says; it must end with this exit code."""
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "alexnet_edge", *map(str, words)],
-        cwd=folder,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "160"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    print(
-        f"\n$ alexnet-edge {' '.join(map(str, words))}",
-        f"{done.stderr}{done.stdout}({time.monotonic() - start:.0f} s)",
-        sep="\n",
-        flush=True,
-    )
+    done = Cli(folder)(*map(str, words), timeout=600)
+    shown = f"{done.stderr}{done.stdout}({time.monotonic() - start:.0f} s)"
+    print(f"\n$ alexnet-edge {' '.join(map(str, words))}\n{shown}", flush=True)
     assert done.returncode == code, done.stderr
     return done
 
@@ -77,22 +64,19 @@ def fitted_checkpoint(filters: Path, images: ImageSet, path: Path) -> None:
     model.load_state_dict(trained, strict=False)
     model.eval()
     info = CheckpointInfo(architecture=arch.name, classes=images.classes, preprocessing=preset("caffe-227"))
+    read = list(batches(images, info.preprocessing, batch=25))
     with torch.inference_mode():
-        taken = [
-            (model.features(torch.from_numpy(batch.x_NCHW)), batch.labels_N)
-            for batch in batches(images, info.preprocessing, batch=25)
-        ]
-        pool5_NF, labels_N = torch.cat([one for one, _ in taken]), np.concatenate([labels for _, labels in taken])
+        pool5_NF = torch.cat([model.features(torch.from_numpy(batch.x_NCHW)) for batch in read])
     rescale(model, model.classifier, pool5_NF, ("fc6", "fc7"))
     with torch.inference_mode():
-        fc7_NF = (
-            model.after7(model.fc7(model.before7(model.after6(model.fc6(model.before6(pool5_NF)))))).double().numpy()
-        )
-    mean_F, wanted_NK = fc7_NF.mean(axis=0), 8 * (np.eye(len(images.classes))[labels_N] - 1 / len(images.classes))
+        fc6_NF = model.after6(model.fc6(model.before6(pool5_NF)))
+        fc7_NF = model.after7(model.fc7(model.before7(fc6_NF))).double().numpy()
+    labels_N, num_classes = np.concatenate([batch.labels_N for batch in read]), len(images.classes)
+    mean_F, target_NK = fc7_NF.mean(axis=0), 8 * (np.eye(num_classes)[labels_N] - 1 / num_classes)
     centred_NF = fc7_NF - mean_F
     kernel_NN = centred_NF @ centred_NF.T
     ridge_NN = kernel_NN + 0.1 * np.trace(kernel_NN) / len(images) * np.eye(len(images))
-    weight_FK = centred_NF.T @ np.linalg.solve(ridge_NN, wanted_NK)
+    weight_FK = centred_NF.T @ np.linalg.solve(ridge_NN, target_NK)
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     weights |= {"fc8.weight": weight_FK.T.astype(np.float32), "fc8.bias": (-mean_F @ weight_FK).astype(np.float32)}
     save_checkpoint(path, weights, info)
@@ -107,9 +91,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     check_here()
     folder, data = tmp_path_factory.mktemp("work"), Path(os.environ["ALEXNET_EDGE_DATA"])
-    given = os.environ.get("ALEXNET_EDGE_BOARD_ARTIFACTS")
-    if given:
-        (folder / "artifacts").symlink_to(Path(given).resolve())
+    if artifacts := os.environ.get("ALEXNET_EDGE_BOARD_ARTIFACTS"):
+        (folder / "artifacts").symlink_to(Path(artifacts).resolve())
         (folder / "images").symlink_to(data / "flowers/val")
         return folder
     for kind in sorted((data / "flowers/train").iterdir()):
@@ -126,8 +109,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    with emulated_board(tmp_path_factory.mktemp("board")) as there:
-        yield there
+    with emulated_board(tmp_path_factory.mktemp("board")) as emulated:
+        yield emulated
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +120,9 @@ def first(work: Path, board: Board) -> dict[str, Any]:
     golden = ("--images", "images", "--limit", GOLDEN)
     bench = ("--bench-seconds", "1", "--rounds", "1", "--percentile", "50", "--no-cold", "--no-roofline")
     edge(work, *words, *golden, *bench, "--artifact", "artifacts/alexnet_fp32.onnx", "--int8")
-    found = json.loads(edge(work, "deploy", "status", HOST, "--ssh-config", board.ssh_config, "--json").stdout)[HOST]
-    (release,) = found["releases"]
-    assert found["current"] == release["id"]
+    state = json.loads(edge(work, "deploy", "status", HOST, "--ssh-config", board.ssh_config, "--json").stdout)[HOST]
+    (release,) = state["releases"]
+    assert state["current"] == release["id"]
     return dict(release)
 
 
@@ -154,9 +137,9 @@ def test_the_package_alone(board: Board, tmp_path: Path) -> None:
         "import json, sys, alexnet_edge; assert 'numpy' not in sys.modules; "
         "from alexnet_edge.environment import describe; print(json.dumps(describe()))"
     )
-    said = board.run(f'PYTHONPATH=base python3 -c "{program}"')
-    assert said.returncode == 0, said.stderr
-    about = json.loads(said.stdout)
+    answer = board.run(f'PYTHONPATH=base python3 -c "{program}"')
+    assert answer.returncode == 0, answer.stderr
+    about = json.loads(answer.stdout)
     print(about)
     assert about["machine"] == "aarch64"
     assert "asimddp" in about["cpu_features"]

@@ -33,13 +33,13 @@ def test_another_kind_of_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         check_here()
 
 
+TRIXIE = "x-security main http://a/security\ntrixie-updates main http://a/debian\ntrixie main http://a/debian\n"
+
+
 @pytest.mark.parametrize(
     ("targets", "archive"),
     [
-        (
-            "x-security main http://a/security\ntrixie-updates main http://a/debian\ntrixie main http://a/debian\n",
-            "http://a/debian",
-        ),
+        (TRIXIE, "http://a/debian"),
         ("noble main http://b/ubuntu\nbookworm contrib http://a/debian\n", None),
         ("", None),
     ],
@@ -62,16 +62,13 @@ def test_a_kernel_that_may_not_be_told_of_programs(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(emulated_board, "BINFMT", tmp_path)
     (tmp_path / "qemu-aarch64").write_text("enabled\ninterpreter /usr/bin/qemu-aarch64-static\nflags: P\n")
     (tmp_path / "register").write_text("")
-    with pytest.raises(NoBoardError, match="qemu-aarch64 lacks the flag F"), emulated_board.aarch64_programs():
-        pass
+    with pytest.raises(NoBoardError, match="qemu-aarch64 lacks the flag F"):
+        emulated_board.aarch64_programs().__enter__()
     (tmp_path / "qemu-aarch64").unlink()
     (tmp_path / "register").unlink()
     (tmp_path / "register").mkdir()
-    with (
-        pytest.raises(NoBoardError, match="does not let a binfmt_misc handler be registered"),
-        emulated_board.aarch64_programs(),
-    ):
-        pass
+    with pytest.raises(NoBoardError, match="does not let a binfmt_misc handler be registered"):
+        emulated_board.aarch64_programs().__enter__()
 
 
 @pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="continuous integration would install OpenSSH")

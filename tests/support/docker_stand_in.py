@@ -19,16 +19,8 @@ from typing import Any
 
 SWITCHES = ("--rm", "--interactive", "--init", "--no-healthcheck")
 VALUES = (
-    "--entrypoint",
-    "--group-add",
-    "--volume",
-    "--user",
-    "--env",
-    "--network",
-    "--workdir",
-    "--runtime",
-    "--device",
-)
+    "--entrypoint", "--group-add", "--volume", "--user", "--env", "--network", "--workdir", "--runtime", "--device",
+)  # fmt: skip
 
 
 def refuse(text: str, code: int) -> None:
@@ -38,7 +30,6 @@ def refuse(text: str, code: int) -> None:
 
 def run(folder: Path, words: list[str]) -> None:
     options: dict[str, Any] = {name: [] for name in VALUES}
-    words = list(words)
     while words and words[0].startswith("-"):
         name = words.pop(0)
         if name in VALUES:
@@ -78,8 +69,7 @@ def main(folder: Path, words: list[str]) -> None:
     images = json.loads((folder / "images.json").read_text())
     if words[:3] == ["image", "inspect", "--format"]:
         if words[4] not in images:
-            print(f"Error: No such image: {words[4]}", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(f"Error: No such image: {words[4]}")
         print(images[words[4]])
     elif words[0] == "info":
         print(json.dumps({"runc": {}}))

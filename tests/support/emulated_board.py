@@ -25,7 +25,6 @@ import platform
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from loopback_device import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,19 +93,8 @@ exec chroot "$@"
 """Without sysfs: ONNX Runtime's look at the processor dies where it lists processors of which /proc/cpuinfo, the host's, says
 nothing that an ARM processor's would."""
 _INSIDE = (
-    "setpriv",
-    "--pdeathsig",
-    "KILL",
-    "unshare",
-    "--mount",
-    "--pid",
-    "--fork",
-    "--kill-child",
-    "sh",
-    "-c",
-    ENTER,
-    "sh",
-)
+    "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh",
+)  # fmt: skip
 """Before a tree and a program of it: what it mounts and starts is its own, and ends with this process."""
 
 
@@ -133,8 +124,8 @@ class Board:
 
 def give(path: Path) -> None:
     """Give a file or folder in a board's root to the board's user."""
-    for one in (path, *path.rglob("*")):
-        os.chown(one, UID, UID, follow_symlinks=False)
+    for entry in (path, *path.rglob("*")):
+        os.chown(entry, UID, UID, follow_symlinks=False)
 
 
 def cache_folder() -> Path:
@@ -176,43 +167,34 @@ def mirror() -> str:
 
 def _proxy() -> dict[str, str]:
     """The environment of a program that fetches through the proxy that apt uses."""
-    answer = _run("apt-config", "shell", "found", "Acquire::http::Proxy", check=False).stdout
-    found = re.fullmatch(r"found=(.+)", answer.strip())
-    return {"http_proxy": shlex.split(found.group(1))[0], **os.environ} if found else dict(os.environ)
+    answer = _run("apt-config", "shell", "proxy", "Acquire::http::Proxy", check=False).stdout
+    proxy = re.fullmatch(r"proxy=(.+)", answer.strip())
+    return {"http_proxy": shlex.split(proxy.group(1))[0], **os.environ} if proxy else dict(os.environ)
 
 
 @contextmanager
 def aarch64_programs() -> Iterator[None]:
-    """Inside, the kernel starts aarch64 programs with QEMU.
-
-    Raises:
-        NoBoardError: when it may not be told to.
-    """
+    """Inside, the kernel starts aarch64 programs with QEMU; NoBoardError when it may not be told to."""
     entry = BINFMT / "qemu-aarch64"
     mounted = (BINFMT / "register").exists()
     if not mounted:
         answer = _run("mount", "-t", "binfmt_misc", "binfmt_misc", BINFMT, check=False)
         if answer.returncode:
             raise NoBoardError(f"the kernel's binfmt_misc cannot be mounted here: {answer.stderr.strip()}")
-    ours = False
-    if entry.exists():
-        if not any(
-            line.startswith("flags:") and "F" in line for line in entry.read_text(encoding="ascii").splitlines()
-        ):
-            raise NoBoardError(f"{entry} lacks the flag F, so it does not reach into a chroot: register it with F")
-    else:
+    registered = entry.exists()
+    if not registered:
         line = f":qemu-aarch64:M::{_MAGIC}:{_MASK}:{shutil.which('qemu-aarch64-static')}:F"
         try:
             (BINFMT / "register").write_text(line, encoding="ascii")
         except OSError as error:
-            raise NoBoardError(
-                f"this machine does not let a binfmt_misc handler be registered ({error.strerror})"
-            ) from error
-        ours = True
+            problem = f"this machine does not let a binfmt_misc handler be registered ({error.strerror})"
+            raise NoBoardError(problem) from error
+    elif not re.search(r"^flags:.*F", entry.read_text(encoding="ascii"), re.MULTILINE):
+        raise NoBoardError(f"{entry} lacks the flag F, so it does not reach into a chroot: register it with F")
     try:
         yield
     finally:
-        if ours:
+        if not registered:
             entry.write_text("-1", encoding="ascii")
         if not mounted:
             _run("umount", BINFMT, check=False)
@@ -226,13 +208,8 @@ def debian_tree() -> Path:
     tree.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix="building-") as folder:
         root = Path(folder) / "root"
-        options = [
-            "--arch=arm64",
-            "--variant=minbase",
-            "--foreign",
-            "--force-check-gpg",
-            f"--include={','.join(PACKAGES)}",
-        ]
+        options = ["--arch=arm64", "--variant=minbase", "--foreign", "--force-check-gpg"]
+        options.append(f"--include={','.join(PACKAGES)}")
         answer = _run("debootstrap", *options, SUITE, root, mirror(), timeout_s=1200, check=False, env=_proxy())
         if answer.returncode:
             last = (answer.stdout + answer.stderr).strip().splitlines()[-1:]
@@ -279,23 +256,15 @@ def wheelhouse() -> Path:
 
 @contextmanager
 def emulated_board(folder: Path) -> Iterator[Board]:
-    """A fresh board in `folder`, gone afterwards.
-
-    Raises:
-        NoBoardError: when there can be none here.
-    """
+    """A fresh board in `folder`, gone afterwards; NoBoardError when there can be none here."""
     with aarch64_programs():
-        root, port = folder / "root", _free_port()
+        root, port = folder / "root", free_port()
         _run("cp", "--archive", "--reflink=auto", debian_tree(), root)
         _prepare(root, folder, port)
         log = folder / "sshd.log"
+        server = [*_INSIDE, root, "/usr/sbin/sshd", "-D", "-e", "-p", str(port)]
         with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [*_INSIDE, root, "/usr/sbin/sshd", "-D", "-e", "-p", str(port)],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-            )
+            process = subprocess.Popen(server, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
         try:
             board = Board(ssh_config=folder / "ssh_config", root=root, log=log)
             _wait(board, process)
@@ -346,30 +315,24 @@ def _wait(board: Board, process: subprocess.Popen[bytes], seconds: float = 60) -
         if board.run("true", timeout_s=30).returncode == 0:
             return
         time.sleep(0.3)
-    said = board.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    raise NoBoardError(f"the board's SSH server does not answer: {' | '.join(said[-3:])}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    lines = board.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    raise NoBoardError(f"the board's SSH server does not answer: {' | '.join(lines[-3:])}")
 
 
 def _run(
     *command: object, timeout_s: float = 120, check: bool = True, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     words: Sequence[str] = list(map(str, command))
+    pipes: Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     try:
-        answer = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False, env=env
+        answer: subprocess.CompletedProcess[str] = subprocess.run(
+            words, timeout=timeout_s, check=False, env=env, **pipes
         )
     except subprocess.TimeoutExpired as error:
         raise NoBoardError(f"{words[0]} took more than {timeout_s:.0f} s") from error
     if check and answer.returncode:
-        raise NoBoardError(
-            f"{words[0]} ended with {answer.returncode}: {(answer.stderr or answer.stdout).strip()[-300:]}"
-        )
+        reason = (answer.stderr or answer.stdout).strip()[-300:]
+        raise NoBoardError(f"{words[0]} ended with {answer.returncode}: {reason}")
     return answer
 
 
@@ -382,8 +345,8 @@ def main() -> int:
         )
         tree, wheels = debian_tree(), wheelhouse()
         with aarch64_programs():
-            said = _run(*_INSIDE, tree, "/usr/bin/uname", "-m").stdout.strip()
-        print(f"emulated board: {tree} and {wheels}; a program in it says {said}")
+            machine = _run(*_INSIDE, tree, "/usr/bin/uname", "-m").stdout.strip()
+        print(f"emulated board: {tree} and {wheels}; a program in it says {machine}")
     except NoBoardError as error:
         print(f"emulated board: not run, because {error}", file=sys.stderr)
         return 2

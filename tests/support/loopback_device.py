@@ -24,13 +24,38 @@ REQUIRED = os.environ.get("ALEXNET_EDGE_REQUIRE_SSHD") == "1"
 """Set in continuous integration, where a missing server is a failure and not a reason to skip."""
 
 
+SSHD_CONFIG = """\
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/authorized_keys
+PidFile none
+UsePAM no
+StrictModes no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin prohibit-password
+PermitUserRC no
+SetEnv {kept}
+"""
+SSH_CONFIG = """\
+Host board
+  HostName 127.0.0.1
+  Port {port}
+  IdentityFile {folder}/user
+  IdentitiesOnly yes
+  UserKnownHostsFile {folder}/known_hosts
+  GlobalKnownHostsFile /dev/null
+"""
+
+
 def find_sshd() -> str:
     """The server's path; skips the test where there is none."""
-    found = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-    if found is None or shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
+    server = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if server is None or shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
         assert not REQUIRED, "ALEXNET_EDGE_REQUIRE_SSHD=1, and OpenSSH's server or client is missing"
         pytest.skip("no OpenSSH server and client here: apt-get install openssh-server openssh-client")
-    return found
+    return server
 
 
 class LoopbackDevice:
@@ -58,20 +83,15 @@ class LoopbackDevice:
         if os.geteuid() == 0:  # the server's own unit makes it, where there is an init system; root's server wants it
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         for _ in range(10):
-            self.port = getattr(self, "port", None) or _free_port()
+            self.port = getattr(self, "port", None) or free_port()
             self._configure()
+            command = [self._sshd, "-D", "-e", "-f", str(self.folder / "sshd_config")]
             with (self.folder / "sshd.log").open("ab") as log:
-                self._server = subprocess.Popen(
-                    [self._sshd, "-D", "-e", "-f", str(self.folder / "sshd_config")],
-                    stdin=subprocess.DEVNULL,
-                    stderr=log,
-                )
+                self._server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
             deadline = time.monotonic() + 20
             while self._server.poll() is None and time.monotonic() < deadline:
-                with (
-                    contextlib.suppress(OSError),
-                    socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe,
-                ):
+                address = ("127.0.0.1", self.port)
+                with contextlib.suppress(OSError), socket.create_connection(address, timeout=1) as probe:
                     if probe.recv(4) == b"SSH-":
                         return
                 time.sleep(0.05)
@@ -88,32 +108,9 @@ class LoopbackDevice:
         path = f"{self.programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         own_values = {"HOME": str(self.home), "PATH": path, **pip}
         kept = " ".join(f'"{name}={value}"' for name, value in own_values.items())
-        lines = [
-            f"Port {self.port}",
-            "ListenAddress 127.0.0.1",
-            f"HostKey {self.folder / 'host'}",
-            f"AuthorizedKeysFile {self.folder / 'authorized_keys'}",
-            "PidFile none",
-            "UsePAM no",
-            "StrictModes no",
-            "PasswordAuthentication no",
-            "KbdInteractiveAuthentication no",
-            "PermitRootLogin prohibit-password",
-            "PermitUserRC no",
-            f"SetEnv {kept}",
-        ]
-        (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
+        (self.folder / "sshd_config").write_text(SSHD_CONFIG.format(port=self.port, folder=self.folder, kept=kept))
+        (self.folder / "ssh_config").write_text(SSH_CONFIG.format(port=self.port, folder=self.folder))
         self.know("host")
-        client = [
-            "Host board",
-            "  HostName 127.0.0.1",
-            f"  Port {self.port}",
-            f"  IdentityFile {self.folder / 'user'}",
-            "  IdentitiesOnly yes",
-            f"  UserKnownHostsFile {self.folder / 'known_hosts'}",
-            "  GlobalKnownHostsFile /dev/null",
-        ]
-        (self.folder / "ssh_config").write_text("\n".join(client) + "\n")
 
     def know(self, key: str | None) -> None:
         """Let the client know this key as the device's, or none."""
@@ -167,7 +164,7 @@ class LoopbackDevice:
                 process.kill()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
