@@ -21,9 +21,6 @@ IMAGENET_FIRST = np.array([0.5675, 0.5808, 0.5836])
 """The first principal component of ImageNet's colours, as fb.resnet.torch and many after it publish it."""
 
 
-# --- crops and mirror images --------------------------------------------------------------------------------------------
-
-
 def test_random_views_are_crops_and_mirrors_of_the_resized_image() -> None:
     pixels = np.arange(10 * 14 * 3, dtype=np.uint8).reshape(10, 14, 3)
     spec = Preprocessing(resize=10, crop=4)
@@ -49,9 +46,6 @@ def test_crops_of_the_paper_are_spread_evenly_over_their_places_and_half_are_mir
     assert np.mean([draw.mirror >= 0.5 for draw in draws]) == pytest.approx(0.5, abs=0.01)
 
 
-# --- where the numbers come from ----------------------------------------------------------------------------------------
-
-
 def test_a_draw_depends_on_seed_epoch_and_place_alone() -> None:
     few, many = epoch_draws(7, seed=5, epoch=2), epoch_draws(1000, seed=5, epoch=2)
     assert list(few) == list(many[:7])
@@ -63,9 +57,6 @@ def test_a_draw_depends_on_seed_epoch_and_place_alone() -> None:
     assert epoch_draws(0, seed=0, epoch=0)[:4].at([]) is not None
     with pytest.raises(IndexError):
         few[7]
-
-
-# --- light --------------------------------------------------------------------------------------------------------------
 
 
 def test_light_is_that_of_the_paper_on_real_images(data_root: Path) -> None:
@@ -80,12 +71,9 @@ def test_light_is_that_of_the_paper_on_real_images(data_root: Path) -> None:
     for value, vector in zip(lighting.eigenvalues, np.array(lighting.eigenvectors), strict=True):
         np.testing.assert_allclose(covariance @ vector, value * vector, rtol=1e-6, atol=1e-9)
     assert sorted(lighting.eigenvalues, reverse=True) == list(lighting.eigenvalues)
-    np.testing.assert_allclose(
-        np.array(lighting.eigenvectors) @ np.array(lighting.eigenvectors).T, np.eye(3), atol=1e-9
-    )
-    assert np.abs(np.array(lighting.eigenvectors[0]) @ IMAGENET_FIRST) > 0.97, (
-        "brightness comes first in all photographs"
-    )
+    vectors_KC = np.array(lighting.eigenvectors)
+    np.testing.assert_allclose(vectors_KC @ vectors_KC.T, np.eye(3), atol=1e-9)
+    assert np.abs(vectors_KC[0] @ IMAGENET_FIRST) > 0.97, "brightness comes first in all photographs"
     assert 0.1 < lighting.eigenvalues[0] < 0.4, "ImageNet's is 0.2175"
 
     draws = epoch_draws(40, seed=1, epoch=0)

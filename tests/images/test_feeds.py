@@ -32,16 +32,24 @@ def make(images: ImageSet, spec: Preprocessing = SMALL, **options: Any) -> Image
 
 
 def everything(feed: ImageFeed, order: Sequence[int], draws: Sequence[Draw], batch: int) -> tuple[Any, list[int]]:
-    found = list(feed.batches(order, draws, batch))
-    return torch.cat([x for x, _ in found]), torch.cat([labels for _, labels in found]).tolist()
+    parts = list(feed.batches(order, draws, batch))
+    return torch.cat([x for x, _ in parts]), torch.cat([labels for _, labels in parts]).tolist()
+
+
+def broken_copy(image_folder: Path, tmp_path: Path) -> ImageSet:
+    """The training images, of which the first four are damaged."""
+    root = shutil.copytree(image_folder, tmp_path / "copy")
+    for index in range(4):
+        (root / f"train/blue/{index}.jpg").write_bytes(b"broken")
+    return open_split(root, "train")
+
+
+DRAWS = epoch_draws(24, seed=0, epoch=0)
 
 
 @pytest.fixture
 def images(image_folder: Path) -> ImageSet:
     return open_split(image_folder, "train")
-
-
-# --- what is read -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(40, 33), (300, 256), (257, 400)])
@@ -76,15 +84,14 @@ def ways() -> Iterator[Any]:
 def test_views_do_not_depend_on_who_makes_them(images: ImageSet, options: dict[str, Any]) -> None:
     lighting = measure_lighting(images, SMALL, sigma=0.5, on_bad_image="fail")
     order = np.random.default_rng(0).permutation(24).tolist()
-    draws = epoch_draws(24, seed=0, epoch=0)
-    expected, labels = everything(make(images, lighting=lighting), order, draws, 24)
+    expected, labels = everything(make(images, lighting=lighting), order, DRAWS, 24)
     feed = make(images, lighting=lighting, **options)
     try:
         for batch in (5, 24):
-            found, found_labels = everything(feed, order, draws, batch)
-            assert torch.equal(found, expected)
-            assert found_labels == labels == images.labels_N[order].tolist()
-        tail, _ = everything(feed, order[10:], draws[10:], 5)  # as a resumed run asks
+            views, view_labels = everything(feed, order, DRAWS, batch)
+            assert torch.equal(views, expected)
+            assert view_labels == labels == images.labels_N[order].tolist()
+        tail, _ = everything(feed, order[10:], DRAWS[10:], 5)  # as a resumed run asks
         assert torch.equal(tail, expected[10:])
     finally:
         feed.close()
@@ -95,19 +102,17 @@ def test_batches_on_a_gpu_are_those_of_the_processor(images: ImageSet) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA GPU")
     lighting = measure_lighting(images, SMALL, sigma=0.5, on_bad_image="fail")
-    draws = epoch_draws(24, seed=0, epoch=0)
-    expected, labels = everything(make(images, lighting=lighting), range(24), draws, 5)
+    expected, labels = everything(make(images, lighting=lighting), range(24), DRAWS, 5)
     for options in ({}, {"augment_on": "device"}, {"pool": "processes"}):
         feed = make(images, lighting=lighting, device=torch.device("cuda"), **{"workers": 2, **options})
-        found = list(feed.batches(range(24), draws, 5))
+        parts = list(feed.batches(range(24), DRAWS, 5))
         feed.close()
-        assert all(x.is_cuda and labels_N.is_cuda for x, labels_N in found)
-        torch.testing.assert_close(torch.cat([x for x, _ in found]).cpu(), expected, rtol=1e-6, atol=1e-6)
-        assert torch.cat([labels_N for _, labels_N in found]).tolist() == labels
+        assert all(x.is_cuda and labels_N.is_cuda for x, labels_N in parts)
+        torch.testing.assert_close(torch.cat([x for x, _ in parts]).cpu(), expected, rtol=1e-6, atol=1e-6)
+        assert torch.cat([labels_N for _, labels_N in parts]).tolist() == labels
 
 
-def test_images_beyond_the_memory_budget_are_decoded_again(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = open_split(image_folder, "train")
+def test_images_beyond_the_memory_budget_are_decoded_again(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
     usual = ImageSet.image
     monkeypatch.setattr(ImageSet, "image", lambda self, index: decoded.append(index) or usual(self, index))
@@ -135,72 +140,59 @@ def test_nobody_reads_further_ahead_than_said(images: ImageSet, monkeypatch: pyt
     batches.close()  # type: ignore[attr-defined]
 
 
-# --- bad images ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("options", [{}, {"workers": 2}, {"augment_on": "device"}, {"workers": 2, "pool": "processes"}])
 def test_bad_images_leave_their_batches_in_their_places(
     image_folder: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    root = shutil.copytree(image_folder, tmp_path / "copy")
-    for index in range(4):
-        (root / f"train/blue/{index}.jpg").write_bytes(b"broken")
-    images = open_split(root, "train")
-    draws = epoch_draws(24, seed=0, epoch=0)
-    good, _ = everything(make(open_split(image_folder, "train")), range(24), draws, 24)
+    images = broken_copy(image_folder, tmp_path)
+    good, _ = everything(make(open_split(image_folder, "train")), range(24), DRAWS, 24)
     feed = make(images, **{"on_bad_image": "skip", **options})
     try:
         for _ in range(2):
-            found = list(feed.batches(range(24), draws, 3))
-            assert [len(x) for x, _ in found] == [len(labels_N) for _, labels_N in found] == [0, 2, *[3] * 6]
-            assert found[0][0].shape == (0, 3, 24, 24)
-            assert torch.equal(torch.cat([x for x, _ in found]), good[4:])
+            parts = list(feed.batches(range(24), DRAWS, 3))
+            assert [len(x) for x, _ in parts] == [len(labels_N) for _, labels_N in parts] == [0, 2, *[3] * 6]
+            assert parts[0][0].shape == (0, 3, 24, 24)
+            assert torch.equal(torch.cat([x for x, _ in parts]), good[4:])
             assert sorted(feed.bad) == [0, 1, 2, 3]
             assert "blue/2.jpg" in str(feed.bad[2])
     finally:
         feed.close()
     feed = make(images, **options)
     with pytest.raises(ImageError, match=r"blue/1\.jpg") as caught:
-        list(feed.batches(range(1, 24), draws[1:], 3))
+        list(feed.batches(range(1, 24), DRAWS[1:], 3))
     assert caught.value.exit_code == 2
     feed.close()
 
 
-# --- nothing is left behind ---------------------------------------------------------------------------------------------
-
-
 def test_a_loop_that_is_left_leaves_no_descriptor_and_no_work(images: ImageSet) -> None:
     feed = make(images, workers=2, pool="processes")
-    draws = epoch_draws(24, seed=0, epoch=0)
-    everything(feed, range(24), draws, 2)
+    everything(feed, range(24), DRAWS, 2)
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
-        batches = feed.batches(range(24), draws, 2)
+        batches = feed.batches(range(24), DRAWS, 2)
         next(batches)
         batches.close()  # type: ignore[attr-defined]
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-    expected, _ = everything(make(images), range(24), draws, 24)
-    assert torch.equal(everything(feed, range(24), draws, 7)[0], expected), "it can be asked again"
+    expected, _ = everything(make(images), range(24), DRAWS, 24)
+    assert torch.equal(everything(feed, range(24), DRAWS, 7)[0], expected), "it can be asked again"
     feed.close()
 
 
 def test_a_killed_worker_is_said_in_one_line(images: ImageSet) -> None:
     feed = make(images, workers=1, pool="processes")
-    draws = epoch_draws(24, seed=0, epoch=0)
-    everything(feed, range(24), draws, 8)
+    everything(feed, range(24), DRAWS, 8)
     executor: Any = feed._executor
     for process in executor._processes.values():
         os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(DataError, match=r"a process that reads images ended unasked.*; use fewer workers, or threads"):
         everything(feed, list(range(24)) * 1000, epoch_draws(24000, seed=0, epoch=0), 8)
-    assert len(everything(feed, range(24), draws, 8)[0]) == 24, "new workers take over"
+    assert len(everything(feed, range(24), DRAWS, 8)[0]) == 24, "new workers take over"
     feed.close()
 
 
 def test_workers_end_by_nobody_but_their_parent(images: ImageSet) -> None:
     feed = make(images, workers=2, pool="processes")
-    draws = epoch_draws(2400, seed=0, epoch=0)
-    batches = feed.batches(list(range(24)) * 100, draws, 8)
+    batches = feed.batches(list(range(24)) * 100, epoch_draws(2400, seed=0, epoch=0), 8)
     next(batches)
     executor: Any = feed._executor
     workers = list(executor._processes)
@@ -258,9 +250,6 @@ def running(pid: int) -> bool:
         return False
 
 
-# --- features -----------------------------------------------------------------------------------------------------------
-
-
 def test_fixed_views_are_ten_different_ones() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (256, 300, 3), np.uint8)
     seen = [view(pixels, Preprocessing(), draw).tobytes() for draw in fixed_views(10)]
@@ -274,19 +263,15 @@ def test_fixed_views_are_ten_different_ones() -> None:
 def test_feature_feed_picks_the_drawn_view() -> None:
     features_VNF = torch.arange(2 * 3).reshape(2, 3, 1).float()
     feed = FeatureFeed(features_VNF, torch.tensor([7, 8, 9]))
-    draws = [Draw(0.9, 0, 0), Draw(0.1, 0, 0), CENTRE]
-    ((x, labels),) = feed.batches([2, 0, 1], draws, 3)
+    ((x, labels),) = feed.batches([2, 0, 1], [Draw(0.9, 0, 0), Draw(0.1, 0, 0), CENTRE], 3)
     assert x[:, 0].tolist() == [5.0, 0.0, 1.0]
     assert labels.tolist() == [9, 7, 8]
 
 
 def test_features_of_images_of_which_a_whole_batch_is_broken(image_folder: Path, tmp_path: Path) -> None:
-    root = shutil.copytree(image_folder, tmp_path / "copy")
-    for index in range(4):
-        (root / f"train/blue/{index}.jpg").write_bytes(b"broken")
-    feed = make(open_split(root, "train"), on_bad_image="skip")
-    found = compute_features(
+    feed = make(broken_copy(image_folder, tmp_path), on_bad_image="skip")
+    computed = compute_features(
         feed, lambda x_NCHW: x_NCHW.flatten(1)[:, :5], 5, views=2, batch=2, reporter=QuietReporter(), split=""
     )
-    assert found.features_VNF.shape == (2, 20, 5)
-    assert found.labels_N.tolist() == feed.images.labels_N[4:].tolist()
+    assert computed.features_VNF.shape == (2, 20, 5)
+    assert computed.labels_N.tolist() == feed.images.labels_N[4:].tolist()

@@ -28,6 +28,8 @@ from alexnet_edge.images.cameras import CommandSource, OpenCVSource, StreamSourc
 from alexnet_edge.predict import predict
 from alexnet_edge.sessions import open_session
 
+Programs = Callable[[str, str], Path]
+
 
 def picture(shade: int, format: str = "JPEG", **options: Any) -> bytes:
     pixels = np.random.default_rng(shade).normal(shade, 20, (60, 80, 3)).clip(0, 255).astype(np.uint8)
@@ -38,15 +40,12 @@ def picture(shade: int, format: str = "JPEG", **options: Any) -> bytes:
 
 def shades(source: frames.FrameSource) -> list[int]:
     """The mean of every frame."""
-    found = []
     with source:
-        while (image := source.read()) is not None:
-            found.append(round(float(np.asarray(image).mean())))
-    return found
+        return [round(float(np.asarray(image).mean())) for image in iter(source.read, None)]
 
 
 @pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     """`programs("ffmpeg", SCRIPT)` puts a program first on PATH; it may write down how it was called in `calls`."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -69,11 +68,9 @@ def shot(tmp_path: Path) -> Path:
     return path
 
 
-def without_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-
-
-# --- a stream -------------------------------------------------------------------------------------------------------------
 
 
 def piped(content: bytes, *, piece: int = 1 << 20) -> StreamSource:
@@ -102,9 +99,9 @@ def test_jpegs_in_a_row_are_told_apart(piece: int, options: dict[str, Any]) -> N
 
 
 def test_restart_markers_do_not_end_an_image() -> None:
-    one = picture(77, restart_marker_blocks=1)
-    assert any(bytes([0xFF, 0xD0 + number]) in one for number in range(8)), "the picture has what is tested"
-    assert shades(piped(one + one)) == pytest.approx([77, 77], abs=2)
+    image = picture(77, restart_marker_blocks=1)
+    assert any(bytes([0xFF, 0xD0 + number]) in image for number in range(8)), "the picture has what is tested"
+    assert shades(piped(image + image)) == pytest.approx([77, 77], abs=2)
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP"])
@@ -139,10 +136,7 @@ def test_an_endless_image_is_refused(start: bytes, monkeypatch: pytest.MonkeyPat
         source.read()
 
 
-# --- a program ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_program_takes_the_picture(programs: Callable[[str, str], Path], shot: Path) -> None:
+def test_a_program_takes_the_picture(programs: Programs, shot: Path) -> None:
     programs("take", f"cat '{shot}'")
     with CommandSource(["take", "-o", "-"]) as source:
         first, second = source.read(), source.read()
@@ -162,7 +156,7 @@ def test_a_program_takes_the_picture(programs: Callable[[str, str], Path], shot:
     ],
 )
 def test_a_program_that_fails_is_one_line(
-    programs: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, script: str, message: str
+    programs: Programs, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
     monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 1 << 20)
     programs("take", script)
@@ -172,26 +166,20 @@ def test_a_program_that_fails_is_one_line(
     assert time.monotonic() - start < 30
 
 
-def test_a_program_that_writes_no_image(programs: Callable[[str, str], Path]) -> None:
+def test_a_program_that_writes_no_image_or_is_missing(programs: Programs) -> None:
     programs("take", "echo hello")
     with pytest.raises(ImageError, match="not an image that PIL can read: take"):
         CommandSource(["take"]).read()
-
-
-def test_a_missing_program() -> None:
     for command in (["no-such-program"], []):
         with pytest.raises(UserError, match="was not found"):
             CommandSource(command)
 
 
-# --- a camera -------------------------------------------------------------------------------------------------------------
-
-
+@pytest.mark.usefixtures("no_opencv")
 @pytest.mark.parametrize("program", ["ffmpeg", "v4l2-ctl"])
 def test_a_v4l2_device_is_read_by_the_program_that_is_here(
-    programs: Callable[[str, str], Path], shot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+    programs: Programs, shot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
-    without_opencv(monkeypatch)
     path = programs(program, f"cat '{shot}'")
     monkeypatch.setattr(frames.shutil, "which", lambda name: str(path) if name == program else None)
     with open_camera("/dev/null") as source:
@@ -202,27 +190,25 @@ def test_a_v4l2_device_is_read_by_the_program_that_is_here(
     assert called.rstrip().endswith("-")
 
 
-def test_a_csi_camera_is_a_pipeline(
-    programs: Callable[[str, str], Path], shot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("no_opencv")
+@pytest.mark.parametrize(
+    ("camera", "pipeline"),
+    [
+        ("csi:1", frames.CSI_PIPELINE.format(number=1)),
+        (
+            "v4l2src device=/dev/video2 ! video/x-raw,width=640 ! appsink drop=1",  # its own sink is dropped
+            "v4l2src device=/dev/video2 ! video/x-raw,width=640",
+        ),
+    ],
+)
+def test_a_pipeline_is_run_by_gstreamers_own_program(
+    programs: Programs, shot: Path, tmp_path: Path, camera: str, pipeline: str
 ) -> None:
-    without_opencv(monkeypatch)
-    programs("gst-launch-1.0", f"cat '{shot}'")
-    with open_camera("csi:1") as source:
+    path = programs("gst-launch-1.0", f"cat '{shot}'")
+    with open_camera(camera) as source:
         assert source.read() is not None
-    called = (tmp_path / "calls").read_text(encoding="utf-8").split()
-    assert called[1:4] == ["-q", "nvarguscamerasrc", "sensor-id=1"]
-    assert called[-5:] == ["pngenc", "snapshot=true", "!", "fdsink", "fd=1"]
-
-
-def test_a_pipeline_keeps_no_sink_of_its_own(
-    programs: Callable[[str, str], Path], shot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_opencv(monkeypatch)
-    programs("gst-launch-1.0", f"cat '{shot}'")
-    open_camera("v4l2src device=/dev/video2 ! video/x-raw,width=640 ! appsink drop=1").read()
-    called = (tmp_path / "calls").read_text(encoding="utf-8")
-    assert "appsink" not in called
-    assert "v4l2src device=/dev/video2 ! video/x-raw,width=640 ! videoconvert ! pngenc" in called
+    called = (tmp_path / "calls").read_text(encoding="utf-8").strip()
+    assert called == f"{path} -q {pipeline} ! videoconvert ! pngenc snapshot=true ! fdsink fd=1"
 
 
 class FakeOpenCV:
@@ -232,7 +218,7 @@ class FakeOpenCV:
 
     def __init__(self, *, opens: bool = True, gives: bool = True, gstreamer: bool = True) -> None:
         self.opened: list[tuple[str, int]] = []
-        self.grabbed = self.released = 0
+        self.calls: list[str] = []
         self._opens, self._gives, self._gstreamer = opens, gives, gstreamer
 
     def getBuildInformation(self) -> str:
@@ -240,17 +226,12 @@ class FakeOpenCV:
 
     def VideoCapture(self, source: str, api: int) -> Any:
         self.opened.append((source, api))
-        frame = np.zeros((4, 6, 3), np.uint8)
-        frame[:] = (10, 20, 200)  # blue, green, red
-
-        def grab() -> None:
-            self.grabbed += 1
-
-        def release() -> None:
-            self.released += 1
-
+        frame = np.full((4, 6, 3), (10, 20, 200), np.uint8)  # blue, green, red
         return SimpleNamespace(
-            isOpened=lambda: self._opens, grab=grab, read=lambda: (self._gives, frame), release=release
+            isOpened=lambda: self._opens,
+            grab=lambda: self.calls.append("grab"),
+            read=lambda: (self._gives, frame),
+            release=lambda: self.calls.append("release"),
         )
 
 
@@ -263,11 +244,11 @@ def test_opencv_gives_frames_in_its_own_order(monkeypatch: pytest.MonkeyPatch) -
     assert image is not None
     assert image.getpixel((0, 0)) == (200, 20, 10)
     assert fake.opened == [("/dev/null", fake.CAP_V4L2)]
-    assert (fake.grabbed, fake.released) == (frames.SETTLING_FRAMES, 1)
+    assert fake.calls == [*["grab"] * frames.SETTLING_FRAMES, "release"]
 
 
 def test_opencv_runs_a_pipeline_where_it_has_gstreamer(
-    programs: Callable[[str, str], Path], shot: Path, monkeypatch: pytest.MonkeyPatch
+    programs: Programs, shot: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeOpenCV()
     monkeypatch.setitem(sys.modules, "cv2", fake)
@@ -286,7 +267,7 @@ def test_a_camera_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", fake)
     with pytest.raises(UserError, match=r"cannot be opened: /dev/null"):
         open_camera("/dev/null")
-    assert fake.released == 1
+    assert fake.calls == ["release"]
     monkeypatch.setitem(sys.modules, "cv2", FakeOpenCV(gives=False))
     with open_camera("/dev/null") as source, pytest.raises(UserError, match="gives no frame"):
         source.read()
@@ -306,15 +287,12 @@ def test_cameras_that_are_none(camera: str, message: str) -> None:
         open_camera(camera)
 
 
+@pytest.mark.usefixtures("no_opencv")
 def test_nothing_to_read_a_camera_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_opencv(monkeypatch)
     monkeypatch.setattr(frames.shutil, "which", lambda name: None)
     for camera, package in (("/dev/null", "apt-get install ffmpeg"), ("csi", "gstreamer1.0-tools")):
         with pytest.raises(MissingComponentError, match=package):
             open_camera(camera)
-
-
-# --- the command ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -348,11 +326,11 @@ def test_a_stream_is_answered_frame_by_frame(artifact: Path, tmp_path: Path) -> 
         first = process.stdout.readline()  # answered while the pipe is open: nothing waits for its end
         process.stdin.write(shots[1])
         process.stdin.close()
-        found = answers(first + process.stdout.read())
+        results = answers(first + process.stdout.read())
     assert process.returncode == 0
     with open_session(artifact) as session:
         expected = [records.to_builtins(entry)["guesses"] for entry in predict(session, paths, top=4)]
-    for answer, guesses in zip(found, expected, strict=True):
+    for answer, guesses in zip(results, expected, strict=True):
         assert answer["image"] == "stdin"
         assert [guess["name"] for guess in answer["guesses"]] == [guess["name"] for guess in guesses]
         assert [guess["probability"] for guess in answer["guesses"]] == pytest.approx(
@@ -363,26 +341,25 @@ def test_a_stream_is_answered_frame_by_frame(artifact: Path, tmp_path: Path) -> 
 def test_a_bad_frame_fails_or_is_skipped(artifact: Path) -> None:
     content = picture(60)[:-400] + picture(130)
     with start("-", "--artifact", artifact, stdin=subprocess.PIPE) as process:
-        out, said = process.communicate(content)
+        out, err = process.communicate(content)
     assert process.returncode == 2
     assert out == b""
-    assert len(said.splitlines()) == 1
+    assert len(err.splitlines()) == 1
     with start("-", "--artifact", artifact, "--on-bad-image", "skip", "--json", stdin=subprocess.PIPE) as process:
-        out, said = process.communicate(content)
+        out, err = process.communicate(content)
     assert process.returncode == 0
     assert len(answers(out)) == 1
-    assert b"cannot be decoded" in said
+    assert b"cannot be decoded" in err
 
 
 def test_one_frame_or_one_every_so_often(artifact: Path, shot: Path) -> None:
     command = f"cat '{shot}'"
     with start("--capture", command, "--artifact", artifact, stdin=subprocess.DEVNULL) as process:
-        out, said = process.communicate()
-    assert process.returncode == 0, said
+        out, err = process.communicate()
+    assert process.returncode == 0, err
     assert len(out.splitlines()) == 1
-    with start(
-        "--capture", command, "--artifact", artifact, "--every", "0.01", "--json", stdin=subprocess.DEVNULL
-    ) as process:
+    every = ("--every", "0.01", "--json")
+    with start("--capture", command, "--artifact", artifact, *every, stdin=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
         process.send_signal(signal.SIGINT)
@@ -397,11 +374,9 @@ def test_a_service_is_ready_after_its_first_answer(artifact: Path, shot: Path, t
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(address))
         channel.settimeout(120)
-        with start(
-            *("--capture", f"cat '{shot}'", "--artifact", artifact, "--every", "0"),
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "NOTIFY_SOCKET": str(address)},
-        ) as process:
+        command = ("--capture", f"cat '{shot}'", "--artifact", artifact, "--every", "0")
+        environment = {**os.environ, "NOTIFY_SOCKET": str(address)}
+        with start(*command, stdin=subprocess.DEVNULL, env=environment) as process:
             assert [channel.recv(64) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
             process.terminate()
             process.communicate()

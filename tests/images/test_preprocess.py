@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from io import BytesIO
@@ -50,25 +51,24 @@ def pixel(path: Path, where: tuple[int, int] = (0, 0)) -> tuple[int, int, int]:
     return red, green, blue
 
 
-# --- kinds of pixels ----------------------------------------------------------------------------------------------------
-
-
 def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.new("RGB", (300, 280), RED).convert("CMYK"), "a.jpg", quality=95)
     assert np.abs(np.subtract(pixel(path), RED)).max() <= 6
 
 
-@pytest.mark.parametrize("mode", ["L", "1"])
-def test_grayscale_repeats_its_channel(tmp_path: Path, mode: str) -> None:
-    path = saved(tmp_path, Image.new("L", (20, 20), 255).convert(mode), "a.png")
-    assert pixel(path) == (255, 255, 255)
-
-
-def test_transparency_shows_white(tmp_path: Path) -> None:
-    gray = saved(tmp_path, Image.merge("LA", [Image.new("L", (8, 8), 10), Image.new("L", (8, 8), 0)]), "la.png")
-    assert pixel(gray) == (255, 255, 255)
-    half = saved(tmp_path, Image.new("RGBA", (8, 8), (0, 0, 0, 128)), "rgba.png")
-    assert pixel(half) == (127, 127, 127)
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (20, 20), 255), (255, 255, 255)),
+        (Image.new("1", (20, 20), 255), (255, 255, 255)),
+        (Image.new("LA", (8, 8), (10, 0)), (255, 255, 255)),  # transparency shows white
+        (Image.new("RGBA", (8, 8), (0, 0, 0, 128)), (127, 127, 127)),
+        (Image.fromarray(np.full((8, 8), 0xAB12, np.uint16)), (0xAB, 0xAB, 0xAB)),  # 16 bits keep their high byte
+    ],
+    ids=lambda value: getattr(value, "mode", ""),
+)
+def test_other_kinds_of_pixels_become_rgb(tmp_path: Path, image: Image.Image, expected: tuple[int, int, int]) -> None:
+    assert pixel(saved(tmp_path, image, "a.png")) == expected
 
 
 def test_palette_with_a_transparent_entry(tmp_path: Path) -> None:
@@ -81,11 +81,6 @@ def test_palette_with_a_transparent_entry(tmp_path: Path) -> None:
     assert pixel(saved(tmp_path, image, "opaque.png")) == (10, 20, 30)
 
 
-def test_16_bit_png_keeps_its_high_byte(tmp_path: Path) -> None:
-    values = np.full((8, 8), 0xAB12, np.uint16)
-    assert pixel(saved(tmp_path, Image.fromarray(values), "a.png")) == (0xAB, 0xAB, 0xAB)
-
-
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_32_bit_tiff_is_refused(tmp_path: Path, kind: type) -> None:
     path = saved(tmp_path, Image.fromarray(np.full((8, 8), 5, kind)), "a.tiff")
@@ -96,19 +91,11 @@ def test_32_bit_tiff_is_refused(tmp_path: Path, kind: type) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     upright = gradient(30, 20)
-    undo = {
-        1: None,
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }[orientation]
+    turns = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE", "ROTATE_270"]
+    turned = upright if orientation == 1 else upright.transpose(Image.Transpose[turns[orientation - 2]])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = saved(tmp_path, upright if undo is None else upright.transpose(undo), "a.png", exif=exif)
+    path = saved(tmp_path, turned, "a.png", exif=exif)
     assert np.array_equal(np.asarray(load_rgb(path)), np.asarray(upright))
 
 
@@ -126,9 +113,6 @@ def test_upper_case_suffix_and_wrong_suffix(tmp_path: Path) -> None:
         assert load_rgb(path).size == (30, 20)
 
 
-# --- files that cannot be used ------------------------------------------------------------------------------------------
-
-
 def refused(path: Path, reason: str) -> None:
     with pytest.raises(ImageError, match=reason) as caught:
         preprocess_image(load_rgb(path), Preprocessing(), path=path)
@@ -144,10 +128,9 @@ def test_truncated_file_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_what_is_not_an_image_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_text("hello")
-    refused(tmp_path / "text.jpg", "not an image that PIL can read")
-    (tmp_path / "empty.png").touch()
-    refused(tmp_path / "empty.png", "not an image that PIL can read")
+    for name, content in (("text.jpg", b"hello"), ("empty.png", b"")):
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, "not an image that PIL can read")
     refused(tmp_path / "missing.png", "no such image")
     refused(tmp_path, "this is a folder")
 
@@ -171,9 +154,8 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    )
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(b"\0" * 100), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*item) for item in chunks.items())
 
 
 @pytest.mark.parametrize("size", [(14_000, 14_000), (60_000, 60_000)])
@@ -191,35 +173,29 @@ def test_content_in_memory_needs_no_file() -> None:
         load_rgb(Path("x.png"), content=b"nothing")
 
 
-# --- numbers ------------------------------------------------------------------------------------------------------------
-
-
 def reference(image: Image.Image, spec: Preprocessing) -> np.ndarray[Any, np.dtype[np.float32]]:
     """torchvision's answer."""
-    transform = transforms.Compose(
-        [
-            transforms.Resize(spec.resize),
-            transforms.CenterCrop(spec.crop),
-            transforms.ToTensor(),
-            transforms.Normalize(spec.mean, spec.std),
-        ]
-    )
-    answer: np.ndarray[Any, np.dtype[np.float32]] = transform(image).numpy()
+    resize, crop = transforms.Resize(spec.resize), transforms.CenterCrop(spec.crop)
+    normalised = transforms.Normalize(spec.mean, spec.std)(transforms.ToTensor()(crop(resize(image))))
+    answer: np.ndarray[Any, np.dtype[np.float32]] = normalised.numpy()
     return answer
+
+
+def noise(width: int, height: int) -> Image.Image:
+    random = np.random.default_rng(width * height)
+    return Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("size", [(256, 256), (500, 375), (375, 500), (257, 256), (640, 361), (50, 61), (1023, 300)])
 def test_equals_torchvision_bit_for_bit(name: str, size: tuple[int, int]) -> None:
-    random = np.random.default_rng(size[0] * size[1])
-    image = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    image = noise(*size)
     assert np.array_equal(preprocess_image(image, PRESETS[name]), reference(image, PRESETS[name]))
 
 
 def test_equals_torchvision_on_real_images(data_root: Path) -> None:
-    paths = (
-        sorted(data_root.glob("flowers/val/*/*.jpg"))[::20] + sorted(data_root.glob("imagenet-samples/val/*/*"))[::20]
-    )
+    folders = ("flowers/val/*/*.jpg", "imagenet-samples/val/*/*")
+    paths = [path for pattern in folders for path in sorted(data_root.glob(pattern))[::20]]
     assert len(paths) > 20
     for path in paths:
         expected = reference(load_rgb(path), Preprocessing())
@@ -235,9 +211,7 @@ def test_resize_rounds_as_torchvision() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("size", [(256, 256), (500, 375), (375, 501), (50, 61)])
 def test_ten_crops_are_torchvisions_five_and_their_mirror_images(name: str, size: tuple[int, int]) -> None:
-    random = np.random.default_rng(size[1])
-    image = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), np.uint8))
-    spec = PRESETS[name]
+    image, spec = noise(*size), PRESETS[name]
     five = transforms.FiveCrop(spec.crop)(transforms.Resize(spec.resize)(image))
     mirrored = [crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for crop in five]
     tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)])
@@ -270,14 +244,7 @@ def test_presets_survive_json() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"crop": 300},
-        {"crop": 0},
-        {"resize": 100_000},
-        {"std": [1, 0, 1]},
-        {"mean": [1, 2]},
-        {"std": [1, 1, float("nan")]},
-    ],
+    [{"crop": 300}, {"crop": 0}, {"resize": 100_000}, {"std": [1, 0, 1]}, {"mean": [1, 2]}, {"std": [1, 1, math.nan]}],
 )
 def test_damaged_preprocessing_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(records.RecordError, match=r"must be|length 3"):

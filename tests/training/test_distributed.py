@@ -24,7 +24,6 @@ from alexnet_edge.errors import MissingComponentError, UserError
 from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.training import distributed, snapshot
 from alexnet_edge.training.distributed import World, joined, meet
-from alexnet_edge.training.history import TrainResult
 from alexnet_edge.training.recipe import TrainSettings
 from alexnet_edge.training.run import train
 
@@ -42,14 +41,6 @@ if os.environ.get("RANK") == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT"
 """After a restart the second process comes late, and the first one finds what the killed one left in the launcher's store."""
 
 Torchrun = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture(autouse=True)
-def _tiny() -> Iterator[None]:
-    """The number of threads, which a run sets, stays."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -92,8 +83,16 @@ def ended(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def one_process(image_folder: Path, runs: Path, **overrides: Any) -> TrainResult:
-    own: dict[str, Any] = {
+def wait_for_snapshot(folder: Path) -> None:
+    """Wait for the run's first snapshot."""
+    until = time.monotonic() + 300
+    while not snapshot.newest_first(folder) and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def test_two_processes_learn_as_one(torchrun: Torchrun, image_folder: Path, tmp_path: Path) -> None:
+    two = json.loads(ended(torchrun(*OPTIONS, *SHARES, "--accumulate", "2", "--json")))  # one process prints, once
+    same: dict[str, Any] = {
         "epochs": EPOCHS,
         "batch": 10,
         "lr": 0.002,
@@ -101,36 +100,20 @@ def one_process(image_folder: Path, runs: Path, **overrides: Any) -> TrainResult
         "dropout": 0.0,
         "schedule": "plateau",
     }
-    return train(
-        TrainSettings(
-            data=str(image_folder),
-            runs=str(runs),
-            arch="tiny",
-            recipe="notebook",
-            **{**own, **overrides},
-            threads=1,
-            workers=0,
-            device="cpu",
-        )
-    )
-
-
-def test_two_processes_learn_as_one(torchrun: Torchrun, image_folder: Path, tmp_path: Path) -> None:
-    out = ended(torchrun(*OPTIONS, *SHARES, "--accumulate", "2", "--json"))
-    two = json.loads(out)  # one process prints, once
-    one = one_process(image_folder, tmp_path / "one")
+    same |= {"arch": "tiny", "recipe": "notebook", "threads": 1, "workers": 0, "device": "cpu"}
+    one = train(TrainSettings(data=str(image_folder), runs=str(tmp_path / "one"), **same))
     assert len(two["history"]) == EPOCHS
-    for theirs, ours in zip(two["history"], one.history, strict=True):
+    for row, expected in zip(two["history"], one.history, strict=True):
         for name in ("loss", "val_loss", "gradient_norm", "lr"):
-            assert theirs[name] == pytest.approx(getattr(ours, name), rel=2e-4), (name, ours.epoch)
-        assert theirs["accuracy"] == pytest.approx(ours.accuracy, abs=1.01 / 24)
-        assert theirs["top1"] == pytest.approx(ours.top1, abs=1.01 / 12)
+            assert row[name] == pytest.approx(getattr(expected, name), rel=2e-4), (name, expected.epoch)
+        assert row["accuracy"] == pytest.approx(expected.accuracy, abs=1.01 / 24)
+        assert row["top1"] == pytest.approx(expected.top1, abs=1.01 / 12)
     assert one.history[-1].loss < one.history[0].loss
-    theirs_, ours_ = load_checkpoint(Path(two["checkpoint"])), load_checkpoint(one.checkpoint)
-    if theirs_.info.metrics["epoch"] == ours_.info.metrics["epoch"]:
-        for name, value in ours_.weights.items():
-            np.testing.assert_allclose(theirs_.weights[name], value, rtol=5e-3, atol=1e-5, err_msg=name)
-    assert theirs_.info.recipe["processes"] == 2
+    shared, alone = load_checkpoint(Path(two["checkpoint"])), load_checkpoint(one.checkpoint)
+    if shared.info.metrics["epoch"] == alone.info.metrics["epoch"]:
+        for name, value in alone.weights.items():
+            np.testing.assert_allclose(shared.weights[name], value, rtol=5e-3, atol=1e-5, err_msg=name)
+    assert shared.info.recipe["processes"] == 2
     ends = [snapshot.read(snapshot.newest_first(run)[0]) for run in (Path(two["run"]), one.run)]
     for name, tensor in ends[1].tensors.items():
         torch.testing.assert_close(ends[0].tensors[name], tensor, rtol=5e-3, atol=1e-4)
@@ -143,9 +126,7 @@ def test_killed_process_is_started_again_and_the_run_ends_as_if_undisturbed(torc
     (tmp_path / "runs/run").rename(tmp_path / "undisturbed")
     process = torchrun(*options, "--save-minutes", "0", restarts=1)
     folder = tmp_path / "runs/run"
-    until = time.monotonic() + 300
-    while not snapshot.newest_first(folder) and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for_snapshot(folder)
     workers = psutil.Process(process.pid).children()
     assert len(workers) == 2
     workers[1].send_signal(signal.SIGKILL)
@@ -161,9 +142,7 @@ def test_killed_process_is_started_again_and_the_run_ends_as_if_undisturbed(torc
 def test_sigterm_to_one_process_stops_all_with_a_snapshot(torchrun: Torchrun, tmp_path: Path) -> None:
     process = torchrun(*OPTIONS, "--batch", "8", "--save-minutes", "0", "--epochs", "400")
     folder = tmp_path / "runs/run"
-    until = time.monotonic() + 300
-    while not snapshot.newest_first(folder) and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for_snapshot(folder)
     psutil.Process(process.pid).children()[1].terminate()
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
@@ -175,33 +154,28 @@ def test_mistakes_are_said_once(torchrun: Torchrun) -> None:
     process = torchrun(*OPTIONS, "--batch", "9")
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
-    said = [line for line in err.splitlines() if line.startswith("alexnet-edge: ")]
-    assert said == [
-        "alexnet-edge: 2 processes cannot share a batch evenly: 9; choose a --batch that is a multiple of 2"
-    ]
-
-
-# --- meeting ------------------------------------------------------------------------------------------------------------
+    lines = [line for line in err.splitlines() if line.startswith("alexnet-edge: ")]
+    problem = "2 processes cannot share a batch evenly: 9; choose a --batch that is a multiple of 2"
+    assert lines == [f"alexnet-edge: {problem}"]
 
 
 def started(store: dist.Store, *, late: int, restarts: tuple[int, ...] = (0, 0, 0)) -> tuple[str, int]:
     """What three processes agree on; one comes late."""
 
-    def one(rank: int) -> tuple[str, int]:
+    def process(rank: int) -> tuple[str, int]:
         time.sleep(0.2 * (rank == late))
         return meet(store, World(rank=rank, size=3, restarts=restarts[rank]))
 
     with ThreadPoolExecutor(3) as pool:
-        found = set(pool.map(one, range(3)))
-    (agreed,) = found
+        (agreed,) = set(pool.map(process, range(3)))
     return agreed
 
 
 def test_every_start_has_a_name_of_its_own_whoever_comes_last() -> None:
     store = dist.HashStore()
-    found = [started(store, late=late) for late in (0, 1, 0, 2, 1)]
-    assert len({name for name, _ in found}) == 5
-    assert [restarts for _, restarts in found] == [0, 1, 2, 3, 4], "the launcher's store outlives its processes"
+    starts = [started(store, late=late) for late in (0, 1, 0, 2, 1)]
+    assert len({name for name, _ in starts}) == 5
+    assert [restarts for _, restarts in starts] == [0, 1, 2, 3, 4], "the launcher's store outlives its processes"
 
 
 def test_one_process_meets_nobody() -> None:
@@ -221,9 +195,6 @@ def test_processes_that_do_not_come_are_named(rank: int, missing: str, monkeypat
     monkeypatch.setattr(distributed, "JOIN_TIMEOUT_S", 0.2)
     with pytest.raises(UserError, match=f"of 3 processes .* some did not come within 0 s: {missing}; see"):
         meet(store, World(rank=rank, size=3))
-
-
-# --- the place of a process ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])

@@ -28,6 +28,8 @@ from alexnet_edge.training.run import train
 
 pytestmark = pytest.mark.slow
 
+Outcomes = dict[tuple[Format, Precision], Outcome]
+
 
 @pytest.fixture(scope="module")
 def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
@@ -75,13 +77,8 @@ def test_evaluation_from_the_files_gives_the_same_accuracy(checkpoint: Checkpoin
     assert by_folder.top1 > 0.7
 
 
-# --- exports of it, proved on every validation image ------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def outcomes(
-    checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[Format, Precision], Outcome]:
+def outcomes(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     exporter = Exporter(
         checkpoint,
         ExportSettings(out=tmp_path_factory.mktemp("artifacts"), cache=tmp_path_factory.mktemp("cache")),
@@ -101,12 +98,9 @@ def figures_of(outcome: Outcome) -> dict[str, Any]:
     return dict(parity["figures"])
 
 
-def test_torch_formats_answer_alike(outcomes: dict[tuple[Format, Precision], Outcome]) -> None:
+def test_exports_answer_alike(outcomes: Outcomes) -> None:
     assert figures_of(outcomes["torchscript", "fp32"])["max_abs_error"] <= 1e-4
     assert figures_of(outcomes["pt2", "fp32"])["max_abs_error"] <= 1e-4
-
-
-def test_onnx_answers_alike(outcomes: dict[tuple[Format, Precision], Outcome]) -> None:
     assert figures_of(outcomes["onnx", "fp32"])["max_abs_error"] <= 1e-3
     assert figures_of(outcomes["onnx", "fp16"])["top1_agreement"] >= 0.995
     int8 = figures_of(outcomes["onnx", "int8"])
@@ -122,7 +116,7 @@ def test_onnx_answers_alike(outcomes: dict[tuple[Format, Precision], Outcome]) -
 
 
 def test_engines_are_built_in_the_precision_asked_for_and_not_called_proved(
-    outcomes: dict[tuple[Format, Precision], Outcome],
+    outcomes: Outcomes,
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     sizes = {}
@@ -151,9 +145,7 @@ def test_int8_calibrated_on_imagenet_images(checkpoint: Checkpoint, data_root: P
     assert artifact.manifest.parity["figures"]["top1_agreement"] >= 0.98
 
 
-def test_prediction_names_the_flower(
-    outcomes: dict[tuple[Format, Precision], Outcome], data_root: Path, run_cli: Any
-) -> None:
+def test_prediction_names_the_flower(outcomes: Outcomes, data_root: Path, run_cli: Any) -> None:
     artifact = outcomes["onnx", "int8"].artifact
     assert artifact is not None
     image = data_root / "flowers/val/roses/10894627425_ec76bbc757_n.jpg"
@@ -164,7 +156,7 @@ def test_prediction_names_the_flower(
 
 
 def test_deployed_over_ssh_with_real_images_and_rolled_back(
-    outcomes: dict[tuple[Format, Precision], Outcome], run_cli: Any, tmp_path_factory: pytest.TempPathFactory
+    outcomes: Outcomes, run_cli: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """INT8 built on the device from the FP32 file is, byte for byte, the one built here; then FP16, then back."""
     folder = tmp_path_factory.mktemp("device")

@@ -16,7 +16,6 @@ from conftest import Cli
 from alexnet_edge.environment import usable_cpus
 from alexnet_edge.errors import MissingComponentError, UserError
 from alexnet_edge.images.datasets import open_split
-from alexnet_edge.network import layers
 from alexnet_edge.network.layers import architecture
 from alexnet_edge.progress import QuietReporter
 from alexnet_edge.training.feed_speed import Way, _timed, loader_verdict, measure_loader, ways
@@ -25,48 +24,33 @@ from alexnet_edge.training.recipe import LoaderSettings
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-@pytest.fixture
-def tiny() -> layers.Architecture:
-    return architecture("tiny", 4)
-
-
-def measure(folder: Path, arch: layers.Architecture, **settings: Any) -> dict[str, Any]:
+def measure(folder: Path, **settings: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"batch": 8, "seconds": 0.05, "rounds": 2, "device": "cpu", "threads": 1, **settings}
-    before = torch.get_num_threads()
-    try:
-        images = open_split(folder, "train")
-        return measure_loader(images, arch, LoaderSettings(**options), command=["x"], reporter=QuietReporter())
-    finally:
-        torch.set_num_threads(before)
+    images, arch = open_split(folder, "train"), architecture("tiny", 4)
+    return measure_loader(images, arch, LoaderSettings(**options), command=["x"], reporter=QuietReporter())
 
 
-def test_every_way_is_measured_in_every_round(image_folder: Path, tiny: layers.Architecture) -> None:
-    found = measure(image_folder, tiny, workers=(0, 1))
-    assert json.loads(json.dumps(found, allow_nan=False)) == {
-        **found,
-        "settings": {**found["settings"], "workers": [0, 1]},
-    }
-    assert [(row["label"], row["kept"]) for row in found["rows"]] == [
-        ("training thread", False),
-        ("training thread", True),
-        ("1 thread", False),
-        ("1 thread", True),
-        ("1 process", False),
-    ]
-    assert len(found["step_images_per_s"]) == 2
-    for row in found["rows"]:
+def test_every_way_is_measured_in_every_round(image_folder: Path) -> None:
+    result = measure(image_folder, workers=(0, 1))
+    settings = {**result["settings"], "workers": [0, 1]}
+    assert json.loads(json.dumps(result, allow_nan=False)) == {**result, "settings": settings}
+    labels = ["training thread", "training thread", "1 thread", "1 thread", "1 process"]
+    kept = [False, True, False, True, False]
+    assert [(row["label"], row["kept"]) for row in result["rows"]] == list(zip(labels, kept, strict=True))
+    assert len(result["step_images_per_s"]) == 2
+    for row in result["rows"]:
         assert len(row["feed_images_per_s"]) == len(row["training_images_per_s"]) == len(row["wait_share"]) == 2
         assert all(value > 0 for value in row["feed_images_per_s"] + row["training_images_per_s"])
         assert all(0 <= value < 1 for value in row["wait_share"])
-    assert found["data"] == {"source": str(image_folder), "images": 24}
-    assert found["environment"]["cpus"] == usable_cpus()
+    assert result["data"] == {"source": str(image_folder), "images": 24}
+    assert result["environment"]["cpus"] == usable_cpus()
 
 
 def test_ways_on_a_gpu_are_tried_with_light_on_both_sides() -> None:
-    found = ways(LoaderSettings(workers=(4,), device="cuda"))
-    assert Way(pool="processes", workers=4, augment_on="device", kept=False) in found
-    assert len(found) == len(set(found)) == 6
-    assert found[2].label == "4 threads, light on the device"
+    compared = ways(LoaderSettings(workers=(4,), device="cuda"))
+    assert Way(pool="processes", workers=4, augment_on="device", kept=False) in compared
+    assert len(compared) == len(set(compared)) == 6
+    assert compared[2].label == "4 threads, light on the device"
     assert {way.workers for way in ways(LoaderSettings())} == {usable_cpus()}
 
 
@@ -82,9 +66,9 @@ def test_waiting_is_told_from_working(feed_s: float, step_s: float) -> None:
         finally:
             closed.append(1)
 
-    found = _timed(batches(), lambda x, labels_N: time.sleep(step_s), seconds=0.2)
-    assert (found.wait_share > 0.5) == (feed_s > 0)
-    assert 0 < found.images_per_s < 2 / 0.03
+    rate = _timed(batches(), lambda x, labels_N: time.sleep(step_s), seconds=0.2)
+    assert (rate.wait_share > 0.5) == (feed_s > 0)
+    assert 0 < rate.images_per_s < 2 / 0.03
     assert closed == [1], "no worker goes on into the next measurement"
 
 
@@ -100,7 +84,7 @@ def test_verdict_is_of_the_way_that_trains_fastest() -> None:
     assert "is not the bottleneck" in loader_verdict({"rows": rows})
 
 
-def test_settings_out_of_range_are_refused(image_folder: Path, tiny: layers.Architecture) -> None:
+def test_settings_out_of_range_are_refused(image_folder: Path) -> None:
     for change, text in (
         ({"batch": 0}, "batch must be 1 or more: 0"),
         ({"rounds": 0}, "rounds must be 1 or more: 0"),
@@ -108,40 +92,22 @@ def test_settings_out_of_range_are_refused(image_folder: Path, tiny: layers.Arch
         ({"seconds": float("nan")}, "seconds must be above 0"),
     ):
         with pytest.raises(UserError, match=text):
-            measure(image_folder, tiny, **change)
+            measure(image_folder, **change)
     if not torch.cuda.is_available():
         with pytest.raises(MissingComponentError, match="no CUDA GPU here; use --device cpu"):
-            measure(image_folder, tiny, device="cuda")
+            measure(image_folder, device="cuda")
 
 
 def test_command_line(image_folder: Path, run_cli: Cli) -> None:
-    result = run_cli(
-        *[
-            "bench",
-            "loader",
-            "--arch",
-            "torchvision",
-            "--batch",
-            "2",
-            "--workers",
-            "0",
-            "--seconds",
-            "0.01",
-            "--rounds",
-            "1",
-            "--device",
-            "cpu",
-            "--images",
-        ],
-        image_folder,
-    )
+    options = "--arch torchvision --batch 2 --workers 0 --seconds 0.01 --rounds 1 --device cpu --images"
+    result = run_cli("bench", "loader", *options.split(), image_folder)
     assert result.returncode == 0, result.stderr
     first, *_ = result.stdout.splitlines()
     assert first.startswith("The feed ")
     assert "training thread  decoded" in result.stdout
-    found = json.loads((run_cli.folder / "reports/loader.json").read_text())
-    assert found["architecture"] == "torchvision"
-    assert found["verdict"] in first[:1].lower() + first[1:]
+    record = json.loads((run_cli.folder / "reports/loader.json").read_text())
+    assert record["architecture"] == "torchvision"
+    assert record["verdict"] in first[:1].lower() + first[1:]
 
 
 def test_command_line_refuses_what_does_not_belong_together(run_cli: Cli) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import signal
 import struct
 import sys
 from collections.abc import Iterator
@@ -12,23 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import narrow_network
 import numpy as np
 import pytest
+from listener import Listener
 from PIL import Image
 
 from alexnet_edge.errors import InterruptedRunError, MissingComponentError
 from alexnet_edge.network.filters import filter_grid
 from alexnet_edge.network.load import load_checkpoint
-from alexnet_edge.progress import QuietReporter
 from alexnet_edge.training.recipe import TrainSettings
 from alexnet_edge.training.run import resume, train
-
-
-@pytest.fixture
-def settings(image_folder: Path, tmp_path: Path) -> TrainSettings:
-    """Two epochs of three steps."""
-    return TrainSettings(data=str(image_folder), runs=str(tmp_path / "runs"), arch="tiny", **narrow_network.QUICK)
 
 
 def events(run: Path) -> Iterator[Any]:
@@ -58,18 +50,6 @@ def curves(run: Path) -> dict[str, dict[int, float]]:
             if value.HasField("simple_value"):
                 found.setdefault(value.tag, {})[event.step] = value.simple_value
     return found
-
-
-class Stopper(QuietReporter):
-    """Presses Ctrl-C after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def update(self, completed: int, detail: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_run_writes_its_curves_and_the_first_filters(settings: TrainSettings) -> None:
@@ -103,7 +83,7 @@ def test_curves_of_a_resumed_run_are_those_of_an_undisturbed_one(settings: Train
     settings = replace(settings, tensorboard=True)
     undisturbed = curves(train(settings).run)
     with pytest.raises(InterruptedRunError):
-        train(replace(settings, name="stopped"), reporter=Stopper(steps))
+        train(replace(settings, name="stopped"), reporter=Listener(steps))
     result = resume(Path(settings.runs) / "stopped")
     resumed = curves(result.run)
     assert len(list((result.run / "tensorboard").iterdir())) == 2

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import narrow_network
 import psutil
 import pytest
-import torch
+from listener import Listener
 from torch import nn
 
 from alexnet_edge.errors import CheckpointError, DataError, InterruptedRunError, OutputError, UserError
@@ -34,42 +34,19 @@ from alexnet_edge.training.stop import Stop
 MakeCheckpoint = Callable[..., Path]
 
 
-class Stopper(QuietReporter):
-    """Sends a signal after so many steps, and keeps the notes."""
-
-    def __init__(self, steps: int, number: int = signal.SIGINT) -> None:
-        self.left = steps
-        self.number = number
-        self.notes: list[str] = []
-
-    def update(self, completed: int, detail: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            signal.raise_signal(self.number)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+def name_of(epoch: int, step: int = 0) -> str:
+    return f"epoch-{epoch:04d}-step-{step:06d}.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """Leave the number of threads, which a run sets, as it was."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def settings(image_folder: Path, tmp_path: Path) -> TrainSettings:
-    """A run of two epochs of three steps."""
-    return TrainSettings(data=str(image_folder), runs=str(tmp_path / "runs"), arch="tiny", **narrow_network.QUICK)
+def names(folder: Path) -> list[str]:
+    return [path.name for path in snapshot.newest_first(folder)]
 
 
 def stopped(settings: TrainSettings, steps: int, number: int = signal.SIGINT) -> Path:
     """The folder of a run that a signal stopped."""
     before = {path.name for path in Path(settings.runs).glob("*")}
     with pytest.raises(InterruptedRunError, match=r"stopped in epoch \d+ of \d+; go on with: .*--resume ") as caught:
-        run_training(settings, reporter=Stopper(steps, number))
+        run_training(settings, reporter=Listener(steps, number))
     assert caught.value.exit_code == 128 + number
     (folder,) = [path for path in Path(settings.runs).iterdir() if path.name not in before]
     return folder
@@ -92,14 +69,25 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4])  # within the first epoch, at its end, within the second
+@pytest.mark.parametrize(
+    ("steps", "number", "place"),
+    [
+        (1, signal.SIGINT, (0, 2)),  # within the first epoch
+        (3, signal.SIGTERM, (0, 3)),  # at its end
+        (4, signal.SIGINT, (1, 2)),  # within the second
+    ],
+)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_resumed_run_is_the_undisturbed_one_bit_for_bit(settings: TrainSettings, steps: int, recipe: str) -> None:
-    settings = replace(settings, **RECIPES[recipe])
+def test_resumed_run_is_the_undisturbed_one_bit_for_bit(
+    settings: TrainSettings, steps: int, number: int, place: tuple[int, int], recipe: str
+) -> None:
+    settings = replace(settings, keep=1, **RECIPES[recipe])
     undisturbed = run_training(settings)
     if recipe in ("frozen", "qat"):
         steps += 2 + 1  # two views of the training images and one of the others are reported before the steps
-    folder = stopped(settings, steps)
+    folder = stopped(settings, steps, number)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert names(folder) == [name_of(*place)]
     resumed = resume(folder)
     assert resumed.complete
     assert narrow_network.same_end(folder, undisturbed.run)
@@ -111,7 +99,7 @@ def test_resumed_run_is_the_undisturbed_one_bit_for_bit(settings: TrainSettings,
 
 
 def test_resumed_run_of_a_real_network_is_the_undisturbed_one(settings: TrainSettings) -> None:
-    real = replace(replace(settings, arch="two-tower", keep=1), lr=1e-4)
+    real = replace(settings, arch="two-tower", keep=1, lr=1e-4)
     undisturbed = run_training(real)
     folder = stopped(real, 2)
     assert narrow_network.same_weights(resume(folder).checkpoint, undisturbed.checkpoint)
@@ -119,41 +107,27 @@ def test_resumed_run_of_a_real_network_is_the_undisturbed_one(settings: TrainSet
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("settings")
 def test_run_killed_at_twenty_random_moments_ends_as_the_undisturbed_one(image_folder: Path, tmp_path: Path) -> None:
     script = Path(narrow_network.__file__).with_name("killed_runs.py")
-    answer = subprocess.run(
-        [sys.executable, script, image_folder, tmp_path / "runs", "20"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, script, image_folder, tmp_path / "runs", "20"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    found = json.loads(answer.stdout)
-    assert found["killed"] == 20
+    counts = json.loads(answer.stdout)
+    assert counts["killed"] == 20
     undisturbed = tmp_path / "runs/undisturbed"
-    for number in range(found["runs"]):
+    for number in range(counts["runs"]):
         killed = tmp_path / f"runs/killed-{number}"
         assert narrow_network.same_end(killed, undisturbed)
         assert narrow_network.same_weights(killed / "model.safetensors", undisturbed / "model.safetensors")
         assert not list(killed.rglob(".*.tmp*"))
 
 
-def test_sigterm_ends_the_run_with_a_snapshot(settings: TrainSettings) -> None:
-    undisturbed = run_training(settings)
-    folder = stopped(settings, 2, signal.SIGTERM)
-    assert [path.name for path in snapshot.newest_first(folder)] == ["epoch-0000-step-000003.safetensors"]
-    resume(folder)
-    assert narrow_network.same_end(folder, undisturbed.run)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
 def test_ctrl_c_waits_for_the_end_of_the_step(settings: TrainSettings) -> None:
-    taken = []
+    steps = []
 
     def press(model: nn.Module, inputs: Any, output: Any) -> None:
         signal.raise_signal(signal.SIGINT)
-        taken.append("the step went on")
+        steps.append("the step went on")
 
     stop = Stop()
     run = loop.TrainingRun(settings, World(), QuietReporter(), stop, 0.0)
@@ -161,7 +135,7 @@ def test_ctrl_c_waits_for_the_end_of_the_step(settings: TrainSettings) -> None:
     run.model.fc8.register_forward_hook(press)
     with stop.listening(), pytest.raises(InterruptedRunError, match="stopped in epoch 1"):
         run.go()
-    assert taken == ["the step went on"]
+    assert steps == ["the step went on"]
     assert run.step == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -182,12 +156,9 @@ def test_second_ctrl_c_interrupts_at_once() -> None:
 def test_a_signal_before_the_first_step_ends_the_run_at_once_and_leaves_nothing(
     settings: TrainSettings, number: int, kind: type[BaseException]
 ) -> None:
-    class Early(QuietReporter):
-        def update(self, completed: int, detail: str = "") -> None:
-            signal.raise_signal(number)  # at the first features
-
+    run = replace(settings, freeze="features", pool="processes", workers=1)
     with pytest.raises(kind) as caught:
-        run_training(replace(replace(settings, freeze="features"), pool="processes", workers=1), reporter=Early())
+        run_training(run, reporter=Listener(1, number))  # at the first features
     if isinstance(caught.value, InterruptedRunError):
         assert caught.value.exit_code == 143
         assert str(caught.value) == "stopped before the first step; start it again with the same command"
@@ -195,29 +166,12 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once_and_leaves_nothing(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@pytest.mark.usefixtures("settings")
 def test_sigterm_to_every_process_at_once_ends_the_run_with_a_snapshot(image_folder: Path, tmp_path: Path) -> None:
     """As batch systems and service managers send it: to the readers of images, too."""
-    options = (
-        "--arch tiny --recipe notebook --epochs 4000 --batch 8 --threads 1 --pool processes --workers 2 --device cpu"
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "alexnet_edge",
-        "train",
-        "--data",
-        image_folder,
-        "--runs",
-        tmp_path,
-        "--name",
-        "run",
-    ]
-    with subprocess.Popen(
-        [*command, *options.split(), "--lr", "0.001", "--save-minutes", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    options = "--arch tiny --recipe notebook --epochs 4000 --batch 8 --threads 1 --pool processes --workers 2"
+    options += " --device cpu --lr 0.001 --save-minutes 0 --name run"
+    command = [sys.executable, "-m", "alexnet_edge", "train", "--data", image_folder, "--runs", tmp_path]
+    with subprocess.Popen([*command, *options.split()], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         until = time.monotonic() + 300
         while not snapshot.newest_first(tmp_path / "run") and time.monotonic() < until:
@@ -240,28 +194,22 @@ def test_time_limit_ends_the_run_with_a_checkpoint(settings: TrainSettings) -> N
     result = run_training(replace(settings, max_minutes=1e-6))
     assert not result.complete
     assert result.checkpoint.is_file()
-    assert [path.name for path in snapshot.newest_first(result.run)] == ["epoch-0000-step-000001.safetensors"]
+    assert names(result.run) == [name_of(0, 1)]
     assert resume(result.run).complete
     assert narrow_network.same_end(result.run, undisturbed.run)
 
 
-# --- which snapshots stay -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("keep", "left"), [(0, []), (1, [3]), (2, [3, 2])])
-def test_last_snapshots_and_the_best_weights_stay(settings: TrainSettings, keep: int, left: list[int]) -> None:
-    result = run_training(replace(replace(settings, keep=keep), epochs=3))
-    names = [path.name for path in snapshot.newest_first(result.run)]
-    assert names == [f"epoch-{epoch:04d}-step-000000.safetensors" for epoch in left]
-    assert (result.run / "snapshots").exists() == bool(left)
+@pytest.mark.parametrize(("keep", "epochs"), [(0, []), (1, [3]), (2, [3, 2])])
+def test_last_snapshots_and_the_best_weights_stay(settings: TrainSettings, keep: int, epochs: list[int]) -> None:
+    result = run_training(replace(settings, keep=keep, epochs=3))
+    assert names(result.run) == list(map(name_of, epochs))
+    assert (result.run / "snapshots").exists() == bool(epochs)
     assert load_checkpoint(result.checkpoint).info.metrics["epoch"] == result.best.epoch
 
 
 def test_snapshots_within_an_epoch_come_every_so_many_minutes(settings: TrainSettings) -> None:
-    result = run_training(replace(replace(settings, save_minutes=0.0, keep=99), epochs=1))
-    names = [path.name for path in snapshot.newest_first(result.run)]
-    steps = [f"epoch-0000-step-00000{step}.safetensors" for step in (3, 2, 1)]
-    assert names == ["epoch-0001-step-000000.safetensors", *steps]
+    result = run_training(replace(settings, save_minutes=0.0, keep=99, epochs=1))
+    assert names(result.run) == [name_of(1), *(name_of(0, step) for step in (3, 2, 1))]
 
 
 def test_damaged_snapshot_is_set_aside_and_the_one_before_it_taken(settings: TrainSettings) -> None:
@@ -274,7 +222,7 @@ def test_damaged_snapshot_is_set_aside_and_the_one_before_it_taken(settings: Tra
     newest.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"the snapshot is damaged \(ValueError: its checksum is another\)"):
         snapshot.read(newest)
-    listener = Stopper(10**9)
+    listener = Listener()
     resume(folder, reporter=listener)
     assert any("is set aside" in note and newest.name in note for note in listener.notes)
     assert f"going on from {before}" in listener.notes
@@ -287,13 +235,12 @@ def test_every_damage_to_a_snapshot_is_noticed(settings: TrainSettings, tiny_che
     content = path.read_bytes()
     places = random.Random(0)
     assert snapshot.read(path).state["epoch"] == 2
+    contents = [b"", b"\x10\0\0\0\0\0\0\0{}", content[: len(content) // 2], tiny_checkpoint().read_bytes()]
     for _ in range(60):
         damaged = bytearray(content)
         damaged[places.randrange(len(content))] ^= 1 << places.randrange(8)
-        path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="the snapshot is damaged"):
-            snapshot.read(path)
-    for text in (b"", b"\x10\0\0\0\0\0\0\0{}", content[: len(content) // 2], tiny_checkpoint().read_bytes()):
+        contents.append(bytes(damaged))
+    for text in contents:
         path.write_bytes(text)
         with pytest.raises(CheckpointError, match="the snapshot is damaged"):
             snapshot.read(path)
@@ -304,21 +251,18 @@ def test_run_without_a_whole_snapshot_begins_anew(settings: TrainSettings) -> No
     folder = stopped(settings, 2)
     for path in snapshot.newest_first(folder):
         path.write_bytes(b"damaged")
-    listener = Stopper(10**9)
+    listener = Listener()
     resume(folder, reporter=listener)
     assert f"{folder} has no snapshot yet: the run begins anew" in listener.notes
     assert narrow_network.same_end(folder, undisturbed.run)
 
 
-# --- which run goes on --------------------------------------------------------------------------------------------------
-
-
-def test_nothing_to_resume(settings: TrainSettings, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no interrupted run here"):
-        resume(tmp_path)
-    (tmp_path / "history.json").write_text('{"schema": 1}')
-    with pytest.raises(CheckpointError, match="no interrupted run here"):
-        resume(tmp_path)
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    for text in (None, '{"schema": 1}'):
+        if text is not None:
+            (tmp_path / "history.json").write_text(text)
+        with pytest.raises(CheckpointError, match="no interrupted run here"):
+            resume(tmp_path)
 
 
 def test_resume_refuses_changed_images(settings: TrainSettings, image_folder: Path, tmp_path: Path) -> None:
@@ -337,7 +281,7 @@ def test_resume_auto_goes_on_with_the_run_of_these_settings(settings: TrainSetti
     assert run_to_go_on(replace(settings, seed=5, threads=2, keep=7)) == other
     assert run_to_go_on(replace(settings, seed=6)) is None
     assert run_training(settings, go_on=True).run == folder
-    listener = Stopper(10**9)
+    listener = Listener()
     again = run_training(settings, go_on=True, reporter=listener)
     assert (again.run, again.complete, len(again.history)) == (folder, True, 2)
     assert listener.notes == [f"the run is finished: {folder}"]
@@ -361,9 +305,8 @@ def test_two_processes_never_train_the_same_run(settings: TrainSettings) -> None
         "from alexnet_edge.training.folder import locked\n"
         "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code, folder], stdin=pipe, stdout=pipe, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(OutputError, match="another process is training this run"):
@@ -383,7 +326,7 @@ def test_stopped_command_says_how_to_go_on_and_goes_on(image_folder: Path, tmp_p
     assert first.returncode == 0, first.stderr
     assert "time limit reached; go on with: alexnet-edge train --resume runs/" in first.stderr
     folder = run_cli.folder / "runs" / f"{image_folder.name}-tiny"
-    assert [path.name for path in snapshot.newest_first(folder)] == ["epoch-0000-step-000001.safetensors"]
+    assert names(folder) == [name_of(0, 1)]
     second = run_cli("train", "--resume", folder, "--json")
     assert second.returncode == 0, second.stderr
     assert json.loads(second.stdout)["complete"]

@@ -46,9 +46,9 @@ def test_weights_are_rounded_as_an_export_rounds_them(kind: Qat) -> None:
     weight[4, 128:] = 1e-42
     weight[5, 7] = -weight[5].max() * 2
     integers, expected = exported(weight, kind)
-    found = rounded(torch.from_numpy(weight), kind).numpy()
-    np.testing.assert_array_equal(found, expected)
-    again, _ = exported(found, kind)
+    result = rounded(torch.from_numpy(weight), kind).numpy()
+    np.testing.assert_array_equal(result, expected)
+    again, _ = exported(result, kind)
     np.testing.assert_array_equal(again, integers, "rounding once more changes nothing")
 
 
@@ -69,9 +69,8 @@ def test_gradients_are_those_at_the_rounded_weights(kind: Qat) -> None:
     weights = {name: value.detach().clone() for name, value in through.model.named_parameters()}
     for name in FC:
         at.model.get_parameter(name).data.copy_(rounded(weights[name], kind))
-    found = through.step(features, labels_N, count=8, rate=0.0, place=(0, 0))
-    expected = at.step(features, labels_N, count=8, rate=0.0, place=(0, 0))
-    assert found.loss == expected.loss
+    losses = [each.step(features, labels_N, count=8, rate=0.0, place=(0, 0)).loss for each in (through, at)]
+    assert losses[0] == losses[1]
     for name, parameter in through.trainable().items():
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, at.trainable()[name].grad, rtol=0, atol=0)
@@ -79,21 +78,10 @@ def test_gradients_are_those_at_the_rounded_weights(kind: Qat) -> None:
     assert torch.equal(through.logits(features), at.logits(features))
 
 
-def test_small_steps_add_up(image_folder: Path, tmp_path: Path) -> None:
+def test_small_steps_add_up(settings: TrainSettings, tmp_path: Path) -> None:
     """No single step reaches the next INT4 value; the weights behind them remember, and what is kept is rounded."""
     start = write_checkpoint(tmp_path / "start.safetensors")
-    settings = TrainSettings(
-        data=str(image_folder),
-        runs=str(tmp_path / "runs"),
-        arch="narrow",
-        init=str(start),
-        qat="int4",
-        epochs=3,
-        batch=8,
-        workers=0,
-        threads=1,
-    )
-    result = run_training(settings)
+    result = run_training(replace(settings, recipe=None, lr=None, arch="narrow", init=str(start), qat="int4", epochs=3))
     kept = load_checkpoint(result.checkpoint)
     assert kept.info.recipe["recipe"] is None
     assert kept.info.recipe["qat"] == "int4"
@@ -110,11 +98,10 @@ def test_small_steps_add_up(image_folder: Path, tmp_path: Path) -> None:
 
 
 def test_it_needs_frozen_features() -> None:
-    with pytest.raises(UserError, match="only fc6 to fc8"):
-        TrainSettings(data="x", freeze="none", qat="int4").resolved()
-    with pytest.raises(UserError, match="no such qat"):
-        TrainSettings(
-            data="x",
-            qat="int2",  # type: ignore[arg-type]
-        ).resolved()
+    for settings, reason in (
+        (TrainSettings(data="x", freeze="none", qat="int4"), "only fc6 to fc8"),
+        (TrainSettings(data="x", qat="int2"), "no such qat"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UserError, match=reason):
+            settings.resolved()
     assert TrainSettings(data="x", init="f.safetensors", qat="int4").resolved() == RECIPES["qat"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from listener import Listener
 from torchvision import models
 
 from alexnet_edge.errors import CheckpointError, UserError
@@ -15,14 +16,6 @@ from alexnet_edge.progress import QuietReporter
 from alexnet_edge.training import start
 from alexnet_edge.training.recipe import RECIPES, TrainSettings
 from alexnet_edge.training.start import first_model, first_preprocessing
-
-
-class Listener(QuietReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")

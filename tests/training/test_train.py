@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
@@ -16,6 +16,7 @@ import narrow_network
 import numpy as np
 import pytest
 import torch
+from listener import Listener
 from rich.console import Console
 from torch import nn
 
@@ -45,29 +46,13 @@ from alexnet_edge.training.start import first_model, first_preprocessing
 from alexnet_edge.training.stop import Stop
 
 MakeCheckpoint = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """One thread, which is fastest for small networks on a busy machine; afterwards as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @pytest.fixture
-def real(image_folder: Path, tmp_path: Path) -> TrainSettings:
-    """A short run on images of the real size."""
-    return TrainSettings(
-        data=str(image_folder), runs=str(tmp_path / "runs"), arch="narrow-two-tower", keep=0, **narrow_network.QUICK
-    )
-
-
-@pytest.fixture
-def settings(real: TrainSettings) -> TrainSettings:
-    """The same with a network small enough to train it many times."""
-    return replace(real, arch="tiny", keep=2)
+def real(settings: TrainSettings) -> TrainSettings:
+    """The short run, of a network with inputs of the real size."""
+    return replace(settings, arch="narrow-two-tower", keep=0)
 
 
 def prepared(settings: TrainSettings, reporter: Any = None) -> Any:
@@ -75,9 +60,6 @@ def prepared(settings: TrainSettings, reporter: Any = None) -> Any:
     run = loop.TrainingRun(settings, World(), reporter or QuietReporter(), Stop(), 0.0)
     run.prepare(new_folder(settings), None)
     return run
-
-
-# --- arithmetic ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("channels", "side", "scale"), [(96, 13, 1.0), (256, 5, 60.0), (3, 4, 500.0)])
@@ -134,8 +116,6 @@ def test_rescale_of_the_notebook_network_without_biases() -> None:
     assert torch.equal(model.conv2.weight, before), "only the layers named are touched"
 
 
-# --- one step -----------------------------------------------------------------------------------------------------------
-
 STEP = replace(RECIPES["notebook"], epochs=2, batch=8, lr=1e-3, dropout=0.0)
 
 
@@ -147,12 +127,12 @@ def tiny_learner(recipe: Recipe, *, steps: int = 10) -> Learner:
 
 
 @pytest.fixture(scope="module")
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
+def batch() -> Batch:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(8, 3, 67, 67, generator=generator), torch.arange(8) % 4
 
 
-def take(learner: Learner, batch: tuple[torch.Tensor, torch.Tensor], *, rate: float = 1e-3, step: int = 0) -> Any:
+def take(learner: Learner, batch: Batch, *, rate: float = 1e-3, step: int = 0) -> Any:
     return learner.step(*batch, count=len(batch[1]), rate=rate, place=(0, step))
 
 
@@ -160,7 +140,7 @@ def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in learner.model.named_parameters()}
 
 
-def test_a_step_is_plain_sgd_with_momentum(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_step_is_plain_sgd_with_momentum(batch: Batch) -> None:
     """v = 0.9 v + gradient + decay * theta; theta -= rate * v: computed here without the package's step."""
     learner = tiny_learner(STEP)
     theta = learner.model.fc8.weight
@@ -172,32 +152,34 @@ def test_a_step_is_plain_sgd_with_momentum(batch: tuple[torch.Tensor, torch.Tens
         gradient = gradients[[name for name, _ in learner.model.named_parameters()].index("fc8.weight")]
         velocity = 0.9 * velocity + gradient + 5e-4 * expected
         expected = expected - 1e-3 * velocity
-        found = take(learner, batch, step=step)
-        assert found.loss == pytest.approx(loss.item(), rel=1e-5)
-        assert found.gradient_norm == pytest.approx(
-            math.sqrt(sum(float(g.square().sum()) for g in gradients)), rel=1e-4
-        )
+        norm = math.sqrt(sum(float(value.square().sum()) for value in gradients))
+        result = take(learner, batch, step=step)
+        assert result.loss == pytest.approx(loss.item(), rel=1e-5)
+        assert result.gradient_norm == pytest.approx(norm, rel=1e-4)
         torch.testing.assert_close(theta.detach(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    whole, parts = tiny_learner(STEP), tiny_learner(replace(STEP, accumulate=3))
+@pytest.mark.parametrize("change", [{"accumulate": 3}, {"channels_last": True}])
+def test_parts_of_a_batch_and_the_memory_layout_change_no_value(batch: Batch, change: dict[str, Any]) -> None:
+    plain, other = tiny_learner(STEP), tiny_learner(replace(STEP, **change))
+    last = other.model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert last == ("channels_last" in change)
     for step in range(3):
-        one, other = take(whole, batch, step=step), take(parts, batch, step=step)
-        assert other.loss == pytest.approx(one.loss, rel=1e-5)
-        assert (other.correct, other.count) == (one.correct, one.count)
-    for name, value in weights_of(whole).items():
-        torch.testing.assert_close(weights_of(parts)[name], value, rtol=1e-4, atol=1e-6)
+        expected, result = take(plain, batch, step=step), take(other, batch, step=step)
+        assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert (result.correct, result.count) == (expected.correct, expected.count)
+    for name, value in weights_of(plain).items():
+        torch.testing.assert_close(weights_of(other)[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_label_smoothing_spreads_the_label(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_label_smoothing_spreads_the_label(batch: Batch) -> None:
     learner = tiny_learner(replace(STEP, label_smoothing=0.2))
     log_NK = torch.log_softmax(learner.model.logits(batch[0]), dim=1).detach()
     right = nn.functional.one_hot(batch[1], 4) * 0.8 + 0.2 / 4
     assert take(learner, batch).loss == pytest.approx(-(right * log_NK).sum(1).mean().item(), rel=1e-5)
 
 
-def test_clipped_gradient_keeps_its_direction(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_clipped_gradient_keeps_its_direction(batch: Batch) -> None:
     plain, clipped = (tiny_learner(replace(STEP, weight_decay=0.0, clip=clip)) for clip in (0.0, 0.01))
     before = weights_of(plain)
     norm = take(plain, batch).gradient_norm
@@ -208,7 +190,7 @@ def test_clipped_gradient_keeps_its_direction(batch: tuple[torch.Tensor, torch.T
         torch.testing.assert_close(small, step * (0.01 / norm), rtol=1e-2, atol=1e-7)
 
 
-def test_features_learn_at_their_own_rate(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_features_learn_at_their_own_rate(batch: Batch) -> None:
     even, low, still = (tiny_learner(replace(STEP, features_lr=share)) for share in (1.0, 0.1, 0.0))
     before = weights_of(even)
     for learner in (even, low, still):
@@ -220,7 +202,7 @@ def test_features_learn_at_their_own_rate(batch: tuple[torch.Tensor, torch.Tenso
         assert bool(steps[2].any()) != name.startswith("conv")
 
 
-def test_average_of_the_weights_is_the_recurrence(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_average_of_the_weights_is_the_recurrence(batch: Batch) -> None:
     learner = tiny_learner(replace(STEP, ema=0.5), steps=10)
     expected: torch.Tensor | None = None
     for step in range(4):
@@ -235,23 +217,15 @@ def test_average_of_the_weights_is_the_recurrence(batch: tuple[torch.Tensor, tor
     assert torch.equal(learner.logits(batch[0]), learner.kept.logits(batch[0])), "the average is what is validated"
 
 
-def test_channels_last_changes_the_layout_and_not_the_values(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    plain, last = tiny_learner(STEP), tiny_learner(replace(STEP, channels_last=True))
-    assert last.model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
-    assert take(last, batch).loss == pytest.approx(take(plain, batch).loss, rel=1e-5)
-    for name, value in weights_of(plain).items():
-        torch.testing.assert_close(weights_of(last)[name], value, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize(("precision", "within"), [("bf16", 0.02), ("fp16", 0.005)])
-def test_mixed_precision_is_near_fp32(batch: tuple[torch.Tensor, torch.Tensor], precision: Any, within: float) -> None:
+def test_mixed_precision_is_near_fp32(batch: Batch, precision: Any, within: float) -> None:
     plain, mixed = tiny_learner(STEP), tiny_learner(replace(STEP, precision=precision, channels_last=True))
     types = set()
     mixed.model.conv3.register_forward_hook(lambda _m, _i, y: types.add(y.dtype))
     for step in range(3):
-        one, other = take(plain, batch, step=step), take(mixed, batch, step=step)
-        assert other.loss == pytest.approx(one.loss, rel=within)
-        assert other.loss != one.loss
+        expected, result = take(plain, batch, step=step), take(mixed, batch, step=step)
+        assert result.loss == pytest.approx(expected.loss, rel=within)
+        assert result.loss != expected.loss
     assert types == {torch.bfloat16 if precision == "bf16" else torch.float16}
     assert all(value.dtype == torch.float32 for value in mixed.model.parameters())
     assert mixed.scaler.is_enabled() == (precision == "fp16")
@@ -259,25 +233,25 @@ def test_mixed_precision_is_near_fp32(batch: tuple[torch.Tensor, torch.Tensor], 
     assert torch.float32 in types, "validation is FP32"
 
 
-def test_fp16_leaves_out_a_step_that_overflows(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_fp16_leaves_out_a_step_that_overflows(batch: Batch) -> None:
     learner = tiny_learner(replace(STEP, precision="fp16"))
     learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**60})
     before = weights_of(learner)
-    found = take(learner, batch)
-    assert math.isfinite(found.loss)
-    assert not math.isfinite(found.gradient_norm)
+    result = take(learner, batch)
+    assert math.isfinite(result.loss)
+    assert not math.isfinite(result.gradient_norm)
     assert all(torch.equal(value, before[name]) for name, value in weights_of(learner).items())
     assert learner.scaler.get_scale() == 2.0**59
 
 
 def test_automatic_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     for features, expected in ((["avx2"], "fp32"), (["avx512_bf16"], "bf16"), (["asimddp", "bf16"], "bf16")):
-        monkeypatch.setattr("alexnet_edge.training.learner.cpu_features", lambda found=features: found)
+        monkeypatch.setattr("alexnet_edge.training.learner.cpu_features", lambda flags=features: flags)
         assert resolved_precision("auto", torch.device("cpu")) == expected
     assert resolved_precision("fp16", torch.device("cpu")) == "fp16"
 
 
-def test_dropout_depends_on_the_place_alone(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_dropout_depends_on_the_place_alone(batch: Batch) -> None:
     losses = []
     for step in (0, 0, 1):
         torch.manual_seed(len(losses))
@@ -287,9 +261,7 @@ def test_dropout_depends_on_the_place_alone(batch: tuple[torch.Tensor, torch.Ten
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("c++") is None, reason="no C++ compiler here")
-def test_compiled_network_learns_the_same(
-    batch: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_network_learns_the_same(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     plain, compiled = tiny_learner(STEP), tiny_learner(replace(STEP, compile=True))
     for step, count in enumerate((8, 8, 5)):
@@ -297,9 +269,6 @@ def test_compiled_network_learns_the_same(
         assert take(compiled, part, step=step).loss == pytest.approx(take(plain, part, step=step).loss, rel=1e-4)
     for name, value in weights_of(plain).items():
         torch.testing.assert_close(weights_of(compiled)[name], value, rtol=1e-3, atol=1e-5)
-
-
-# --- a run --------------------------------------------------------------------------------------------------------------
 
 
 def test_run_leaves_a_checkpoint_that_says_everything(real: TrainSettings, image_folder: Path) -> None:
@@ -395,9 +364,8 @@ def test_divergence_after_a_good_epoch_names_its_snapshot(settings: TrainSetting
                     run.model.fc7.weight.fill_(math.nan)
 
     run = prepared(settings, Poison())
-    with pytest.raises(
-        DivergedError, match=r"loss is nan in epoch 2, step 1, learning rate 0\.0+1, gradient norm nan"
-    ) as caught:
+    reason = r"loss is nan in epoch 2, step 1, learning rate 0\.0+1, gradient norm nan"
+    with pytest.raises(DivergedError, match=reason) as caught:
         run.go()
     snapshot, model = run.folder / "snapshots/epoch-0001-step-000000.safetensors", run.folder / "model.safetensors"
     assert f"the last good snapshot is {snapshot}; the best checkpoint so far is {model}" in str(caught.value)
@@ -431,52 +399,49 @@ def test_fp16_that_overflows_at_every_scale_has_diverged(settings: TrainSettings
         run._check_step(1.0, math.inf, 0.1)
 
 
-def test_bad_images_in_training(settings: TrainSettings, image_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def broken(settings: TrainSettings, image_folder: Path, tmp_path: Path) -> TrainSettings:
+    """The short run on a copy of its images, which may be damaged."""
     copy = shutil.copytree(image_folder, tmp_path / "copy")
-    (copy / "train/red/1.jpg").write_bytes(b"broken")
-    (copy / "val/blue/0.jpg").write_bytes(b"broken")
-    broken = replace(replace(settings, data=str(copy)), epochs=1)
+    return replace(settings, data=str(copy), on_bad_image="skip")
+
+
+def test_bad_images_in_training(broken: TrainSettings) -> None:
+    for path in ("train/red/1.jpg", "val/blue/0.jpg"):
+        (Path(broken.data) / path).write_bytes(b"broken")
     with pytest.raises(ImageError, match=r"red/1\.jpg"):
-        run_training(broken)
-    assert list(Path(settings.runs).iterdir()) == []
+        run_training(replace(broken, on_bad_image="fail"))
+    assert list(Path(broken.runs).iterdir()) == []
     for freeze in ("none", "features"):
-        result = run_training(replace(replace(broken, on_bad_image="skip"), freeze=freeze))
+        result = run_training(replace(broken, epochs=1, freeze=freeze))
         assert len(result.skipped) == 2
         assert "red/1.jpg" in result.skipped[0]
         assert load_checkpoint(result.checkpoint).info.data["skipped"] == list(result.skipped)
 
 
-def test_a_batch_whose_images_are_all_skipped_teaches_nothing(
-    settings: TrainSettings, image_folder: Path, tmp_path: Path
-) -> None:
-    copy = shutil.copytree(image_folder, tmp_path / "copy")
-    for path in (copy / "train").rglob("*.jpg"):
+def test_a_batch_whose_images_are_all_skipped_teaches_nothing(broken: TrainSettings, image_folder: Path) -> None:
+    for path in (Path(broken.data) / "train").rglob("*.jpg"):
         path.write_bytes(b"broken")
-    settings = replace(settings, data=str(copy), on_bad_image="skip")
     with pytest.raises(DataError, match="no training image can be used"):
-        run_training(settings)
-    assert list(Path(settings.runs).iterdir()) == []
-    shutil.copy(image_folder / "train/red/0.jpg", copy / "train/red/0.jpg")
-    result = run_training(replace(settings, batch=2))
+        run_training(broken)
+    assert list(Path(broken.runs).iterdir()) == []
+    shutil.copy(image_folder / "train/red/0.jpg", Path(broken.data) / "train/red/0.jpg")
+    result = run_training(replace(broken, batch=2))
     assert len(result.skipped) == 23
     assert all(row.loss > 0 for row in result.history)
-
-
-# --- first weights ------------------------------------------------------------------------------------------------------
 
 
 def filters(path: Path, name: str = "narrow-two-tower") -> Path:
     random = np.random.default_rng(3)
     convolutions = [layer for layer in architecture(name).layers if layer.kind == "conv"]
-    np.savez(
-        path, **{layer.name: random.normal(0, 0.05, layer.weight_shape).astype(np.float32) for layer in convolutions}
-    )
+    weights = {layer.name: random.normal(0, 0.05, layer.weight_shape).astype(np.float32) for layer in convolutions}
+    np.savez(path, **weights)
     return path
 
 
 def test_frozen_filters_stay_and_the_whole_network_is_saved(real: TrainSettings, tmp_path: Path) -> None:
     path = filters(tmp_path / "filters.npz")
-    result = run_training(replace(replace(real, init=str(path), recipe="frozen"), epochs=1))
+    result = run_training(replace(real, init=str(path), recipe="frozen", epochs=1))
     checkpoint = load_checkpoint(result.checkpoint)
     assert checkpoint.info.preprocessing == preset("caffe-227")
     with np.load(path) as archive:
@@ -490,30 +455,19 @@ def test_frozen_filters_stay_and_the_whole_network_is_saved(real: TrainSettings,
 
 
 def test_start_from_a_checkpoint_with_the_same_and_with_other_classes(
-    real: TrainSettings, tiny_checkpoint: MakeCheckpoint, tmp_path: Path
+    real: TrainSettings, tiny_checkpoint: MakeCheckpoint
 ) -> None:
     weights = load_checkpoint(tiny_checkpoint()).weights
-    model, loaded = first_model(
-        replace(real, init=str(tiny_checkpoint())),
-        real.resolved(),
-        architecture("narrow-two-tower", 4),
-        QuietReporter(),
-    )
+    start, recipe = replace(real, init=str(tiny_checkpoint())), real.resolved()
+    model, loaded = first_model(start, recipe, architecture("narrow-two-tower", 4), QuietReporter())
     assert "fc8" in loaded
     assert all(np.array_equal(value.detach().numpy(), weights[name]) for name, value in model.named_parameters())
-    notes: list[str] = []
-
-    class Listener(QuietReporter):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
-    other, loaded = first_model(
-        replace(real, init=str(tiny_checkpoint())), real.resolved(), architecture("narrow-two-tower", 7), Listener()
-    )
+    listener = Listener()
+    other, loaded = first_model(start, recipe, architecture("narrow-two-tower", 7), listener)
     assert "fc8" not in loaded
     assert other.fc8.weight.shape == (7, 128)
     assert np.array_equal(other.fc7.weight.detach().numpy(), weights["fc7.weight"])
-    assert "has 4 outputs, not 7" in notes[0]
+    assert "has 4 outputs, not 7" in listener.notes[0]
 
 
 def test_preprocessing_follows_the_checkpoint_it_starts_from(
@@ -524,12 +478,11 @@ def test_preprocessing_follows_the_checkpoint_it_starts_from(
     save_checkpoint(path, checkpoint.weights, replace(checkpoint.info, preprocessing=preset("caffe-227")))
     arch = architecture("narrow-two-tower", 4)
     named = replace(RECIPES["notebook"], preprocessing="paper-227")
-    assert first_preprocessing(replace(real, init=str(path)), real.resolved(), arch) == preset("caffe-227")
-    assert first_preprocessing(replace(real, init=str(path)), named, arch) == preset("paper-227")
+    start = replace(real, init=str(path))
+    assert first_preprocessing(start, real.resolved(), arch) == preset("caffe-227")
+    assert first_preprocessing(start, named, arch) == preset("paper-227")
     assert first_preprocessing(real, real.resolved(), arch) == preset("imagenet-227")
-    with pytest.raises(
-        UserError, match="narrow-two-tower takes 227x227 pixels, the preprocessing gives 224x224: imagenet-224"
-    ):
+    with pytest.raises(UserError, match="takes 227x227 pixels, the preprocessing gives 224x224: imagenet-224"):
         first_preprocessing(real, replace(named, preprocessing="imagenet-224"), arch)
 
 
@@ -557,23 +510,14 @@ def test_notebook_network_is_trained_on_its_logits(real: TrainSettings) -> None:
     assert run.learner.step(x_NCHW, labels_N, count=1, rate=0.0, place=(0, 0)).loss == pytest.approx(loss, rel=1e-5)
 
 
-# --- learning -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_synthetic_set_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A third of the default run, through the same code, already knows most of the ten classes."""
-    monkeypatch.setattr(
-        loop,
-        "open_split",
-        lambda data, split, class_list: synthetic(split, count=480 if split == "train" else 100),
-    )
+    counts = {"train": 480, "val": 100}
+    monkeypatch.setattr(loop, "open_split", lambda data, split, class_list: synthetic(split, count=counts[split]))
     result = run_training(TrainSettings(runs=str(tmp_path), epochs=1, keep=0))
     assert result.best.top1 >= 0.5
     assert result.history[-1].val_loss < math.log(10) * 0.75
-
-
-# --- progress -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_last_line_names_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
@@ -583,16 +527,9 @@ def test_the_last_line_names_the_checkpoint(capsys: pytest.CaptureFixture[str]) 
     )  # fmt: skip
     run = Path("runs/[flowers]-two-tower")
     show_training(
-        TrainResult(
-            run=run,
-            checkpoint=run / "model.safetensors",
-            best=row,
-            history=(row, row),
-            seconds=7.0,
-            complete=True,
-            skipped=(),
-        )
-    )
+        TrainResult(run=run, checkpoint=run / "model.safetensors", best=row, history=(row, row), seconds=7.0,
+                    complete=True, skipped=())
+    )  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "Trained 2 epochs in 7 s. Best: epoch 2, top-1 87.5%, top-5 100.0%, validation loss 0.250.",
@@ -619,10 +556,9 @@ def test_progress_in_a_log_is_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_progress_on_a_terminal_is_a_bar_that_goes_away() -> None:
     stream = StringIO()
-    console = Console(file=stream, force_terminal=True, width=100)
 
     def work() -> None:
-        with ConsoleReporter(console) as reporter:
+        with ConsoleReporter(Console(file=stream, force_terminal=True, width=100)) as reporter:
             reporter.start("Epoch 1/2", 10)
             reporter.update(10, "loss 0.5")
             assert reporter._progress is not None
