@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,6 +68,10 @@ _MAX_DIFFERENCE = 0.2
 """Largest relative difference of the nodes' sum from the median latency that is not worth a note."""
 _NO_PROFILE = "the runtime has no profile that tells layers apart"
 _NOTHING_ALONE = "no node of the runtime's profile belongs to one layer alone"
+
+
+_Notes = dict[str, list[str]]
+"""Notes for readers of the figures: each once, with the names of the layers that it holds for, or none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +142,7 @@ def roofline(
     Raises:
         UserError: when `batch` is not positive.
     """
-    notes = _Notes()
+    notes: _Notes = defaultdict(list)
     stored = _stored(layers, architecture, runtime, notes)
     owned = _Owners(nodes or (), [spec.name for spec in architecture.layers], notes)
     computed_in = {name: owned.computed_in.get(name) or _by_build(layers, name, runtime) for name in stored}
@@ -148,12 +153,10 @@ def roofline(
     nodes_ns = None if nodes is None else sum(node.ns for node in nodes)
     fits = None if nodes_ns is None else abs(nodes_ns / p50_ns - 1) <= _MAX_DIFFERENCE
     if nodes_ns is not None and not fits:
-        notes.add(f"the profiled nodes add up to {_ms(nodes_ns)}, the median latency is {_ms(p50_ns)}")
+        notes[f"the profiled nodes add up to {_ms(nodes_ns)}, the median latency is {_ms(p50_ns)}"] = []
     if peaks.other_cpus is not None and peaks.other_cpus > _MAX_OTHER_CPUS:
-        notes.add(
-            f"other processes kept {peaks.other_cpus:.1f} processors busy while the peaks were measured: they may be higher, "
-            "and the floors lower"
-        )
+        busy = f"other processes kept {peaks.other_cpus:.1f} processors busy while the peaks were measured"
+        notes[f"{busy}: they may be higher, and the floors lower"] = []
     return {
         "batch": batch,
         "floor_ns": floor_ns,
@@ -166,7 +169,7 @@ def roofline(
         "other_ns": None if nodes is None else owned.other_ns,
         "worst": max(timed, key=lambda layer: layer.above_ns or 0.0).name if timed else None,
         "unavailable": "" if timed else _NO_PROFILE if nodes is None else _NOTHING_ALONE,
-        "notes": notes.lines(),
+        "notes": [f"{', '.join(names)}: {text}" if names else text for text, names in notes.items()],
         "nodes": [{**asdict(node), "layer": layer} for node, layer in zip(nodes or (), owned.layers, strict=True)],
     }
 
@@ -186,17 +189,15 @@ def _floor_ns(memory_ns: float, compute_ns: float | None) -> float:
 def _layer(work: LayerWork, peaks: Peaks, measured_ns: float | None, notes: _Notes) -> LayerRoofline:
     memory_ns, compute_ns = work.floors_ns(peaks)
     if compute_ns is None:
-        notes.add(f"no peak of {work.computed_in} was measured: the floor is the memory's alone", work.name)
+        notes[f"no peak of {work.computed_in} was measured: the floor is the memory's alone"].append(work.name)
     floor_ns = _floor_ns(memory_ns, compute_ns)
     share = None if not measured_ns else floor_ns / measured_ns
     if share is not None and share > 1:
-        notes.add(
-            "faster than the floor: the peak was underestimated, or data came from a cache",
-            f"{work.name} ({_percent(share)})",
-        )
+        underestimated = "faster than the floor: the peak was underestimated, or data came from a cache"
+        notes[underestimated].append(f"{work.name} ({_percent(share)})")
     stored, computed_in = work.precision, work.computed_in
     if computed_in not in ("unknown", "tf32", stored) and (stored, computed_in) != ("int4", "fp16"):
-        notes.add(f"stored in {stored}, computed in {computed_in}", work.name)
+        notes[f"stored in {stored}, computed in {computed_in}"].append(work.name)
     return LayerRoofline(
         **asdict(work),
         memory_floor_ns=memory_ns,
@@ -220,7 +221,7 @@ def _stored(
     types = {layer.name: layer.built if layer.built in _STORED_BYTES else layer.requested for layer in layers}
     for layer in layers:
         if types[layer.name] != layer.built:
-            notes.add(f"built precision is {layer.built}: counted as {layer.requested}, as asked for", layer.name)
+            notes[f"built precision is {layer.built}: counted as {layer.requested}, as asked for"].append(layer.name)
     return types
 
 
@@ -286,7 +287,7 @@ class _Owners:
             multiplies = _MULTIPLIES.search(kind) is not None
             if several:
                 shared.update(several)
-                notes.add("in one node, so their times cannot be told apart", ", ".join(several))
+                notes["in one node, so their times cannot be told apart"].append(", ".join(several))
                 last = None
             elif layer is None:
                 layer = last if kind and not multiplies else None
@@ -302,7 +303,7 @@ class _Owners:
         }
         for name in names:
             if nodes_of[name] and name not in multiplied | shared:
-                notes.add("no node multiplies the weights under this name, so it is not timed", name)
+                notes["no node multiplies the weights under this name, so it is not timed"].append(name)
         self.measured_ns = {
             name: sum(node.ns for node in nodes_of[name]) for name in names if name in multiplied - shared
         }
@@ -319,11 +320,8 @@ def _note_side_work(name: str, nodes: Sequence[NodeTime], notes: _Notes) -> None
     total_ns, beside_ns = (sum(node.ns for node in some) for some in (nodes, beside))
     if beside_ns > total_ns / 2:
         longest = max(beside, key=lambda node: node.ns)
-        notes.add(
-            f"{_percent(beside_ns / total_ns)} of the time is beside the product, most of it in {longest.name} "
-            f"({_ms(longest.ns)})",
-            name,
-        )
+        share, most = _percent(beside_ns / total_ns), f"{longest.name} ({_ms(longest.ns)})"
+        notes[f"{share} of the time is beside the product, most of it in {most}"].append(name)
 
 
 def _kind_of(kind: str) -> tuple[str, str]:
@@ -356,19 +354,6 @@ def _named(node: str, names: Sequence[str]) -> tuple[str | None, tuple[str, ...]
 def _bare(after: str, names: Sequence[str]) -> bool:
     """Whether a layer's name ends where it was found, but for a compiler's mark or the next name."""
     return not after or after[0] not in "./_" or after.startswith(("_myl", *(f"_{name}" for name in names)))
-
-
-class _Notes:
-    """Notes for readers of the figures; one that holds for several layers appears once, with their names."""
-
-    def __init__(self) -> None:
-        self._layers: dict[str, list[str]] = {}
-
-    def add(self, text: str, layer: str = "") -> None:
-        self._layers.setdefault(text, []).extend([layer] if layer else [])
-
-    def lines(self) -> list[str]:
-        return [f"{', '.join(layers)}: {text}" if layers else text for text, layers in self._layers.items()]
 
 
 def _ms(nanoseconds: float) -> str:

@@ -33,6 +33,7 @@ from alexnet_edge.sessions.onnxruntime import OnnxRuntimeSession
 _IMAGES = 16
 _INPUT_SIZE = 227
 _WARMUP = 5
+_OF_LOADGEN = ("loadgen_query_ns", "loadgen_loop_ns", "queries")
 
 
 def harness_overhead(*, inputs: Path | None = None, seconds: float = 1.0, logs: Path | None = None) -> dict[str, Any]:
@@ -64,13 +65,10 @@ def harness_overhead(*, inputs: Path | None = None, seconds: float = 1.0, logs: 
             "sample_ns": {f"p{value}": percentile_of(measured.samples_ns, value) for value in (50, 99)},
             "sample_loop_ns": measured.duration_ns / len(measured.samples_ns),
             "samples": len(measured.samples_ns),
-            "loadgen_query_ns": None,
-            "loadgen_loop_ns": None,
-            "queries": None,
-            "unavailable": "",
         }
         if importlib.util.find_spec("mlperf_loadgen") is None:
-            return {**figures, "unavailable": f"mlperf_loadgen is not installed; run: {install_command('bench')}"}
+            reason = f"mlperf_loadgen is not installed; run: {install_command('bench')}"
+            return {**figures, **dict.fromkeys(_OF_LOADGEN), "unavailable": reason}
         result = run_scenario(
             NULL,
             ScenarioSettings(scenario="single-stream", seconds=seconds, percentile=90),
@@ -82,6 +80,7 @@ def harness_overhead(*, inputs: Path | None = None, seconds: float = 1.0, logs: 
         "loadgen_query_ns": {name: result["percentiles_ns"][name] for name in ("p50", "p90")},
         "loadgen_loop_ns": result["duration_ns"] / result["queries"],
         "queries": result["queries"],
+        "unavailable": "",
     }
 
 

@@ -113,29 +113,26 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
 def _open(request: Mapping[str, Any]) -> tuple[_Subject, dict[str, Any]]:
     x_NCHW: FloatArray = np.load(request["inputs"], allow_pickle=False)
     if request["subject"] == NULL:
-        return _opened(NullSession(input_size=x_NCHW.shape[-1]), x_NCHW, import_ns=0)
-    path = Path(request["subject"])
+        return _opened(lambda: NullSession(input_size=x_NCHW.shape[-1]), x_NCHW, import_ns=0)
+    path, threads = Path(request["subject"]), request["threads"]
     source: Path | Artifact = path
     if path.suffix == peers.SUFFIX:  # importing its libraries is part of loading
-        start = time.perf_counter_ns()
-        session = peers.PeerSession(peers.read_peer(path), threads=request["threads"])
-        return _opened(session, x_NCHW, import_ns=0, start_ns=start)
+        return _opened(lambda: peers.PeerSession(peers.read_peer(path), threads=threads), x_NCHW, import_ns=0)
     if path.suffix == SUFFIXES["trt"]:
         source = artifact = open_artifact(path, trust=request["trust"])
         import_ns = time_once(lambda: load_library(LIBRARIES[artifact.manifest.runtime]))
     else:
         import_ns = time_once(lambda: _import_library(path.suffix))
-    start = time.perf_counter_ns()
-    opened = open_session(source, device=request["device"], threads=request["threads"])
-    return _opened(opened, x_NCHW, import_ns=import_ns, start_ns=start)
+    return _opened(lambda: open_session(source, device=request["device"], threads=threads), x_NCHW, import_ns=import_ns)
 
 
 def _opened(
-    session: Session, x_NCHW: FloatArray, *, import_ns: int, start_ns: int | None = None
+    make_session: Callable[[], Session], x_NCHW: FloatArray, *, import_ns: int
 ) -> tuple[_Subject, dict[str, Any]]:
-    start_ns = time.perf_counter_ns() if start_ns is None else start_ns
+    start = time.perf_counter_ns()
+    session = make_session()
     session.__enter__()
-    load_ns = time.perf_counter_ns() - start_ns
+    load_ns = time.perf_counter_ns() - start
     subject = _Subject(session, x_NCHW)
     first = subject.next_input(session.input.min_batch)
     answer = {

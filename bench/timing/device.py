@@ -55,18 +55,23 @@ class PipelinedSamples:
     """In which they finished: by the host's clock, or the device's where `like` asks for it."""
 
 
-def _device_samples(times: Sequence[PhaseTimes], *, in_flight: int, cuda_graph: bool, warmup: int) -> DeviceSamples:
+def _samples_of(
+    times: Sequence[PhaseTimes], queries: DeviceQueries, *, graph: bool, warmup: int, duration_ns: int | None = None
+) -> tuple[DeviceSamples, PipelinedSamples]:
+    """The finished queries of one round, which took `duration_ns` by the host's clock; None for the device's."""
     transfers = times[0].h2d_ns is not None
-    return DeviceSamples(
+    measured = DeviceSamples(
         h2d_ns=tuple(query.h2d_ns or 0 for query in times) if transfers else None,
         compute_ns=tuple(query.compute_ns for query in times),
         d2h_ns=tuple(query.d2h_ns or 0 for query in times) if transfers else None,
         enqueue_ns=tuple(query.enqueue_ns for query in times),
         duration_ns=times[-1].end_ns - times[0].start_ns,
-        in_flight=in_flight,
-        cuda_graph=cuda_graph,
+        in_flight=queries.slots,
+        cuda_graph=graph,
         warmup_count=warmup,
     )
+    duration_ns = measured.duration_ns if duration_ns is None else duration_ns
+    return measured, PipelinedSamples(in_flight=queries.slots, count=len(times), duration_ns=duration_ns)
 
 
 def _keep_in_flight(queries: DeviceQueries) -> Generator[PhaseTimes, None, None]:
@@ -141,8 +146,7 @@ def take_samples(
             elapsed = (now := clock()) - first
             if elapsed >= max_ns or (elapsed >= min_ns and len(times) >= samples):
                 break
-    measured = _device_samples(times, in_flight=queries.slots, cuda_graph=graph, warmup=warmup)
-    return measured, PipelinedSamples(in_flight=queries.slots, count=len(times), duration_ns=now - first)
+    return _samples_of(times, queries, graph=graph, warmup=warmup, duration_ns=now - first)
 
 
 def take_like_trtexec(queries: DeviceQueries, convention: Convention) -> tuple[DeviceSamples, PipelinedSamples]:
@@ -158,6 +162,4 @@ def take_like_trtexec(queries: DeviceQueries, convention: Convention) -> tuple[D
             warmup += begun_ns < warmup_ns
             if begun_ns >= end_ns and len(everything) - warmup >= convention.iterations:
                 break
-    times = everything[warmup:]
-    measured = _device_samples(times, in_flight=queries.slots, cuda_graph=convention.graph, warmup=warmup)
-    return measured, PipelinedSamples(in_flight=queries.slots, count=len(times), duration_ns=measured.duration_ns)
+    return _samples_of(everything[warmup:], queries, graph=convention.graph, warmup=warmup)

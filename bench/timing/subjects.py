@@ -133,7 +133,7 @@ def open_subject(path: Path, *, device: Device = "cpu", trust: bool = False) -> 
             parity=prepared.parity,
             python=prepared.python,
         )
-    return replace(subject_of(artifact := open_artifact(path, trust=trust)), device=_device_of(artifact, device))
+    return subject_of(open_artifact(path, trust=trust), device=device)
 
 
 def _of_checkpoint(info: CheckpointInfo) -> dict[str, Any]:
@@ -145,34 +145,27 @@ def _of_checkpoint(info: CheckpointInfo) -> dict[str, Any]:
     }
 
 
-def subject_of(artifact: Artifact) -> Subject:
+def subject_of(artifact: Artifact, *, device: Device = "cpu") -> Subject:
     """What a loaded artifact's manifest says, in the form that results keep."""
     manifest = artifact.manifest
     return Subject(
         path=artifact.path,
         label=artifact.label,
-        format=manifest.format,
-        precision=manifest.precision,
-        runtime=manifest.runtime,
-        sha256=manifest.sha256,
-        bytes=manifest.bytes,
-        checkpoint_sha256=manifest.checkpoint_sha256,
-        architecture=manifest.architecture,
+        **{name: getattr(manifest, name) for name in _OF_MANIFEST},
         num_classes=manifest.output.shape[-1],
-        preprocessing=manifest.preprocessing,
         data=_recorded_data(Path(manifest.checkpoint)),
-        device=_device_of(artifact, "cpu"),
+        device="cuda" if manifest.format == "trt" else device,
         min_batch=manifest.input.min_batch,
         max_batch=manifest.input.max_batch,
-        parity=manifest.parity,
-        layers=manifest.layers,
-        calibration=manifest.calibration,
         skipped=runnable(artifact) or "",
     )
 
 
-def _device_of(artifact: Artifact, device: Device) -> Device:
-    return "cuda" if artifact.manifest.format == "trt" else device
+_OF_MANIFEST = (
+    *("format", "precision", "runtime", "sha256", "bytes", "checkpoint_sha256", "architecture", "preprocessing"),
+    *("parity", "layers", "calibration"),
+)
+"""Fields of a subject that its manifest has by the same names."""
 
 
 def swept(subjects: Iterable[Subject], threads: Sequence[int]) -> list[Subject]:
@@ -181,10 +174,10 @@ def swept(subjects: Iterable[Subject], threads: Sequence[int]) -> list[Subject]:
     for subject in subjects:
         if len(threads) < 2 or subject.device == "cuda":
             result.append(replace(subject, threads=threads[-1] if threads else None))
-            continue
-        for count in threads:
-            label = f"{subject.label}, {count} thread{'s' if count > 1 else ''}"
-            result.append(replace(subject, label=label, threads=count))
+        else:
+            for count in threads:
+                label = f"{subject.label}, {count} thread{'s' if count > 1 else ''}"
+                result.append(replace(subject, label=label, threads=count))
     return result
 
 
