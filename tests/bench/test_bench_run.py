@@ -45,9 +45,8 @@ def test_a_sweep_measures_every_combination(results: dict[str, Any]) -> None:
         assert f"{subject['threads']} thread" in subject["label"]
         assert subject["details"]["threads"] == subject["threads"]
         assert [entry["batch"] for entry in subject["batches"]] == list(QUICK.batches)
-        assert [entry["count"] for entry in subject["batches"]] == [
-            sum(len(taken["samples_ns"]) for taken in entry["samples"]) for entry in subject["batches"]
-        ]
+        for entry in subject["batches"]:
+            assert entry["count"] == sum(len(samples["samples_ns"]) for samples in entry["samples"])
 
 
 def test_a_reason_stands_beside_every_null(results: dict[str, Any]) -> None:
@@ -60,17 +59,15 @@ def test_a_reason_stands_beside_every_null(results: dict[str, Any]) -> None:
 
 
 def test_bounds_are_measured_in_every_round(tmp_path: Path) -> None:
-    found = bench(tmp_path, threads=(1,), roofline=True)
-    (peaks,) = found["peaks"]
-    assert len(peaks["rounds"]) == found["settings"]["rounds"] > 1
-    assert peaks["read_bytes_per_s"] == max(one["best"]["read"] for one in peaks["rounds"])
-    for one in peaks["rounds"]:
-        assert all(median <= one["best"][name] for name, median in one["median"].items() if median is not None)
-    for name, rate in peaks["multiply_adds_per_s"].items():
-        assert rate == max(
-            (one["best"][name] for one in peaks["rounds"] if one["best"][name] is not None), default=None
-        )
-    for subject in found["subjects"]:
+    results = bench(tmp_path, threads=(1,), roofline=True)
+    (peaks,) = results["peaks"]
+    assert len(peaks["rounds"]) == results["settings"]["rounds"] > 1
+    for rates in peaks["rounds"]:
+        assert all(median <= rates["best"][name] for name, median in rates["median"].items() if median is not None)
+    for name, rate in {"read": peaks["read_bytes_per_s"], **peaks["multiply_adds_per_s"]}.items():
+        measured = [rates["best"][name] for rates in peaks["rounds"] if rates["best"][name] is not None]
+        assert rate == max(measured, default=None)
+    for subject in results["subjects"]:
         roofline = subject["roofline"]
         by_round = roofline["by_round"]
         assert len(by_round["floors_ns"]) == len(peaks["rounds"])
@@ -93,7 +90,7 @@ def test_one_process_for_all(tmp_path: Path) -> None:
     for subject in value["subjects"]:
         assert subject["error"] == ""
         assert len(subject["batches"]) == 2
-        assert {taken["peak_memory_bytes"] for taken in subject["rounds"]} == {None}
+        assert {round_["peak_memory_bytes"] for round_ in subject["rounds"]} == {None}
         assert subject["unavailable"]["peak_memory"]
 
 
@@ -117,16 +114,13 @@ def test_a_log_that_is_none_is_refused_before_anything_is_measured(tmp_path: Pat
 def test_no_figure_of_an_emulated_machine_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "emulated").write_text("qemu-aarch64 runs the instructions\n", encoding="utf-8")
     monkeypatch.setattr(environment, "EMULATED_MARKER", tmp_path / "emulated")
-    found = bench(tmp_path)
-    assert found["environment"]["emulated"]
-    for subject in found["subjects"]:
-        for entry in subject["batches"]:
-            parts = [entry, *([entry["cold"]] if entry["cold"] else [])]
-            for part in parts:
-                assert part["verdict"] == "INVALID"
-                assert part["valid"] is False
-                assert part["reasons"][0] == "emulated: qemu-aarch64 runs the instructions"
-    page = markdown_of(found)
+    results = bench(tmp_path)
+    assert results["environment"]["emulated"]
+    for entry in (entry for subject in results["subjects"] for entry in subject["batches"]):
+        for part in filter(None, (entry, entry["cold"])):
+            assert (part["verdict"], part["valid"]) == ("INVALID", False)
+            assert part["reasons"][0] == "emulated: qemu-aarch64 runs the instructions"
+    page = markdown_of(results)
     assert "0 validly" in page
     assert "emulated" in page
     with pytest.raises(UserError, match=r"machine is emulated.*--scenario"):
@@ -138,7 +132,7 @@ def places(value: Any, path: tuple[Any, ...] = (), depth: int = 5) -> list[tuple
     if depth == 0 or not isinstance(value, dict | list):
         return []
     keys = list(value) if isinstance(value, dict) else list(range(min(1, len(value))))
-    return [found for key in keys for found in ((*path, key), *places(value[key], (*path, key), depth - 1))]
+    return [spot for key in keys for spot in ((*path, key), *places(value[key], (*path, key), depth - 1))]
 
 
 def test_damaged_results_are_one_line_or_a_whole_report(

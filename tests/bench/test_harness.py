@@ -30,27 +30,26 @@ def inputs(tmp_path: Path) -> Path:
 
 @pytest.mark.skipif(importlib.util.find_spec("mlperf_loadgen") is None, reason="LoadGen is not installed")
 def test_overhead_of_both_ways_to_measure(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = harness_overhead(inputs=inputs, seconds=0.2, logs=tmp_path / "logs")
-    json.dumps(found, allow_nan=False)
-    assert 0 < found["sample_ns"]["p50"] <= found["sample_ns"]["p99"]
-    assert 0 < found["loadgen_query_ns"]["p50"] <= found["loadgen_query_ns"]["p90"]
-    assert found["sample_loop_ns"] > found["sample_ns"]["p50"] / 2
-    assert found["loadgen_loop_ns"] > found["loadgen_query_ns"]["p50"] / 2
-    assert min(found["samples"], found["queries"]) >= 662
-    assert found["unavailable"] == ""
+    costs = harness_overhead(inputs=inputs, seconds=0.2, logs=tmp_path / "logs")
+    json.dumps(costs, allow_nan=False)
+    assert 0 < costs["sample_ns"]["p50"] <= costs["sample_ns"]["p99"]
+    assert 0 < costs["loadgen_query_ns"]["p50"] <= costs["loadgen_query_ns"]["p90"]
+    assert costs["sample_loop_ns"] > costs["sample_ns"]["p50"] / 2
+    assert costs["loadgen_loop_ns"] > costs["loadgen_query_ns"]["p50"] / 2
+    assert min(costs["samples"], costs["queries"]) >= 662
+    assert costs["unavailable"] == ""
     assert (tmp_path / "logs" / "mlperf_log_summary.txt").is_file()
+    sample_us, query_us = costs["sample_loop_ns"] / 1e3, costs["loadgen_loop_ns"] / 1e3
     with capsys.disabled():
-        print(
-            f"\nharness: {found['sample_loop_ns'] / 1e3:.2f} us a sample, {found['loadgen_loop_ns'] / 1e3:.2f} us a query"
-        )
+        print(f"\nharness: {sample_us:.2f} us a sample, {query_us:.2f} us a query")
 
 
 def test_without_loadgen_its_part_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: None)
-    found = harness_overhead(seconds=0.05)
-    assert found["sample_ns"]["p99"] > 0
-    assert found["loadgen_query_ns"] is found["loadgen_loop_ns"] is found["queries"] is None
-    assert "alexnet-edge[bench]" in found["unavailable"]
+    costs = harness_overhead(seconds=0.05)
+    assert costs["sample_ns"]["p99"] > 0
+    assert costs["loadgen_query_ns"] is costs["loadgen_loop_ns"] is costs["queries"] is None
+    assert "alexnet-edge[bench]" in costs["unavailable"]
 
 
 class _Plain:
@@ -87,18 +86,17 @@ def test_the_median_is_a_plain_loops(
         session._session = wrapped[0]
 
     monkeypatch.setattr(OnnxRuntimeSession, "_load", load_wrapped)
-    found = plain_loop_ratio(artifact.path, inputs=inputs, threads=1, blocks=4, seconds=0.4)
-    json.dumps(found, allow_nan=False)
+    costs = plain_loop_ratio(artifact.path, inputs=inputs, threads=1, blocks=4, seconds=0.4)
+    json.dumps(costs, allow_nan=False)
     assert len(wrapped) == 1, "both run the same session"
-    assert found["blocks"] == 4
-    assert found["samples"][0] >= 44
-    assert found["samples"][1] >= 44
-    assert wrapped[0].count == found["samples"][1] + 4 * 3, "three images of warm-up per block, nothing else"
-    low, high = found["interval"]
-    assert low <= found["ratio"] <= high
-    assert 0.2 < found["ours_p50_ns"] / found["plain_p50_ns"] < 5
+    assert costs["blocks"] == 4
+    assert min(costs["samples"]) >= 44
+    assert wrapped[0].count == costs["samples"][1] + 4 * 3, "three images of warm-up per block, nothing else"
+    low, high = costs["interval"]
+    assert low <= costs["ratio"] <= high
+    assert 0.2 < costs["ours_p50_ns"] / costs["plain_p50_ns"] < 5
     with capsys.disabled():
-        print(f"\nours over a plain loop: {found['ratio']:.3f}, {low:.3f} to {high:.3f}")
+        print(f"\nours over a plain loop: {costs['ratio']:.3f}, {low:.3f} to {high:.3f}")
     with pytest.raises(UserError, match="blocks must be positive"):
         plain_loop_ratio(artifact.path, inputs=inputs, blocks=0)
     with pytest.raises(UserError, match="give an ONNX artifact"):
