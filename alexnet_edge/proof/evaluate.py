@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet_edge.errors import DataError, ImageError, UserError
-from alexnet_edge.images.datasets import ImageSet, IntArray, OnBadImage, batches, usable
-from alexnet_edge.images.preprocess import FloatArray, Preprocessing, ten_crops
+from alexnet_edge.images.datasets import ImageSet, IntArray, OnBadImage, usable
+from alexnet_edge.images.preprocess import FloatArray, Preprocessing, preprocess_image, ten_crops
 from alexnet_edge.proof.stats import Array
 from alexnet_edge.sessions.base import Session
 
@@ -154,6 +154,7 @@ def outputs_NK(
     images: ImageSet,
     *,
     batch: int = 32,
+    ten_crop: bool = False,
     on_bad_image: OnBadImage = "fail",
     bad: list[ImageError] | None = None,
     workers: int = 0,
@@ -163,7 +164,9 @@ def outputs_NK(
     Args:
         session: an open session.
         images: what to answer.
-        batch: images per inference; brought within what the session takes, a short last batch is filled up if it must be.
+        batch: inputs per inference; brought within what the session takes, a short last batch is filled up if it must be.
+        ten_crop: give probabilities, whatever the session's head: the mean of the softmax outputs of the ten views of each
+            image, see `preprocess.ten_crops`. A batch may hold views of several images.
         on_bad_image: `fail` raises at the first image that cannot be used, `skip` leaves it out.
         bad: receives the error of each image left out.
         workers: threads that decode ahead.
@@ -177,48 +180,26 @@ def outputs_NK(
         UserError: when the session names no preprocessing.
     """
     spec, batch = _preprocessing(session), _batch_within(session, batch)
-    outputs, indices = list[FloatArray](), list[IntArray]()
-    for part in batches(images, spec, batch=batch, on_bad_image=on_bad_image, bad=bad, workers=workers):
-        outputs.append(_run(session, part.x_NCHW))
-        indices.append(part.indices_N)
-    return np.concatenate(outputs), np.concatenate(indices)
-
-
-def ten_crop_probabilities_NK(
-    session: Session,
-    images: ImageSet,
-    *,
-    batch: int = 32,
-    on_bad_image: OnBadImage = "fail",
-    bad: list[ImageError] | None = None,
-    workers: int = 0,
-) -> tuple[FloatArray, IntArray]:
-    """Probabilities of each image: the mean of the softmax outputs of its ten views, see `preprocess.ten_crops`.
-
-    Args and errors are those of `outputs_NK`; `batch` counts views, and one batch may hold views of several images.
-
-    Returns:
-        The probabilities `(N, K)` float32, whatever the session's head, and the positions in `images` they belong to.
-    """
-    spec, batch = _preprocessing(session), _batch_within(session, batch)
-    cropped = partial(ten_crops, spec=spec)
-    read = usable(images, cropped, on_bad_image=on_bad_image, bad=bad, workers=workers, ahead=workers)
+    prepare = partial(ten_crops if ten_crop else preprocess_image, spec=spec)
+    ahead = workers if ten_crop else 2 * batch
+    read = usable(images, prepare, on_bad_image=on_bad_image, bad=bad, workers=workers, ahead=ahead)
     indices = list[int]()
 
     def views() -> Iterator[FloatArray]:
-        for index, views_NCHW in read:
+        for index, x in read:
             indices.append(index)
-            yield from views_NCHW
+            yield from x.reshape(-1, *x.shape[-3:])  # C,H,W or ten of them
 
     def answers() -> Iterator[FloatArray]:
         waiting = views()
         while part := list(islice(waiting, batch)):
             yield from _run(session, np.stack(part))
 
-    rows, means = answers(), list[FloatArray]()
-    while ten := list(islice(rows, 10)):
-        means.append(probabilities(np.stack(ten), session.head).mean(axis=0).astype(np.float32))
-    return np.stack(means), np.asarray(indices, np.int64)
+    rows, outputs = answers(), list[FloatArray]()
+    while part := list(islice(rows, 10 if ten_crop else 1)):
+        y_NK = np.stack(part)
+        outputs.append(probabilities(y_NK, session.head).mean(axis=0).astype(np.float32) if ten_crop else y_NK[0])
+    return np.stack(outputs), np.asarray(indices, np.int64)
 
 
 def _preprocessing(session: Session) -> Preprocessing:
@@ -255,8 +236,7 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy, loss, confusions and calibration of an open session over labelled images.
 
-    With `ten_crop` the mean of the softmax outputs of ten views of each image is judged instead of the central crop's output.
-    The other arguments and errors are those of `outputs_NK`.
+    The arguments and errors are those of `outputs_NK`.
 
     Raises:
         DataError: also when there is no image, one has no label, the images' classes are not the network's, or the outputs
@@ -269,8 +249,9 @@ def evaluate(
     labels_N = labels_for(session.classes, images)
     spec = _preprocessing(session)
     bad: list[ImageError] = []
-    answer = ten_crop_probabilities_NK if ten_crop else outputs_NK
-    y_NK, indices_N = answer(session, images, batch=batch, on_bad_image=on_bad_image, bad=bad, workers=workers)
+    y_NK, indices_N = outputs_NK(
+        session, images, batch=batch, ten_crop=ten_crop, on_bad_image=on_bad_image, bad=bad, workers=workers
+    )
     return score(
         y_NK,
         labels_N[indices_N],

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import struct
 import subprocess
@@ -102,14 +103,13 @@ def test_round_trip(tmp_path: Path) -> None:
     loaded = load_checkpoint(path)
     assert loaded.info == INFO
     assert read_info(path) == INFO
-    for name in ("conv1.weight", "fc8.bias"):
-        np.testing.assert_array_equal(read_weight(path, name), weights[name], strict=True)
     with pytest.raises(CheckpointError, match=r"conv9\.weight cannot be read \(KeyError"):
         read_weight(path, "conv9.weight")
     assert loaded.info.arch == NARROW
     assert list(loaded.weights) == sorted(weights)
     for name, value in weights.items():
         np.testing.assert_array_equal(loaded.weights[name], value, strict=True)
+        np.testing.assert_array_equal(read_weight(path, name), value, strict=True)
     assert [entry.name for entry in path.parent.iterdir()] == ["model.safetensors"]
     # other tools open it too
     with safetensors.safe_open(path, framework="np") as file:
@@ -129,17 +129,16 @@ def test_header_is_read_without_torch_or_safetensors(tiny_checkpoint: MakeCheckp
 WRITER = """
 import sys
 import numpy as np
+from dataclasses import replace
 from pathlib import Path
-from alexnet_edge.network.checkpoint import CheckpointInfo, parameter_shapes, save_checkpoint
-from alexnet_edge.images.preprocess import preset
+from alexnet_edge.network.checkpoint import parameter_shapes, read_info, save_checkpoint
 
 path, start = Path(sys.argv[1]), int(sys.argv[2])
+info = read_info(path)
 for value in range(start, start + 1000):
-    info = CheckpointInfo(architecture="two-tower", classes=tuple("abcd"), preprocessing=preset("caffe-227"),
-                          recipe={"value": value})
     weights = {name: np.full(shape, value, np.float32) for name, shape in parameter_shapes(info.arch).items()}
     print("writing", flush=True)
-    save_checkpoint(path, weights, info)
+    save_checkpoint(path, weights, replace(info, recipe={"value": value}))
 """
 
 
@@ -157,9 +156,9 @@ def test_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
             assert writer.stdout.readline() == b"writing\n"
             time.sleep(pauses.uniform(0, 0.4))
             writer.send_signal(signal.SIGKILL)
-        leftovers = [entry for entry in tmp_path.iterdir() if entry != path]
-        cut_short += bool(leftovers)
-        for entry in leftovers:
+        unfinished = [entry for entry in tmp_path.iterdir() if entry != path]
+        cut_short += bool(unfinished)
+        for entry in unfinished:
             assert entry.name.startswith("."), "what a killed writer leaves must not look like a checkpoint"
             entry.unlink()
         loaded = load_checkpoint(path)
@@ -295,9 +294,8 @@ def test_wrong_architecture_names_the_layers(tmp_path: Path) -> None:
     del weights["fc8.bias"]
     weights["conv6.weight"] = np.zeros(1, np.float32)
     text = refusal(tmp_path, check_weights, weights, NARROW, tmp_path)
-    assert "fc8.bias is missing" in text
-    assert "conv6.weight is unknown" in text
-    assert "conv2.weight is [8, 8, 5, 5], not [8, 4, 5, 5]" in text
+    for fault in ("fc8.bias is missing", "conv6.weight is unknown", "conv2.weight is [8, 8, 5, 5], not [8, 4, 5, 5]"):
+        assert fault in text
 
 
 def test_other_class_count_is_named(tmp_path: Path) -> None:
@@ -394,27 +392,21 @@ def test_weights_that_do_not_fit_are_named_layer_by_layer(tmp_path: Path) -> Non
     path = tmp_path / "weights.pth"
     torch.save(state_dict("torchvision", TORCHVISION_KEYS), path)
     text = refusal(path, fit_weights, import_weights(path), architecture("one-tower", 4), path)
-    for part in (
-        "conv1.weight is [64, 3, 11, 11], not [96, 3, 11, 11]",
-        "conv1.bias is [64], not [96]",
-        "conv2.weight is [192, 64, 5, 5], not [256, 96, 5, 5]",
-        "conv3.weight is [384, 192, 3, 3], not [384, 256, 3, 3]",
-    ):
-        assert part in text
-    for name in ("fc6", "fc7", "fc8"):
-        assert name not in text, "what fits is not named"
+    assert "conv1.weight is [64, 3, 11, 11], not [96, 3, 11, 11], conv1.bias is [64], not [96]" in text
+    assert "conv2.weight is [192, 64, 5, 5], not [256, 96, 5, 5]" in text
+    assert "conv3.weight is [384, 192, 3, 3], not [384, 256, 3, 3]" in text
+    assert not re.search("fc[678]", text), "what fits is not named"
 
 
 def test_other_classes_leave_fc8_out_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(state_dict("two-tower"), path)
     weights = import_weights(path)
-    same, note = fit_weights(weights, architecture("two-tower", 4), path)
+    same, note = fit_weights(weights, TWO_TOWER, path)
     assert (same.keys(), note) == (weights.keys(), "")
     fitted, note = fit_weights(weights, architecture("two-tower", 7), path)
     assert weights.keys() - fitted.keys() == {"fc8.weight", "fc8.bias"}
-    assert "fc8 of" in note
-    assert "has 4 outputs, not 7" in note
+    assert f"fc8 of {path} has 4 outputs, not 7" in note
     del weights["fc6.bias"]
     with pytest.raises(CheckpointError, match=r"fc6\.bias is missing"):
         fit_weights(weights, architecture("two-tower", 7), path)

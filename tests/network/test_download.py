@@ -21,7 +21,7 @@ from alexnet_edge.progress import QuietReporter
 CONTENT = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()[:8]
 
-Answer = Callable[[BaseHTTPRequestHandler], None]
+Answer = Callable[[BaseHTTPRequestHandler], object]
 
 
 class Server:
@@ -78,9 +78,9 @@ def refuse(code: int) -> Answer:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download, "PAUSE_S", 0.0)
-    found = Server()
-    yield found
-    found.close()
+    running = Server()
+    yield running
+    running.close()
 
 
 @pytest.fixture
@@ -133,10 +133,7 @@ def test_a_silent_server_is_left_after_some_attempts(
         request.wfile.flush()
         server.released.wait(60)
 
-    def mute(request: BaseHTTPRequestHandler) -> None:
-        server.released.wait(60)
-
-    server.answers = [silent, mute]
+    server.answers = [silent, lambda request: server.released.wait(60)]
     assert "it cannot be downloaded (" in refused(server, path)
     assert "timed out" in refused(server, path)
     assert server.ranges[: 1 + download.ATTEMPTS] == [None, *["bytes=1000-"] * download.ATTEMPTS]

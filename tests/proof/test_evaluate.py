@@ -34,7 +34,6 @@ from alexnet_edge.proof.evaluate import (
     probabilities,
     reliability,
     score,
-    ten_crop_probabilities_NK,
 )
 from alexnet_edge.proof.parity import compare_outputs
 from alexnet_edge.proof.stats import wilson_interval
@@ -179,9 +178,8 @@ def test_what_cannot_be_evaluated_is_refused(folder: Path) -> None:
             evaluate(session, open_images(folder))
         with pytest.raises(DataError, match="there is no image to evaluate on"):
             evaluate(session, opened(folder).subset([]))
-    for answer in (outputs_NK, ten_crop_probabilities_NK):
-        with NullSession(num_classes=10) as null, pytest.raises(UserError, match="how images are preprocessed"):
-            answer(null, synthetic("val", count=10))
+    with NullSession(num_classes=10) as null, pytest.raises(UserError, match="how images are preprocessed"):
+        outputs_NK(null, synthetic("val", count=10))
 
 
 # --- ties ---------------------------------------------------------------------------------------------------------------
@@ -346,7 +344,7 @@ def test_ten_crops_are_the_mean_of_ten_softmax_outputs(
 ) -> None:
     images = opened(noise)
     with Patches(head=head, min_batch=least, max_batch=most) as session:
-        p_NK, indices_N = ten_crop_probabilities_NK(session, images)
+        p_NK, indices_N = outputs_NK(session, images, ten_crop=True)
         assert session.batches == batch_sizes
         expected = [by_hand(session, images.image(index)) for index in range(6)]
         result = evaluate(session, images, ten_crop=True, workers=2)
@@ -390,7 +388,7 @@ def test_ten_crops_of_real_images(data_root: Path) -> None:
     with Patches(spec=Preprocessing()) as session:
         chosen = images.subset(range(0, len(images), 20))
         assert len(chosen) > 10
-        p_NK, _ = ten_crop_probabilities_NK(session, chosen, batch=16)
+        p_NK, _ = outputs_NK(session, chosen, batch=16, ten_crop=True)
         expected = [by_hand(session, chosen.image(index)) for index in range(len(chosen))]
     assert np.allclose(p_NK, expected, atol=1e-4)
 
@@ -410,7 +408,7 @@ def test_ten_crops_through_an_artifact_and_its_checkpoint(narrow: tuple[Path, Pa
     answers = []
     for source in narrow:
         with open_session(source, threads=1) as session:
-            answers.append(ten_crop_probabilities_NK(session, images)[0])
+            answers.append(outputs_NK(session, images, ten_crop=True)[0])
             for index in (0, 5, 11):
                 assert np.allclose(answers[-1][index], by_hand(session, images.image(index)), atol=1e-4)
     assert np.allclose(*answers, atol=1e-4)

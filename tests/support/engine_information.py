@@ -30,26 +30,28 @@ def engine(layers: list[Any], *, io: str = "Bindings") -> str:
     return json.dumps({"Layers": layers, io: ["input", "logits"]})
 
 
+def fused(name: str, separator: str) -> str:
+    """The ONNX nodes that a TensorRT layer was made of, as its metadata name them."""
+    return separator.join(f"[ONNX Layer: {node}]" for node in (name, f"{name}/relu"))
+
+
 def engine_8(types: Mapping[str, str], *, dynamic: bool = True) -> str:
     """TensorRT 8.6: fused names, the type of the weights, and formats where the shape is fixed."""
     layers: list[dict[str, Any]] = []
     for name in LAYER_NAMES:
-        fused = f"{name} + {name}/relu" if name != "fc8" else name
+        node = f"{name} + {name}/relu" if name != "fc8" else name
         if types[name] == "int8":
-            fused = f"{name}.weight + {name}.weight_dq + {fused}"
+            node = f"{name}.weight + {name}.weight_dq + {node}"
         written = DYNAMIC_8 if dynamic else FORMATS_8[types[name]]
-        copy = f"Reformatting CopyNode for Input Tensor 0 to {fused}"
+        copy = f"Reformatting CopyNode for Input Tensor 0 to {node}"
+        tensors = {"Inputs": [tensor("in", written)], "Outputs": [tensor("out", written)]}
+        constants = {
+            "Weights": {"Type": WRITTEN[types[name]], "Count": 884736},
+            "Bias": {"Type": "Float", "Count": 384},
+        }
         layers += [
             {"Name": copy, "LayerType": "Reformat", "Inputs": [tensor("input", FORMATS_8["fp32"])], "Outputs": []},
-            {
-                "Name": fused,
-                "LayerType": "CaskConvolution",
-                "Inputs": [tensor("in", written)],
-                "Outputs": [tensor("out", written)],
-                "Weights": {"Type": WRITTEN[types[name]], "Count": 884736},
-                "Bias": {"Type": "Float", "Count": 384},
-                "TacticName": "",
-            },
+            {"Name": node, "LayerType": "CaskConvolution", **tensors, **constants, "TacticName": ""},
         ]
     return engine(layers)
 
@@ -59,30 +61,14 @@ def engine_10(types: Mapping[str, str]) -> str:
     layers: list[dict[str, Any]] = []
     for name in LAYER_NAMES:
         written = "Half" if types[name] == "int4" else WRITTEN[types[name]]
+        layer: dict[str, Any] = {"Name": f"{name}_myl4_0", "LayerType": "gemm"}
         if name.startswith("conv"):
-            layers.append(
-                {
-                    "Name": f"{name} + {name}/relu",
-                    "LayerType": "CaskConvolution",
-                    "Inputs": [tensor("in", written)],
-                    "Outputs": [tensor("out", "Float")],
-                    "Weights": {"Type": WRITTEN[types[name]], "Count": 884736},
-                    "TacticName": "",
-                    "Metadata": f"[ONNX Layer: {name}]\u001e[ONNX Layer: {name}/relu]",
-                }
-            )
-        else:
-            unpacked = f"[ONNX Layer: {name}.weight_dq]\u001f" if types[name] == "int4" else ""
-            layers.append(
-                {
-                    "Name": f"{name}_myl4_0",
-                    "LayerType": "gemm",
-                    "Inputs": [tensor("in", written)],
-                    "Outputs": [tensor("out", "Float")],
-                    "TacticName": "",
-                    "Metadata": f"{unpacked}[ONNX Layer: {name}]\u001f[ONNX Layer: {name}/relu]",
-                }
-            )
+            layer = {"Name": f"{name} + {name}/relu", "LayerType": "CaskConvolution"}
+            layer["Weights"] = {"Type": WRITTEN[types[name]], "Count": 884736}
+        unpacked = f"[ONNX Layer: {name}.weight_dq]\u001f" if types[name] == "int4" else ""
+        nodes = fused(name, "\u001e") if name.startswith("conv") else unpacked + fused(name, "\u001f")
+        tensors = {"Inputs": [tensor("in", written)], "Outputs": [tensor("out", "Float")]}
+        layers.append({**layer, **tensors, "TacticName": "", "Metadata": nodes})
     return engine(layers)
 
 
@@ -90,19 +76,21 @@ def engine_11(types: Mapping[str, str]) -> str:
     """TensorRT 11: everything in Myelin, type and format apart, the constants that a kernel reads."""
     layers = []
     for name in LAYER_NAMES:
-        taken = "Half" if types[name] == "int4" else WRITTEN[types[name]]
-        weights = {"Name": f"{name}.weight", "Dimensions": [4096, 4096], "Datatype": WRITTEN[types[name]]}
-        scale = {"Name": f"{name}.scale", "Dimensions": [4096], "Datatype": "Float"}
-        one = {"Name": "alpha", "Dimensions": [1], "Datatype": "Float"}
+        written = "Half" if types[name] == "int4" else WRITTEN[types[name]]
+        constants = (
+            ("alpha", [1], "Float"),
+            (f"{name}.scale", [4096], "Float"),
+            (f"{name}.weight", [4096, 4096], WRITTEN[types[name]]),
+        )
         layers.append(
             {
                 "Name": f"{name}_myl0_2",
                 "LayerType": "correlation" if name.startswith("conv") else "gemm",
-                "Inputs": [{**tensor("in", taken, "Datatype"), "Format": "(NHWC) Channel major format"}],
-                "Constants": [one, scale, weights],
+                "Inputs": [{**tensor("in", written, "Datatype"), "Format": "(NHWC) Channel major format"}],
+                "Constants": [dict(zip(("Name", "Dimensions", "Datatype"), entry, strict=True)) for entry in constants],
                 "Outputs": [],
                 "TacticName": "",
-                "Metadata": f"[ONNX Layer: {name}]\u001f[ONNX Layer: {name}/relu]",
+                "Metadata": fused(name, "\u001f"),
             }
         )
     return engine(layers, io="I/O Tensors")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from alexnet_edge.artifact import Artifact, LayerPrecision, Manifest, Precision, TensorSpec, commit
 from alexnet_edge.bench.timing.settings import MeasureSettings
@@ -51,8 +52,6 @@ def write_artifact(
     path: Path, *, seed: int, precision: Precision = "fp32", checkpoint: str = "", parity: Any = PASSED, **changes: Any
 ) -> Artifact:
     """A real ONNX file, the images' mean colours times a matrix, with a manifest."""
-    from onnx import TensorProto, helper, numpy_helper
-
     weights = np.random.default_rng(seed).normal(size=(3, len(CLASSES))).astype(np.float32)
     graph = helper.make_graph(
         [
