@@ -52,19 +52,9 @@ class TensorRTSession(ArtifactSession):
     runtime = "tensorrt"
 
     def __init__(
-        self,
-        artifact: Artifact,
-        *,
-        device: Device = "cuda",
-        threads: int | None = None,
-        cuda_graph: bool = False,
+        self, artifact: Artifact, *, device: Device = "cuda", threads: int | None = None, cuda_graph: bool = False
     ) -> None:
-        """A closed session; `cuda_graph` launches recorded inferences.
-
-        Raises:
-            ArtifactError: when the manifest names no library that runs engines.
-            UserError: when another device is asked for.
-        """
+        """A closed session; raises ArtifactError when the manifest names no library that runs engines."""
         if device != "cuda":
             raise UserError("an engine runs on the GPU only", value=f"--device {device}", fix="leave --device out")
         super().__init__(artifact, device=device, threads=threads)

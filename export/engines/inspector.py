@@ -12,9 +12,10 @@ recorded files in tests/data/inspector.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from alexnet_edge.artifact import LayerPrecision, Precision, layer_types
@@ -41,7 +42,7 @@ UNPACKED = "weights unpacked inside the kernel from a type that is not told"
 """What `evidence` ends in where quantised weights reach the kernel and their type can only be told by their size."""
 _FOREIGN = re.compile(r"\{ForeignNode\[(?P<first>.+?)(?:\.\.\.(?P<last>.+?))?\]\}")
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-_LOG_NODE = re.compile(r"\[(?P<device>Dla|Gpu)Layer\] (?P<what>.+)")
+_LOG_NODE = re.compile(r"\[(?P<device>Dla|Gpu)Layer\] (?P<nodes>.+)")
 _AFTER = ("/relu", "/lrn", "/pool")
 """Nodes that follow the layer they are named after; the others that bear its name come before it."""
 
@@ -61,34 +62,18 @@ class InspectedLayer:
 def inspected_precisions(
     information: str, precision: Precision, *, log: Iterable[str] = ()
 ) -> tuple[LayerPrecision, ...]:
-    """The precision of each of the eight layers in an engine.
+    """The precision of each of the eight layers in an engine, beside the one asked for.
 
-    Args:
-        information: JSON of the engine inspector, or the file that `trtexec --exportLayerInfo` wrote.
-        precision: the precision asked for.
-        log: lines of the builder's log; `[DlaLayer]` and `[GpuLayer]` lines in it say where each layer was placed.
-
-    Returns:
-        One entry per layer. `built` is `missing` where no kernel bears the layer's name, and `unknown` where the
-        inspector tells no type: the engine was built without detailed profiling verbosity, or TensorRT 8 fused a whole
-        region of dynamic shape into one node.
+    `information` is the inspector's JSON, or the file that `trtexec --exportLayerInfo` wrote; `[DlaLayer]` and `[GpuLayer]`
+    lines of the builder's log say where each layer was placed. `built` is `missing` where no kernel bears the layer's name,
+    and `unknown` where the inspector tells no type: the engine was built without detailed profiling verbosity, or TensorRT 8
+    fused a whole region of dynamic shape into one node.
 
     Raises:
         ArtifactError: when the text is not the inspector's JSON.
     """
-    layers = inspect_layers(information, LAYER_NAMES, log=log)
-    asked = layer_types(precision)
-    return tuple(
-        LayerPrecision(
-            name=name,
-            requested=asked[name],
-            built=layers[name].built,
-            evidence=layers[name].evidence,
-            placement=layers[name].placement,
-            kernel=layers[name].kernel,
-        )
-        for name in LAYER_NAMES
-    )
+    layers, asked = inspect_layers(information, LAYER_NAMES, log=log), layer_types(precision)
+    return tuple(LayerPrecision(name=name, requested=asked[name], **asdict(layer)) for name, layer in layers.items())
 
 
 def inspect_layers(information: str, names: Sequence[str], *, log: Iterable[str] = ()) -> dict[str, InspectedLayer]:
@@ -113,17 +98,13 @@ def inspect_layers(information: str, names: Sequence[str], *, log: Iterable[str]
 
 def placements(log: Iterable[str], names: Sequence[str] = LAYER_NAMES) -> dict[str, Placement]:
     """Where the builder's log says that each layer was placed; layers that it does not name are left out."""
-    found: dict[str, Placement] = {}
-    for line in log:
-        match = _LOG_NODE.search(line)
-        if match is None:
-            continue
-        what = match["what"].strip()
-        nodes = what if what.startswith("{") else what.partition(": ")[2] or what
-        for name in names:
-            if name in _named(nodes, "", names):
-                found[name] = "DLA" if match["device"] == "Dla" else "GPU"
-    return found
+    placed: dict[str, Placement] = {}
+    for match in filter(None, map(_LOG_NODE.search, log)):
+        text = match["nodes"].strip()
+        nodes = text if text.startswith("{") else text.partition(": ")[2] or text
+        device: Placement = "DLA" if match["device"] == "Dla" else "GPU"
+        placed |= dict.fromkeys(_named(nodes, "", names), device)
+    return placed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,20 +153,17 @@ class _Kernel:
 
 def _from_names(name: str, names: Sequence[str], entries: Sequence[str]) -> InspectedLayer:
     """From an engine built with the default profiling verbosity: names only."""
-    kernels = [entry for entry in entries if name in _named(entry, "", names)]
-    if not kernels:
+    kernel = next((entry for entry in entries if name in _named(entry, "", names)), None)
+    if kernel is None:
         return InspectedLayer(built="missing", evidence="no kernel of the engine bears its name")
-    return InspectedLayer(
-        built="unknown", evidence="the engine tells layer names only", kernel=_without_copies(kernels)[0]
-    )
+    return InspectedLayer(built="unknown", evidence="the engine tells layer names only", kernel=kernel)
 
 
 def _from_kernels(name: str, kernels: Sequence[_Kernel], placed: Placement, *, dla_copies: bool) -> InspectedLayer:
     mine = [kernel for kernel in kernels if name in kernel.layers and kernel.kind.lower() not in _MOVERS]
     if not mine:
         return InspectedLayer(built="missing", evidence="no kernel of the engine bears its name", placement=placed)
-    best = min(kernel.rank for kernel in mine)
-    kernel = next(kernel for kernel in mine if kernel.rank == best)  # of several, the first: bias and cast come after
+    kernel = min(mine, key=lambda kernel: kernel.rank)  # of several, the first: bias and cast come after
     built, evidence = _type(name, kernel)
     return InspectedLayer(
         built=built,
@@ -197,27 +175,24 @@ def _from_kernels(name: str, kernels: Sequence[_Kernel], placed: Placement, *, d
 
 def _type(layer: str, kernel: _Kernel) -> tuple[str, str]:
     """The type a kernel computes in, and what says so."""
-    told = [text for text in kernel.inputs if _element(text)]
-    taken = _element(told[0]) if told else ""
+    inputs = [text for text in kernel.inputs if _element(text)]
+    operand = _element(inputs[0]) if inputs else ""
     stored = _element(kernel.weights)
-    evidence = "engine inspector: " + ", ".join(
-        part
-        for part in (
-            f"weights {kernel.weights}" if stored else "",
-            f"input {told[0]}" if told else "",
-            "TF32 kernel" if "tf32" in kernel.tactic.lower() else "",
-            "at the border of a fused region" if kernel.region else "",
-        )
-        if part
-    )
-    if stored == "int4" or (not stored and _element(" ".join(told[1:])) == "int4"):
+    parts = {
+        f"weights {kernel.weights}": bool(stored),
+        f"input {inputs[0] if inputs else ''}": bool(inputs),
+        "TF32 kernel": "tf32" in kernel.tactic.lower(),
+        "at the border of a fused region": kernel.region,
+    }
+    evidence = "engine inspector: " + ", ".join(part for part, holds in parts.items() if holds)
+    if stored == "int4" or (not stored and _element(" ".join(inputs[1:])) == "int4"):
         return "int4", evidence  # weight-only: the input stays in a floating-point type
-    if not stored and layer in kernel.dequantised and taken in ("fp16", "bf16", "fp32"):
+    if not stored and layer in kernel.dequantised and operand in ("fp16", "bf16", "fp32"):
         return "unknown", f"{evidence}, {UNPACKED}"
-    if stored and taken:
-        return (stored if stored == taken else "mixed"), evidence
-    if stored or taken:
-        return stored or taken, evidence
+    if stored and operand and stored != operand:
+        return "mixed", evidence
+    if stored or operand:
+        return stored or operand, evidence
     computed = _tactic_type(kernel.tactic)
     if computed:
         return computed, f"engine inspector: kernel {kernel.tactic}"
@@ -243,15 +218,13 @@ def _named(name: str, metadata: str, names: Sequence[str]) -> frozenset[str]:
     """The network layers that an engine's layer computes, by its name and by the ONNX nodes in its metadata."""
     if name.startswith("Reformatting CopyNode"):
         return frozenset()
-    found = {node for node in _ONNX_NODE.findall(metadata) if node in names}
+    layers = {node for node in _ONNX_NODE.findall(metadata) if node in names}
     for region in _FOREIGN.finditer(name):
         first, last = (_position(node, names) for node in (region["first"], region["last"] or region["first"]))
-        found |= {layer for index, layer in enumerate(names) if first <= index <= last}
+        layers |= {layer for index, layer in enumerate(names) if first <= index <= last}
     plain = re.sub(r" \[profile \d+\]", "", _FOREIGN.sub("", name))
     parts = re.split(r" \+ |\+|,|\|\||PWN\(|[(){}]", plain)
-    return frozenset(
-        found | {part for part in (re.sub(r"_myl\d+_\d+$", "", part.strip()) for part in parts) if part in names}
-    )
+    return frozenset(layers | {re.sub(r"_myl\d+_\d+$", "", part.strip()) for part in parts} & set(names))
 
 
 def _position(node: str, names: Sequence[str]) -> float:
@@ -264,10 +237,6 @@ def _position(node: str, names: Sequence[str]) -> float:
         if re.match(rf"{re.escape(name)}[./_]", node):
             return index + (0.5 if node[len(name) :].startswith(_AFTER) else -0.5)
     return -1 if node.startswith("input") else len(names)
-
-
-def _without_copies(kernels: Sequence[str]) -> Sequence[str]:
-    return [kernel for kernel in kernels if not kernel.startswith("Reformatting")] or kernels
 
 
 def _tensors(entry: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
@@ -291,11 +260,8 @@ def _weights(entry: Mapping[str, Any]) -> str:
 
 
 def _extent(tensor: Mapping[str, Any]) -> int:
-    count = 1
     dimensions = tensor.get("Dimensions")
-    for extent in dimensions if isinstance(dimensions, list) else ():
-        count *= int(extent)
-    return count
+    return math.prod(map(int, dimensions)) if isinstance(dimensions, list) else 1
 
 
 def _element(text: str) -> str:

@@ -55,13 +55,12 @@ class ParserAnswer:
 
 
 def ask_parser(path: Path, libraries: Sequence[Library], oldest: Version) -> ParserAnswer | None:
-    """The answer of the first library that can be used here and has the parser of TensorRT `oldest` or newer; else None."""
+    """The answer of the first usable library that has the parser of TensorRT `oldest` or newer; else None."""
     for library in libraries:
-        if find_spec(MODULES[library]) is None:
-            continue
-        version, answer = _ask(library, path)
-        if version and (RTX_VERSION if library == "rtx" else _numbers(version)) >= oldest:
-            return ParserAnswer(parser=f"{NAMES[library]} {version}", refusals=answer)
+        if find_spec(MODULES[library]) is not None:
+            version, answer = _ask(library, path)
+            if version and (RTX_VERSION if library == "rtx" else _numbers(version)) >= oldest:
+                return ParserAnswer(parser=f"{NAMES[library]} {version}", refusals=answer)
     return None
 
 

@@ -113,6 +113,14 @@ def answers(everything: dict[str, Answers | BindingsError], release: Release) ->
     return found
 
 
+def refusal(case: Answers, kind: str = "UserError") -> str:
+    """The message of the error that a case must end in; the engine before is still there."""
+    assert case["error"][0] == kind
+    assert "\n" not in case["error"][1]
+    assert case.get("engine", "kept") == "kept"
+    return str(case["error"][1])
+
+
 def weakly_typed(release: Release) -> bool:
     """From 10.12 on the package builds strongly typed."""
     return release.number < (10, 12)
@@ -125,21 +133,16 @@ def has_dla(release: Release) -> bool:
 
 def test_signature_of_a_plain_method() -> None:
     (found,) = signatures("set_flag(self: a.b.IBuilderConfig, flag: a.b.BuilderFlag) -> None\n\nSets a flag.")
-    assert [(entry.name, entry.annotation, entry.has_default) for entry in found.parameters] == [
-        ("flag", "a.b.BuilderFlag", False)
-    ]
-    assert found.returns == "None"
+    (flag,) = found.parameters
+    assert (flag.name, flag.annotation, flag.has_default, found.returns) == ("flag", "a.b.BuilderFlag", False, "None")
 
 
 def test_signature_with_defaults_that_are_no_python() -> None:
     (found,) = signatures(
         "run(self: X, a: T = <T.B: (0, 1)>, b: str = 'x, y', *, c: List[int] = [1, 2]) -> Tuple[int, str]"
     )
-    assert [(entry.name, entry.has_default, entry.by_position) for entry in found.parameters] == [
-        ("a", True, True),
-        ("b", True, True),
-        ("c", True, False),
-    ]
+    parameters = [(entry.name, entry.has_default, entry.by_position) for entry in found.parameters]
+    assert parameters == [("a", True, True), ("b", True, True), ("c", True, False)]
     assert found.returns == "Tuple[int, str]"
 
 
@@ -223,8 +226,7 @@ def builds(release: Release, precision: Precision) -> bool:
 def test_precision(answers: Answers, release: Release, precision: Precision) -> None:
     case = answers[precision]
     if not builds(release, precision):
-        assert case["error"][0] == "UserError"
-        assert precision in case["error"][1]
+        assert precision in refusal(case)
         assert case["builds"] == 0
         return
     graph, flags = WEAK[precision] if weakly_typed(release) else (precision, [])
@@ -264,10 +266,7 @@ def test_engine_is_asked_what_was_built(answers: Answers) -> None:
 
 
 def test_layer_built_otherwise_is_refused(answers: Answers) -> None:
-    case = answers["built in FP32"]
-    assert case["error"][0] == "PrecisionError"
-    assert "fc6 is fp32" in case["error"][1]
-    assert case["engine"] == "kept"
+    assert "fc6 is fp32" in refusal(answers["built in FP32"], "PrecisionError")
 
 
 def test_accepted_fallback_is_recorded(answers: Answers, release: Release) -> None:
@@ -281,11 +280,11 @@ def test_accepted_fallback_is_recorded(answers: Answers, release: Release) -> No
 def test_inspector_without_types_is_no_proof(answers: Answers, release: Release) -> None:
     case = answers["inspector tells names only"]
     if weakly_typed(release):
-        assert case["error"][0] == "PrecisionError"
+        assert refusal(case, "PrecisionError")
     else:
         assert {layer["built"] for layer in case["layers"].values()} == {"fp16"}
         assert "network" in case["build"]["proof"]
-    assert answers["names only, too small"]["error"][0] == "PrecisionError"
+    assert refusal(answers["names only, too small"], "PrecisionError")
 
 
 MIB = 1 << 20
@@ -331,10 +330,8 @@ def lacks(release: Release, option: str) -> bool:
 def test_option(answers: Answers, release: Release, option: str) -> None:
     case = answers[option]
     if lacks(release, option):
-        assert case["error"][0] == "UserError"
-        assert release.version in case["error"][1]
+        assert release.version in refusal(case)
         assert case["builds"] == 0
-        assert case["engine"] == "kept"
         return
     assert "error" not in case, case["error"]
     settings = SETTINGS.get(option, {})
@@ -353,29 +350,23 @@ def test_nothing_is_set_that_was_not_asked_for(answers: Answers) -> None:
 
 
 def test_compute_capability_is_refused(answers: Answers, release: Release) -> None:
-    assert answers["compute capability"]["error"][0] == "UserError"
-    assert release.version in answers["compute capability"]["error"][1]
+    assert release.version in refusal(answers["compute capability"])
 
 
 @pytest.mark.parametrize("case", ["dla fp16", "calibrator on a DLA", "calibration table on a DLA"])
 def test_what_the_dla_leaves_to_the_gpu_is_told(answers: Answers, release: Release, case: str) -> None:
     answer = answers[case]
     if not has_dla(release):
-        assert answer["error"][0] == "UserError"
+        assert refusal(answer)
         return
     assert answer["build"]["not_on_dla"] == ["conv1/lrn", "conv2/lrn", "flatten"]
     assert {layer["placement"] for layer in answer["layers"].values()} == {"DLA"}
 
 
-def test_dla_without_fallback(answers: Answers) -> None:
+def test_dla_that_cannot_be_used(answers: Answers) -> None:
+    assert refusal(answers["no DLA here"])
     case = answers["dla without fallback"]
-    assert case["error"][0] in ("UserError", "ArtifactError")
-    assert case["engine"] == "kept"
-
-
-def test_machine_without_dla(answers: Answers) -> None:
-    assert answers["no DLA here"]["error"][0] == "UserError"
-    assert answers["no DLA here"]["engine"] == "kept"
+    assert refusal(case, "ArtifactError" if case["error"][0] == "ArtifactError" else "UserError")
 
 
 def test_code_in_an_engine_is_never_allowed(answers: Answers) -> None:
@@ -406,7 +397,7 @@ ALGORITHMS = {"entropy2": "ENTROPY_CALIBRATION_2", "minmax": "MINMAX_CALIBRATION
 def test_calibrator(answers: Answers, release: Release, method: str) -> None:
     case = answers[f"calibrator {method}"]
     if not weakly_typed(release):
-        assert case["error"][0] == "UserError"
+        assert refusal(case)
         assert case["builds"] == 0
         return
     assert "error" not in case, case["error"]
@@ -430,7 +421,7 @@ def test_calibration_table_is_used_again(answers: Answers, release: Release, met
 def test_own_ranges_as_a_calibration_table(answers: Answers, release: Release, case: str) -> None:
     answer = answers[case]
     if not weakly_typed(release):
-        assert answer["error"][0] == "UserError"
+        assert refusal(answer)
         return
     assert "error" not in answer, answer["error"]
     assert answer["calibration"]["batches"] == 0
@@ -440,14 +431,14 @@ def test_own_ranges_as_a_calibration_table(answers: Answers, release: Release, c
 def test_calibrator_on_a_dla(answers: Answers, release: Release) -> None:
     case = answers["calibrator on a DLA"]
     if not has_dla(release):
-        assert case["error"][0] == "UserError"
+        assert refusal(case)
         return
     assert {"INT8", "FP16", "GPU_FALLBACK"} <= set(case["flags"])
     assert case["calibration"]["batches"] == 5
 
 
 def test_calibrator_is_for_int8(answers: Answers) -> None:
-    assert answers["calibrator on fp16"]["error"][0] == "UserError"
+    assert refusal(answers["calibrator on fp16"])
 
 
 @pytest.mark.parametrize(
@@ -459,18 +450,13 @@ def test_calibrator_is_for_int8(answers: Answers) -> None:
     ],
 )
 def test_failure_gives_the_librarys_reason(answers: Answers, case: str, kind: str, reason: str) -> None:
-    answer = answers[case]
-    assert answer["error"][0] == kind
-    assert reason in answer["error"][1]
-    assert "\n" not in answer["error"][1]
-    assert answer["engine"] == "kept"
+    assert reason in refusal(answers[case], kind)
 
 
 def test_interrupted_build_stops_and_keeps_the_previous_engine(answers: Answers, release: Release) -> None:
     case = answers["interrupted"]
-    assert case["error"][0] == "KeyboardInterrupt"
+    assert refusal(case, "KeyboardInterrupt") == ""
     assert case["stopped"] == (release.major >= 10), "TensorRT 8 cannot be stopped"
-    assert case["engine"] == "kept"
     assert case["files"] == ["alexnet.engine"]
 
 
@@ -507,7 +493,7 @@ def test_cuda_graph_is_launched_instead_of_the_engine(answers: Answers) -> None:
 
 def test_dla_core_is_chosen_before_loading(answers: Answers) -> None:
     assert answers["session on a DLA"]["dla_core"] == [1]
-    assert answers["session on a missing DLA"]["error"][0] == "ArtifactError"
+    assert refusal(answers["session on a missing DLA"], "ArtifactError")
 
 
 def test_weight_streaming_budget(answers: Answers, release: Release) -> None:
@@ -529,9 +515,8 @@ def test_weight_streaming_budget(answers: Answers, release: Release) -> None:
 )
 def test_engine_that_cannot_be_loaded(answers: Answers, case: str, reason: str) -> None:
     answer = answers[case]
-    assert answer["error"][0] == "ArtifactError"
-    assert reason in answer["error"][1]
-    assert "rebuild" in answer["error"][1]
+    assert reason in refusal(answer, "ArtifactError")
+    assert "rebuild" in refusal(answer, "ArtifactError")
     assert answer["held"] == []
     assert answer["host_code"] == []
 

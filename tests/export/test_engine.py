@@ -129,6 +129,17 @@ def trtexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> UseTrtexec:
     return use
 
 
+def layer_table(output: str) -> dict[str, str]:
+    """What an export prints that each layer was built in."""
+    rows = [line.split() for line in output.splitlines()]
+    return {row[0]: row[1] for row in rows if row and row[0] in LAYER_NAMES}
+
+
+def exporter(checkpoint: Path, image_folder: Path, folder: Path, **more: Any) -> Exporter:
+    settings = ExportSettings(out=folder / "artifacts", cache=folder / "cache", **more)
+    return Exporter(load_checkpoint(checkpoint), settings, proof_images=open_images(image_folder / "val"))
+
+
 def given_graph(tmp_path: Path) -> onnx.ModelProto:
     """The graph that trtexec was given."""
     return onnx.load(str(tmp_path / "given" / "onnx"))
@@ -160,19 +171,12 @@ def test_fp16_by_the_version(
     assert {weight_type(given_graph(tmp_path), name) for name in LAYER_NAMES} == {element}
     assert ("--fp16" in program.arguments) == (typing == "weak")
     assert ("--stronglyTyped" in program.arguments) == (typing == "strong")
-    table = [line.split() for line in out.splitlines()]
-    assert [row[:2] for row in table if row[:1] and row[0] in LAYER_NAMES] == [[name, "fp16"] for name in LAYER_NAMES]
-
-
-@pytest.mark.parametrize("version", ["8.6", "10.13"])
-def test_what_cannot_run_is_proved_by_the_typed_graph(export: Export, trtexec: UseTrtexec, version: str) -> None:
-    trtexec(version, layer_types("fp16"))
-    out = export.done("--fp16", "--runtime", "trtexec")
-    parity = export.manifest(FP16_ENGINE).parity
-    assert parity["verdict"] == "not run"
-    assert "the graph in its precision, on ONNX Runtime" in parity["stand_in"]["what"]
-    assert parity["stand_in"]["verdict"] == "passed"
-    assert parity["stand_in"]["figures"]["max_abs_error"] > 1e-5  # of FP16: that of an FP32 graph is smaller
+    assert layer_table(out) == layer_types("fp16")
+    assert manifest.parity["verdict"] == "not run"
+    stand_in = manifest.parity["stand_in"]
+    assert "the graph in its precision, on ONNX Runtime" in stand_in["what"]
+    assert stand_in["verdict"] == "passed"
+    assert stand_in["figures"]["max_abs_error"] > 1e-5  # of FP16: that of an FP32 graph is smaller
     assert "not run" in out
     assert "proved instead: the graph in its precision, on ONNX Runtime (top-1 agreement" in out
 
@@ -211,13 +215,8 @@ def test_the_exporter_without_a_command_line(
     narrow: Path, image_folder: Path, tmp_path: Path, trtexec: UseTrtexec
 ) -> None:
     trtexec("10.13", layer_types("int4-fc"))
-    exporter = Exporter(
-        load_checkpoint(narrow),
-        ExportSettings(out=tmp_path / "out", runtime="trtexec", cache=tmp_path / "cache"),
-        proof_images=open_images(image_folder / "val"),
-    )
-    artifact = exporter.export("trt", "int4-fc")
-    assert artifact.path == tmp_path / "out" / "alexnet_int4-fc.engine"
+    artifact = exporter(narrow, image_folder, tmp_path, runtime="trtexec").export("trt", "int4-fc")
+    assert artifact.path == tmp_path / "artifacts" / "alexnet_int4-fc.engine"
     assert {layer.name: layer.built for layer in artifact.manifest.layers} == layer_types("int4-fc")
 
 
@@ -227,14 +226,9 @@ def fp16_engine(narrow: Path, image_folder: Path, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("engine")
     program = write_stand_in(folder, "8.6")
     program.builds(layer_types("fp16"))
-    exporter = Exporter(
-        load_checkpoint(narrow),
-        ExportSettings(out=folder / "artifacts", runtime="trtexec", cache=folder / "cache"),
-        proof_images=open_images(image_folder / "val"),
-    )
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("TRTEXEC", str(program.path))
-        return exporter.export("trt", "fp16").path
+        return exporter(narrow, image_folder, folder, runtime="trtexec").export("trt", "fp16").path
 
 
 @pytest.fixture
@@ -283,13 +277,15 @@ def ranges_of(table: Path) -> dict[str, float]:
 
 def test_trtexec_is_given_the_ranges_of_this_package(export: Export, trtexec: UseTrtexec, tmp_path: Path) -> None:
     program = trtexec("8.6", layer_types("int8"))
+    table = tmp_path / "ranges.table"
     train = ("--calibration", export.images / "train", "--calibration-images", "8")
-    export.done("--int8", "--calibrator", "table", *train, "--runtime", "trtexec")
+    export.done("--int8", "--calibrator", "table", *train, "--calibration-table", table, "--runtime", "trtexec")
     manifest = export.manifest("alexnet_int8.engine")
     assert {"--int8", "--calib"} <= program.arguments.keys()
     assert manifest.calibration is not None
     assert manifest.calibration["num_images"] == 8
     given = tmp_path / "given" / "calib"
+    assert table.read_bytes() == given.read_bytes(), "the file and the engine have the same ranges"
     assert ranges_of(given) == pytest.approx(manifest.calibration["amax"], rel=1e-6)
     assert given.read_text(encoding="utf-8").startswith("TRT-8601-EntropyCalibration2\n")
     tensors = {name for node in given_graph(tmp_path).graph.node for name in (*node.input, *node.output)}
@@ -325,14 +321,6 @@ def test_no_ranges_for_a_format_without_int8(export: Export, tmp_path: Path) -> 
     line = export.refuses("--calibration-table", table, "--table-for", "10.3.0", format="torchscript")
     assert "only INT8 and FP8 are calibrated: --calibration-table" in line
     assert not table.exists()
-
-
-def test_the_file_and_the_engine_have_the_same_ranges(export: Export, trtexec: UseTrtexec, tmp_path: Path) -> None:
-    trtexec("8.6", layer_types("int8"))
-    table = tmp_path / "ranges.table"
-    train = ("--calibration", export.images / "train", "--calibration-images", "8")
-    export.done("--int8", "--calibrator", "table", *train, "--calibration-table", table, "--runtime", "trtexec")
-    assert table.read_bytes() == (tmp_path / "given" / "calib").read_bytes()
 
 
 @pytest.mark.parametrize("calibrator", ["entropy2", "minmax"])
@@ -375,15 +363,18 @@ def test_a_dla_gets_a_graph_of_its_own(export: Export, trtexec: UseTrtexec, tmp_
     assert "fc6 runs on the GPU, not on the DLA" in out
 
 
-def test_a_variable_that_names_no_program(kept: tuple[Export, StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRTEXEC", "/nowhere/trtexec")
-    line = kept[0].refuses("--fp16", "--runtime", "trtexec")
-    assert "the variable TRTEXEC names no program that can be run: /nowhere/trtexec" in line
-
-
-def test_a_variable_that_names_another_program(kept: tuple[Export, StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRTEXEC", "/bin/true")
-    assert "this is no trtexec that can be used" in kept[0].refuses("--fp16", "--runtime", "trtexec")
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("/nowhere/trtexec", "the variable TRTEXEC names no program that can be run: /nowhere/trtexec"),
+        ("/bin/true", "this is no trtexec that can be used"),
+    ],
+)
+def test_a_variable_that_names_no_trtexec(
+    kept: tuple[Export, StandIn], monkeypatch: pytest.MonkeyPatch, program: str, message: str
+) -> None:
+    monkeypatch.setenv("TRTEXEC", program)
+    assert message in kept[0].refuses("--fp16", "--runtime", "trtexec")
 
 
 @without_tensorrt
@@ -392,7 +383,7 @@ def test_tensorrt_without_its_bindings(kept: tuple[Export, StandIn]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("--workspace {more}", "the workspace is larger than the memory of "),
         ("--memory-cap {more}", "the memory cap is larger than the memory of "),
@@ -403,11 +394,11 @@ def test_tensorrt_without_its_bindings(kept: tuple[Export, StandIn]) -> None:
         ("--timing-cache nothing --timing-cache-mode load", "no such timing cache"),
     ],
 )
-def test_options_that_cannot_be_met(kept: tuple[Export, StandIn], arguments: str, said: str) -> None:
+def test_options_that_cannot_be_met(kept: tuple[Export, StandIn], arguments: str, message: str) -> None:
     export, program = kept
     more = (memory_bytes() or 1 << 50) // (1 << 20) * 2
     line = export.refuses("--fp16", "--runtime", "trtexec", *arguments.format(more=more).split())
-    assert said in line
+    assert message in line
     assert not program.seen.exists()
 
 
@@ -429,13 +420,7 @@ def test_rtx_cannot_require_a_timing_cache(kept: tuple[Export, StandIn], tmp_pat
 @pytest.fixture(scope="module")
 def onnx_source(narrow: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`alexnet_fp32.onnx` with its manifest; do not change it."""
-    folder = tmp_path_factory.mktemp("source")
-    exporter = Exporter(
-        load_checkpoint(narrow),
-        ExportSettings(out=folder / "artifacts", cache=folder / "cache"),
-        proof_images=open_images(image_folder / "val"),
-    )
-    return exporter.export("onnx", "fp32").path
+    return exporter(narrow, image_folder, tmp_path_factory.mktemp("source")).export("onnx", "fp32").path
 
 
 Change = Callable[[onnx.ModelProto], Any]
@@ -466,7 +451,7 @@ def _wider(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (_newer, "its operator set is 99, this onnx package "),
         (_renamed, "not narrow with 4 classes (conv1 is missing)"),
@@ -474,13 +459,13 @@ def _wider(model: onnx.ModelProto) -> None:
     ],
 )
 def test_an_onnx_file_that_is_no_source(
-    kept: tuple[Export, StandIn], onnx_source: Path, tmp_path: Path, change: Change, said: str
+    kept: tuple[Export, StandIn], onnx_source: Path, tmp_path: Path, change: Change, message: str
 ) -> None:
     export, program = kept
     model = onnx.load(str(onnx_source))
     change(model)
     export.source = ("--onnx", artifact_of(model.SerializeToString(), onnx_source, tmp_path / "changed"))
-    assert said in export.refuses("--fp16", "--runtime", "trtexec")
+    assert message in export.refuses("--fp16", "--runtime", "trtexec")
     assert not program.seen.exists()
 
 
@@ -560,8 +545,12 @@ def test_a_board_needs_no_torch(
     assert found.parity["stand_in"]["verdict"] == "passed"
 
 
-def _checked(run_cli: Cli, onnx_source: Path, image_folder: Path, env: dict[str, str]) -> dict[str, Any]:
-    """The report of `check` on an FP16 graph made from the ONNX artifact."""
+@pytest.mark.parametrize("on_board", [False, True])
+def test_check_proves_against_the_onnx_source(
+    run_cli: Cli, board: dict[str, str], onnx_source: Path, image_folder: Path, on_board: bool
+) -> None:
+    """An FP16 graph made from the ONNX artifact."""
+    env = board if on_board else {}
     images = ("--images", image_folder / "val")
     made = run_cli("export", "--onnx", onnx_source, *images, "--format", "onnx", "--fp16", env=env)
     assert made.returncode == 0, made.stderr
@@ -569,19 +558,8 @@ def _checked(run_cli: Cli, onnx_source: Path, image_folder: Path, env: dict[str,
     checked = run_cli("check", "artifacts/alexnet_fp16.onnx", *images, "--json", env=env)
     assert checked.returncode == 0, checked.stderr
     (report,) = json.loads(checked.stdout).values()
-    return dict(report)
-
-
-def test_check_proves_against_the_onnx_source(
-    run_cli: Cli, onnx_source: Path, image_folder: Path, tmp_path: Path
-) -> None:
-    report = _checked(run_cli, onnx_source, image_folder, {})
     assert report["verdict"] == "passed"
     assert report["images"]["count"] == 12
-
-
-def test_check_on_a_board(run_cli: Cli, board: dict[str, str], onnx_source: Path, image_folder: Path) -> None:
-    assert _checked(run_cli, onnx_source, image_folder, board)["verdict"] == "passed"
 
 
 @needs_rtx
@@ -601,7 +579,4 @@ def test_rtx_builds_each_precision(export: Export, precision: str) -> None:
     assert manifest.parity["verdict"] == "not run"
     assert manifest.parity["stand_in"]["verdict"] == "passed"
     assert manifest.parity["stand_in"]["images"]["count"] == 12
-    table = [line.split() for line in out.splitlines()]
-    assert [row[:2] for row in table if row[:1] and row[0] in LAYER_NAMES] == [
-        [name, wanted[name]] for name in LAYER_NAMES
-    ]
+    assert layer_table(out) == wanted
