@@ -13,7 +13,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -266,39 +266,12 @@ Case = Callable[[Job, Path], dict[str, Any]]
 DLA = {"dla_core": 1, "min_batch": 2, "opt_batch": 2, "max_batch": 2}
 
 
-def _precisions() -> Iterator[tuple[str, Case]]:
-    for precision in ("fp32", "fp16", "bf16", "int8", "fp8", "int4-fc"):
-        yield precision, lambda job, folder, precision=precision: job.build(precision, folder)
+def _built(precision: Precision, **options: Any) -> Case:
+    return lambda job, folder: job.build(precision, folder, **options)
 
 
-def _options() -> Iterator[tuple[str, Case]]:
-    plain: dict[str, tuple[Precision, dict[str, Any]]] = {
-        "batches": ("fp16", {"min_batch": 2, "opt_batch": 4, "max_batch": 8}),
-        "workspace": ("fp16", {"workspace": 64}),
-        "pool tactic-shared-memory": ("fp16", {"pool": ("tactic-shared-memory=1",)}),
-        "pools": ("fp16", {"pool": ("workspace=64", "tactic-dram=512")}),
-        "pools of a dla": ("fp16", {**DLA, "gpu_fallback": True, "pool": ("dla-local-dram=256",)}),
-        "optimization level": ("fp16", {"optimization_level": 5}),
-        "tf32": ("fp32", {"tf32": True}),
-        "sparsity": ("fp16", {"sparsity": True}),
-        "version compatible": ("fp16", {"version_compatible": True}),
-        "ampere plus": ("fp16", {"hardware_compatibility": "ampere-plus"}),
-        "same compute capability": ("fp16", {"hardware_compatibility": "same-compute-capability"}),
-        "refit": ("fp16", {"refit": True}),
-        "stripped": ("fp16", {"stripped": True}),
-        "weight streaming": ("fp16", {"weight_streaming": True}),
-        "memory cap": ("fp16", {"memory_cap": 1024}),
-        "dla fp16": ("fp16", {**DLA, "gpu_fallback": True}),
-        "dla int8": ("int8", {**DLA, "gpu_fallback": True}),
-        "dla without fallback": ("fp16", DLA),
-        "compute capability": ("fp16", {"compute_capability": ("sm89",)}),
-        "calibrator on fp16": ("fp16", {"calibrator": "entropy2"}),
-    }
-    for name, (precision, options) in plain.items():
-        yield (
-            name,
-            lambda job, folder, precision=precision, options=options: job.build(precision, folder, **options),
-        )
+def _run(**options: Any) -> Case:
+    return lambda job, folder: job.session(folder, **options)
 
 
 def _timing_cache(mode: str, *, there: bool) -> Case:
@@ -350,48 +323,23 @@ def _tabled(**options: Any) -> Case:
     return case
 
 
-def _failures() -> Iterator[tuple[str, Case]]:
-    def simulated(*, options: Mapping[str, Any] | None = None, **state: Any) -> Case:
-        def case(job: Job, folder: Path) -> dict[str, Any]:
-            def prepare() -> None:
-                for name, value in state.items():
-                    setattr(job.simulation, name, value)
+def _simulated(options: Mapping[str, Any] | None = None, **state: Any) -> Case:
+    """A build on a machine in this state."""
 
-            return job.build("fp16", folder, prepare=prepare, **(options or {}))
+    def case(job: Job, folder: Path) -> dict[str, Any]:
+        def prepare() -> None:
+            for name, value in state.items():
+                setattr(job.simulation, name, value)
 
-        return case
+        return job.build("fp16", folder, prepare=prepare, **(options or {}))
 
-    yield "builder fails", simulated(plan=None)
-    yield "parser fails", simulated(parse_error="unsupported operator")
-    yield "interrupted", simulated(interrupt=True)
-    yield "no DLA here", simulated(dla_cores=0, options=DLA)
-    names = json.dumps({"Layers": [f"{name} + {name}/relu" for name in LAYER_NAMES], "Bindings": []})
-    yield "inspector tells names only", simulated(inspect=lambda network: names)
-    yield "names only, too small", simulated(inspect=lambda network: names, plan=bytes(64 << 20))
-    yield "no GPU", lambda job, folder: job.build("fp16", folder, gpu=False)
-    wrong = {"fc6": "fp32"}
-    yield "built in FP32", lambda job, folder: job.build("fp16", folder, built=wrong)
-    yield "fallback allowed", lambda job, folder: job.build("fp16", folder, built=wrong, allow_fallback=True)
+    return case
 
 
 def _streamed(job: Job, folder: Path) -> dict[str, Any]:
     if job.features.typing == "weak":  # such engines are strongly typed
         return {"lacking": "weight streaming", "faults": []}
     return job.session(folder, weight_streaming=True)
-
-
-def _sessions() -> Iterator[tuple[str, Case]]:
-    yield "session", lambda job, folder: job.session(folder)
-    yield "session with CUDA graph", lambda job, folder: job.session(folder, cuda_graph=True)
-    yield "session on a DLA", lambda job, folder: job.session(folder, dla_core=1)
-    yield "session on a missing DLA", lambda job, folder: job.session(folder, dla_core=2)
-    yield "session with weight streaming", _streamed
-    yield "session on a damaged engine", lambda job, folder: job.session(folder, content=world.DAMAGED)
-    yield (
-        "session on an engine with code",
-        lambda job, folder: job.session(folder, content=world.WITH_CODE, version_compatible=True),
-    )
-    yield "session of another version", lambda job, folder: job.session(folder, version="9.9.9")
 
 
 LAYER_MS = {"Reformatting CopyNode for Input Tensor 0 to conv1": 0.25, "conv1 + conv1/relu": 1.5, "fc8": 0.5}
@@ -552,20 +500,57 @@ def _features(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
+ON_DLA_OR_GPU = {**DLA, "gpu_fallback": True}
+NAMES_ONLY = json.dumps({"Layers": [f"{name} + {name}/relu" for name in LAYER_NAMES], "Bindings": []})
+
 CASES: dict[str, Case] = {
-    **dict(_precisions()),
-    **dict(_options()),
-    **dict(_failures()),
-    **dict(_sessions()),
+    **{precision: _built(precision) for precision in ("fp32", "fp16", "bf16", "int8", "fp8", "int4-fc")},
+    "batches": _built("fp16", min_batch=2, opt_batch=4, max_batch=8),
+    "workspace": _built("fp16", workspace=64),
+    "pool tactic-shared-memory": _built("fp16", pool=("tactic-shared-memory=1",)),
+    "pools": _built("fp16", pool=("workspace=64", "tactic-dram=512")),
+    "pools of a dla": _built("fp16", **ON_DLA_OR_GPU, pool=("dla-local-dram=256",)),
+    "optimization level": _built("fp16", optimization_level=5),
+    "tf32": _built("fp32", tf32=True),
+    "sparsity": _built("fp16", sparsity=True),
+    "version compatible": _built("fp16", version_compatible=True),
+    "ampere plus": _built("fp16", hardware_compatibility="ampere-plus"),
+    "same compute capability": _built("fp16", hardware_compatibility="same-compute-capability"),
+    "refit": _built("fp16", refit=True),
+    "stripped": _built("fp16", stripped=True),
+    "weight streaming": _built("fp16", weight_streaming=True),
+    "memory cap": _built("fp16", memory_cap=1024),
+    "dla fp16": _built("fp16", **ON_DLA_OR_GPU),
+    "dla int8": _built("int8", **ON_DLA_OR_GPU),
+    "dla without fallback": _built("fp16", **DLA),
+    "compute capability": _built("fp16", compute_capability=("sm89",)),
+    "calibrator on fp16": _built("fp16", calibrator="entropy2"),
+    "builder fails": _simulated(plan=None),
+    "parser fails": _simulated(parse_error="unsupported operator"),
+    "interrupted": _simulated(interrupt=True),
+    "no DLA here": _simulated(DLA, dla_cores=0),
+    "inspector tells names only": _simulated(inspect=lambda network: NAMES_ONLY),
+    "names only, too small": _simulated(inspect=lambda network: NAMES_ONLY, plan=bytes(64 << 20)),
+    "no GPU": _built("fp16", gpu=False),
+    "built in FP32": _built("fp16", built={"fc6": "fp32"}),
+    "fallback allowed": _built("fp16", built={"fc6": "fp32"}, allow_fallback=True),
+    "session": _run(),
+    "session with CUDA graph": _run(cuda_graph=True),
+    "session on a DLA": _run(dla_core=1),
+    "session on a missing DLA": _run(dla_core=2),
+    "session with weight streaming": _streamed,
+    "session on a damaged engine": _run(content=world.DAMAGED),
+    "session on an engine with code": _run(content=world.WITH_CODE, version_compatible=True),
+    "session of another version": _run(version="9.9.9"),
     "timing cache, new": _timing_cache("update", there=False),
     "timing cache, update": _timing_cache("update", there=True),
     "timing cache, load": _timing_cache("load", there=True),
     "timing cache, require": _timing_cache("require", there=True),
     "calibrator entropy2": _calibrated("entropy2"),
     "calibrator minmax": _calibrated("minmax"),
-    "calibrator on a DLA": _calibrated("entropy2", **DLA, gpu_fallback=True),
+    "calibrator on a DLA": _calibrated("entropy2", **ON_DLA_OR_GPU),
     "calibration table": _tabled(),
-    "calibration table on a DLA": _tabled(**DLA, gpu_fallback=True),
+    "calibration table on a DLA": _tabled(**ON_DLA_OR_GPU),
     "profile": _profiled(cuda_graph=False),
     "profile with CUDA graph": _profiled(cuda_graph=True),
     "misuse": _misuse,

@@ -117,26 +117,27 @@ def test_a_driver_that_is_too_old(machine: Machine) -> None:
     assert missing(cuda.require_gpu).startswith("there is no NVIDIA driver here; ")
 
 
-def test_no_gpu(machine: Machine) -> None:
-    machine.fail["cudaGetDeviceCount"] = 100
-    assert missing(cuda.require_gpu).startswith("there is no NVIDIA GPU here; use --device cpu")
-    del machine.fail["cudaGetDeviceCount"]
-    assert missing(lambda: cuda.require_gpu(1)).startswith("there is no NVIDIA GPU number 1 here, of 1; ")
-
-
-def test_a_gpu_that_does_not_answer(machine: Machine) -> None:
-    machine.fail["cudaGetDeviceProperties"] = 999
-    assert cuda.gpu_info() is None
-    assert "cudaGetDeviceProperties failed (an illegal memory access was encountered, CUDA error 999)" in one_line(
-        cuda.require_gpu, UserError
-    )
-
-
-def test_too_little_memory(machine: Machine) -> None:
-    machine.fail["cudaMalloc"] = 2
-    assert one_line(lambda: cuda.DeviceBuffer(8), UserError) == (
-        "cudaMalloc: the GPU has too little free memory; close what else uses it, or lower the batch"
-    )
+@pytest.mark.parametrize(
+    ("function", "code", "call", "kind", "message"),
+    [
+        ("cudaGetDeviceCount", 100, cuda.require_gpu, MissingComponentError,
+         "there is no NVIDIA GPU here; use --device cpu with a checkpoint or an ONNX file"),
+        ("", 0, lambda: cuda.require_gpu(1), MissingComponentError,
+         "there is no NVIDIA GPU number 1 here, of 1; use --device cpu with a checkpoint or an ONNX file"),
+        ("cudaGetDeviceProperties", 999, cuda.require_gpu, UserError,
+         "cudaGetDeviceProperties failed (an illegal memory access was encountered, CUDA error 999); see `alexnet-edge doctor`"),
+        ("cudaMalloc", 2, lambda: cuda.DeviceBuffer(8), UserError,
+         "cudaMalloc: the GPU has too little free memory; close what else uses it, or lower the batch"),
+        ("cudaStreamSynchronize", 700, lambda: cuda.Stream().synchronize(), UserError,
+         "cudaStreamSynchronize failed (an illegal memory access was encountered, CUDA error 700); see `alexnet-edge doctor`"),
+    ],
+)  # fmt: skip
+def test_errors_of_cuda(
+    machine: Machine, function: str, code: int, call: Callable[[], Any], kind: type[UserError], message: str
+) -> None:
+    machine.fail = {function: code}
+    assert one_line(call, kind) == message
+    assert (cuda.gpu_info() is None) == function.startswith("cudaGetDevice")
 
 
 @needs_bindings
@@ -276,15 +277,6 @@ def test_event_times(machine: Machine) -> None:
         end.record(stream)
         end.synchronize()
         assert end.elapsed_ns(start) == 1_500_000
-
-
-def test_an_error_of_earlier_work_shows_when_waiting(machine: Machine) -> None:
-    stream = cuda.Stream()
-    machine.fail["cudaStreamSynchronize"] = 700
-    assert one_line(stream.synchronize, UserError) == (
-        "cudaStreamSynchronize failed (an illegal memory access was encountered, CUDA error 700); "
-        "see `alexnet-edge doctor`"
-    )
 
 
 @pytest.mark.gpu

@@ -13,13 +13,7 @@ import pytest
 
 from alexnet_edge.errors import MissingComponentError
 from alexnet_edge.nvidia import libraries as nvidia
-from alexnet_edge.nvidia.libraries import (
-    default_runtime,
-    find_trtexec,
-    load_library,
-    make_logger,
-    platform_name,
-)
+from alexnet_edge.nvidia.libraries import default_runtime, find_trtexec, load_library, make_logger, platform_name
 
 
 @pytest.fixture
@@ -60,30 +54,26 @@ def test_the_best_runtime_comes_first(bare: Path, monkeypatch: pytest.MonkeyPatc
     assert default_runtime() == "tensorrt"
 
 
-def test_a_missing_library_names_the_extra(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr("alexnet_edge.environment.l4t_release", lambda: None)
-    for runtime, extra in (("tensorrt", "trt"), ("rtx", "rtx")):
-        with pytest.raises(
-            MissingComponentError, match=rf"is not installed; run: pip install 'alexnet-edge\[{extra}\]'"
-        ):
-            load_library(runtime)  # type: ignore[arg-type]
-
-
-def test_on_a_jetson_tensorrt_comes_from_apt(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexnet_edge.environment.l4t_release", lambda: "36.4.3")
-    with pytest.raises(MissingComponentError, match=r"apt-get install python3-libnvinfer.*--system-site-packages"):
-        load_library("tensorrt")
-
-
-def test_rtx_is_not_for_a_jetson(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    with pytest.raises(MissingComponentError, match="for desktop GPUs on x86-64"):
-        load_library("rtx")
+@pytest.mark.parametrize(
+    ("runtime", "processor", "l4t", "message"),
+    [
+        ("tensorrt", "x86_64", None, r"is not installed; run: pip install 'alexnet-edge\[trt\]'"),
+        ("rtx", "x86_64", None, r"is not installed; run: pip install 'alexnet-edge\[rtx\]'"),
+        ("tensorrt", "aarch64", "36.4.3", r"apt-get install python3-libnvinfer.*--system-site-packages"),
+        ("rtx", "aarch64", None, "for desktop GPUs on x86-64"),
+    ],
+)
+def test_a_missing_library_says_what_adds_it(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, runtime: Any, processor: str, l4t: str | None, message: str
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: processor)
+    monkeypatch.setattr("alexnet_edge.environment.l4t_release", lambda: l4t)
+    with pytest.raises(MissingComponentError, match=message):
+        load_library(runtime)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("raise ImportError('libnvdla_compiler.so: cannot open shared object file')", "--runtime nvidia"),
         ("raise OSError('libnvinfer.so.10:\\ncannot open')", r"cannot be loaded \(libnvinfer.so.10: cannot open\)"),
@@ -91,12 +81,12 @@ def test_rtx_is_not_for_a_jetson(bare: Path, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_a_broken_library_says_why(
-    bare: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, said: str
+    bare: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "tensorrt.py").write_text(text + "\n", encoding="utf-8")
     monkeypatch.delitem(sys.modules, "tensorrt")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(MissingComponentError, match=said):
+    with pytest.raises(MissingComponentError, match=message):
         load_library("tensorrt")
     assert default_runtime() is None
 
@@ -166,14 +156,14 @@ def test_the_logger_hears_the_library(trt: Any) -> None:
 
 
 def test_every_live_logger_hears_what_the_library_tells_one(trt: Any) -> None:
-    first: list[str] = []
-    second: list[str] = []
-    one, other = make_logger(trt, first), make_logger(trt, second)
-    one.log(trt.ILogger.ERROR, "to both")
+    kept: list[str] = []
+    deleted: list[str] = []
+    logger, other = make_logger(trt, kept), make_logger(trt, deleted)
+    logger.log(trt.ILogger.ERROR, "to both")
     del other
     gc.collect()
-    one.log(trt.ILogger.ERROR, "to one")
-    assert (first, second) == (["to both", "to one"], ["to both"])
+    logger.log(trt.ILogger.ERROR, "to the first")
+    assert (kept, deleted) == (["to both", "to the first"], ["to both"])
 
 
 def test_nothing_is_raised_into_the_library(trt: Any) -> None:
