@@ -18,6 +18,16 @@ from typing import Any
 
 NO_DRIVER = 35
 FIRST_DEVICE_ADDRESS = 0x7F00_0000_0000
+ENUMERATIONS = {
+    "cudaStreamNonBlocking": 1,
+    "cudaEventDefault": 0,
+    "cudaEventBlockingSync": 1,
+    "cudaHostAllocDefault": 0,
+    "cudaMemcpyKind": SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2),
+    "cudaStreamCaptureMode": SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
+    "cudaDeviceAttr": SimpleNamespace(cudaDevAttrL2CacheSize=38),
+}
+"""Where the real bindings are not there to say them."""
 
 
 def real_bindings() -> Any:
@@ -70,25 +80,8 @@ class Machine:
         self._passed_ns: dict[int, int] = {}
         """By number: a recording outlives its event."""
         self._handles = 0
-        enumerations = bindings or SimpleNamespace(
-            cudaStreamNonBlocking=1,
-            cudaEventDefault=0,
-            cudaEventBlockingSync=1,
-            cudaHostAllocDefault=0,
-            cudaMemcpyKind=SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2),
-            cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
-            cudaDeviceAttr=SimpleNamespace(cudaDevAttrL2CacheSize=38),
-        )
-        for name in (
-            "cudaStreamNonBlocking",
-            "cudaEventDefault",
-            "cudaEventBlockingSync",
-            "cudaHostAllocDefault",
-            "cudaMemcpyKind",
-            "cudaStreamCaptureMode",
-            "cudaDeviceAttr",
-        ):
-            setattr(self, name, getattr(enumerations, name))
+        for name, value in ENUMERATIONS.items():
+            setattr(self, name, getattr(bindings, name, value))
 
     def held(self) -> list[str]:
         """What was not given back."""
