@@ -171,8 +171,6 @@ def _at(node: Any, problem: str, fix: str, severity: Severity = "warning") -> Fi
     return Finding(severity=severity, node=name, operator=str(node.op_type), problem=problem, fix=fix)
 
 
-# --- what the parser refuses ----------------------------------------------------------------------------------------------
-
 _NO_OPERATOR = "write it with other operators, or as a plugin of that name"
 _STATIC_QDQ = "quantise statically in the QDQ format"
 _TO_INT8 = "quantise symmetrically to INT8 (onnxruntime: QuantType.QInt8, ActivationSymmetric, WeightSymmetric)"
@@ -222,9 +220,6 @@ def _refused(graph: IndexedGraph, refusal: Refusal) -> Finding:
     return Finding(severity="error", node=node, operator=operator, problem=problem, fix=fix)
 
 
-# --- where no parser can be asked -----------------------------------------------------------------------------------------
-
-
 def _guess(graph: IndexedGraph) -> Iterator[Finding]:
     """What every parser is known to refuse: types, operators, and quantisation that is not symmetric INT8."""
     for name in (*graph.inputs, *graph.constants):
@@ -254,9 +249,6 @@ def _guess_quantised(graph: IndexedGraph, node: Any) -> Iterator[Finding]:
     if scale is not None and not (scale.astype(np.float64) > 0).all():
         problem = f"the scale {input_name(node, 1)} is not positive everywhere; TensorRT refuses it"
         yield _at(node, problem, "calibrate with images that reach every layer", "error")
-
-
-# --- what no parser knows: other versions, batches ------------------------------------------------------------------------
 
 
 def _versions(graph: IndexedGraph, target: str) -> Iterator[Finding]:
@@ -337,9 +329,6 @@ def _batch(graph: IndexedGraph, target: str) -> Iterator[Finding]:
             )
 
 
-# --- what no parser knows: slow or inaccurate -----------------------------------------------------------------------------
-
-
 def _accuracy(graph: IndexedGraph, target: str) -> Iterator[Finding]:
     for name, tensor in graph.constants.items():
         value = graph.value(name) if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16) else None
@@ -411,8 +400,6 @@ def _weight(graph: IndexedGraph, node: Any, quantised: bool) -> Iterator[Finding
         )
         yield _at(node, problem, f"quantise the weights along axis {output}")
 
-
-# --- what no parser knows: DLA --------------------------------------------------------------------------------------------
 
 _DLA_FIXES = dict.fromkeys(
     ("Gemm", "MatMul"), "write it as a convolution, as `export --dla-core` does"

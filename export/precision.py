@@ -51,14 +51,18 @@ def weight_bytes(arch: Architecture, precision: Precision, plan: Plan | None = N
 
     `plan` says what `mixed` is.
     """
-    bits = 0
     types = plan or layer_types(precision)
-    for spec in arch.layers:
-        kind = types[spec.name]
-        bits += spec.weights * _BITS[kind]
-        if kind == "int4":
-            bits += spec.weights // INT4_BLOCK * _SCALE_BITS
-    return bits // 8
+    bits = sum(spec.weights * _BITS[types[spec.name]] for spec in arch.layers)
+    blocks = sum(spec.weights // INT4_BLOCK for spec in arch.layers if types[spec.name] == "int4")
+    return (bits + blocks * _SCALE_BITS) // 8
+
+
+def layer_rows(requested: Plan, built: Mapping[str, str], evidence: str) -> tuple[LayerPrecision, ...]:
+    """One entry per layer of `requested`; a layer that is not in `built` is `missing`."""
+    return tuple(
+        LayerPrecision(name=name, requested=kind, built=built.get(name, "missing"), evidence=evidence)
+        for name, kind in requested.items()
+    )
 
 
 def onnx_precisions(path: Path, precision: Precision, plan: Plan | None = None) -> tuple[LayerPrecision, ...]:
@@ -79,17 +83,10 @@ def onnx_precisions(path: Path, precision: Precision, plan: Plan | None = None) 
     types = {entry.name: int(entry.data_type) for entry in graph.initializer}
     types |= {value.name: int(value.type.tensor_type.elem_type) for value in (*graph.value_info, *graph.input)}
     producers = {output: node for node in graph.node for output in node.output}
-    nodes = {node.name: node for node in graph.node}
     lowered = plan is not None or precision in ("int8-int4-fc", "mixed")
-    return tuple(
-        LayerPrecision(
-            name=name,
-            requested=requested,
-            built=_node_type(nodes[name], types, producers, lowered) if name in nodes else "missing",
-            evidence="element types in the ONNX graph",
-        )
-        for name, requested in (plan or layer_types(precision)).items()
-    )
+    requested = plan or layer_types(precision)
+    built = {node.name: _node_type(node, types, producers, lowered) for node in graph.node if node.name in requested}
+    return layer_rows(requested, built, "element types in the ONNX graph")
 
 
 _INTEGER_WEIGHTS = {"QLinearConv": 3, "QGemm": 3}
@@ -133,34 +130,22 @@ def network_precisions(network: Any, precision: Precision) -> tuple[LayerPrecisi
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     producers = {layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)}
     named = {layer.name: layer for layer in layers if layer.type.name in {"CONVOLUTION", "MATRIX_MULTIPLY"}}
-    rows = []
-    for name, requested in layer_types(precision).items():
-        layer = named.get(name)
-        if layer is None:
-            built = "missing"
-        else:
-            inputs = [layer.get_input(index) for index in range(min(2, layer.num_inputs))]
-            types = [_network_type(tensor, producers) for tensor in inputs if tensor is not None]
-            if len(types) == 1:  # a convolution whose weights are the layer's own, not a tensor
-                types.append(_kernel_type(layer))
-            built = _layer_type(*types)
-        rows.append(
-            LayerPrecision(
-                name=name,
-                requested=requested,
-                built=built,
-                evidence="types of inputs and weights in the parsed, strongly typed network",
-            )
-        )
-    return tuple(rows)
+    requested, built = layer_types(precision), {}
+    for name in named.keys() & requested.keys():
+        layer = named[name]
+        inputs = [layer.get_input(index) for index in range(min(2, layer.num_inputs))]
+        types = [_network_type(tensor, producers) for tensor in inputs if tensor is not None]
+        if len(types) == 1:  # a convolution whose weights are the layer's own, not a tensor
+            types.append(_kernel_type(layer))
+        built[name] = _layer_type(*types)
+    return layer_rows(requested, built, "types of inputs and weights in the parsed, strongly typed network")
 
 
 def _network_type(tensor: Any, producers: Mapping[str, Any]) -> str:
     producer = producers.get(tensor.name)
     if producer is not None and producer.type.name == "DEQUANTIZE":
         tensor = producer.get_input(0)
-    name = str(tensor.dtype.name)
-    return _TENSORRT_TYPES.get(name, name.lower())
+    return _type_name(tensor.dtype)
 
 
 def _kernel_type(layer: Any) -> str:
@@ -170,7 +155,11 @@ def _kernel_type(layer: Any) -> str:
     numpy array, or, where numpy has no such type, as `Weights`.
     """
     layer.__class__ = sys.modules[type(layer).__module__].IConvolutionLayer
-    dtype = layer.kernel.dtype
+    return _type_name(layer.kernel.dtype)
+
+
+def _type_name(dtype: Any) -> str:
+    """The name of a type of TensorRT's or of numpy's."""
     name = str(dtype.name)
     return _TENSORRT_TYPES.get(name, name.lower())
 

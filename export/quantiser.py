@@ -34,14 +34,7 @@ class Quantiser:
         images: ImageSet | None = None,
         calibration: Calibration | None = None,
     ) -> None:
-        """
-        Args:
-            checkpoint: what is exported.
-            settings: of the export.
-            reporter: where progress goes.
-            images: to calibrate on; by default images of the checkpoint's training data.
-            calibration: ranges that were chosen elsewhere, used for every precision in place of calibrating.
-        """
+        """By default `images` are those of the checkpoint's training data; `calibration` has ranges that were chosen elsewhere."""
         self.checkpoint, self.settings, self.reporter = checkpoint, settings, reporter
         self._images, self._elsewhere = images, calibration
         self._calibrations: dict[tuple[str, bool, str], Calibration] = {}

@@ -23,7 +23,7 @@ from alexnet_edge.export.graphs.targets import (
     Target,
     TargetName,
     check_target,
-    find_target,
+    this_machine,
     this_machine_or_none,
 )
 from alexnet_edge.export.precision import CALIBRATED, CORRECTED
@@ -66,9 +66,8 @@ class CalibrationOptions:
         if self.table_for is not None and not re.fullmatch(r"\d+\.\d+\.\d+(\.\d+)?", self.table_for):
             raise UserError("a TensorRT version is written as 10.3.0", value=self.table_for, fix="correct --table-for")
         if self.calibration_images is not None and self.calibration_images < 1:
-            raise UserError(
-                "the number of images must be 1 or more", value=self.calibration_images, fix="give a positive number"
-            )
+            problem = "the number of images must be 1 or more"
+            raise UserError(problem, value=self.calibration_images, fix="give a positive number")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +147,10 @@ class ExportRequest:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        for check in (_check_values, _check_precision, _check_triton, _check_engine, _check_calibration):
+        check_threads(self.threads)
+        if self.checkpoint is not None and self.onnx is not None:
+            raise UserError("an export has one source", value="--checkpoint --onnx", fix="give one of them")
+        for check in (_check_precision, _check_triton, _check_engine, _check_calibration):
             check(self)
 
     @property
@@ -184,7 +186,7 @@ def resolve(request: ExportRequest) -> Job:
     if target is None and request.triton is None:  # a server is another machine
         target = this_machine_or_none()
     lower_fp32 = request.target is not None and target is not None and bool(target.lowerings)
-    format, precision = _format_and_precision(request) or find_target().recommended
+    format, precision = _format_and_precision(request) or this_machine().recommended
     artifacts = tuple(selection(format, precision, target, lower_fp32=lower_fp32))
     version = None
     if request.calibration.calibration_table is not None:
@@ -208,12 +210,6 @@ def _written(request: ExportRequest) -> set[Precision]:
     target = None if request.target is None else TARGETS[request.target]
     lower_fp32 = target is not None and bool(target.lowerings)
     return {precision for _, precision in selection(*chosen, target, lower_fp32=lower_fp32)}
-
-
-def _check_values(request: ExportRequest) -> None:
-    check_threads(request.threads)
-    if request.checkpoint is not None and request.onnx is not None:
-        raise UserError("an export has one source", value="--checkpoint --onnx", fix="give one of them")
 
 
 def _check_precision(request: ExportRequest) -> None:
@@ -267,13 +263,9 @@ def _check_calibration(request: ExportRequest) -> None:
             fix="leave --equalise and --correct-bias out",
         )
     table = request.calibration.calibration_table
-    if table is None:
-        if request.calibration.table_for is not None:
-            raise UserError(
-                "this option is for a calibration table", value="--table-for", fix="add --calibration-table"
-            )
-        return
-    if request.corrections.equalise:
+    if table is None and request.calibration.table_for is not None:
+        raise UserError("this option is for a calibration table", value="--table-for", fix="add --calibration-table")
+    if table is not None and request.corrections.equalise:
         raise UserError("TensorRT would use the table for the network as it is", value="--equalise", fix="leave it out")
-    if "int8" not in written:
+    if table is not None and "int8" not in written:
         raise UserError("a calibration table is for INT8", value=table, fix="add --int8, or leave it out")

@@ -6,20 +6,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import get_args
 
-from alexnet_edge.artifact import (
-    Format,
-    Precision,
-)
-from alexnet_edge.errors import (
-    MissingComponentError,
-    UserError,
-    needs,
-)
+from alexnet_edge.artifact import Format, Precision
+from alexnet_edge.errors import MissingComponentError, UserError, needs
 from alexnet_edge.export.engines.options import EngineOptions
-from alexnet_edge.export.graphs.targets import (
-    LoweredRuntime,
-    Target,
-)
+from alexnet_edge.export.graphs.targets import LoweredRuntime, Target
 from alexnet_edge.nvidia.libraries import Runtime, default_runtime, find_trtexec, load_library
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -56,11 +46,7 @@ def selection(
 ) -> list[tuple[Format, Precision]]:
     """What `--format` and a precision ask for: `all` without a precision is every artifact, one format without is FP32.
 
-    Args:
-        format: one of `FORMATS`, or `all`.
-        precision: None where none was asked for.
-        target: where it shall run.
-        lower_fp32: whether the target was named, so that `all` is what can be lowered for it.
+    With `lower_fp32`, because the target was named, `all` is what can be lowered for it.
     """
     if format != "all":
         return [(format, precision or "fp32")]  # type: ignore[list-item]  # one of FORMATS
@@ -86,12 +72,13 @@ def unavailable(
     """
     from importlib.util import find_spec
 
-    source = [("train", "torch"), ("train", "safetensors")] if torch or format in ("torchscript", "pt2") else []
-    modules = source
-    if format in ("onnx", "trt"):
-        modules = [*source, ("export", "onnx"), *([("onnx", "onnxruntime")] if onnxruntime else [])]
+    modules = [("train", "torch"), ("train", "safetensors")] if torch or format in ("torchscript", "pt2") else []
+    if format not in ("torchscript", "pt2"):
+        modules += [("export", "onnx")]
     if format == "openvino":
-        modules = [*source, ("export", "onnx"), ("openvino", "openvino")]
+        modules += [("openvino", "openvino")]
+    elif format in ("onnx", "trt") and onnxruntime:
+        modules += [("onnx", "onnxruntime")]
     try:
         for extra, module in modules:
             with needs(extra):
@@ -118,43 +105,41 @@ def check_engines(wanted: Sequence[tuple[Format, Precision]], runtime: Runtime |
                 check_engine(engine_runtime(runtime), options, precision)
 
 
-def engine_runtime(asked: Runtime | None) -> Runtime:
-    """What builds TensorRT engines: the runtime asked for, or the best that is here.
+def engine_runtime(requested: Runtime | None) -> Runtime:
+    """What builds TensorRT engines: the runtime asked for, or the best on this machine.
 
     Raises:
-        MissingComponentError: when it is not here.
+        MissingComponentError: when it is not installed.
     """
-    if asked is None:
-        found = default_runtime()
-        if found is None:
-            raise MissingComponentError(
-                "no TensorRT here: neither TensorRT, trtexec nor TensorRT-RTX is installed",
-                fix="run: pip install 'alexnet-edge[rtx]' (x86-64), or build on the board with `export --onnx`",
-            )
-        return found
-    if asked != "trtexec":
-        load_library(asked)  # says what is missing
-    elif find_trtexec() is None:
+    runtime = requested or default_runtime()
+    if runtime is None:
+        raise MissingComponentError(
+            "no TensorRT here: neither TensorRT, trtexec nor TensorRT-RTX is installed",
+            fix="run: pip install 'alexnet-edge[rtx]' (x86-64), or build on the board with `export --onnx`",
+        )
+    if requested == "trtexec" and find_trtexec() is None:
         raise MissingComponentError(
             "trtexec was not found on PATH or in /usr/src/tensorrt/bin", fix="set TRTEXEC to its path"
         )
-    return asked
+    if requested not in (None, "trtexec"):
+        load_library(requested)  # says what is missing
+    return runtime
 
 
-def table_version(asked: str | None, runtime: Runtime | None) -> str:
+def table_version(requested: str | None, runtime: Runtime | None) -> str:
     """The TensorRT version that a calibration table is written for: the one asked for, or that of the builder here.
 
     Raises:
         UserError: when none is asked for and TensorRT-RTX builds the engines.
         MissingComponentError: when `runtime` is not here.
     """
-    if asked is None:
-        from alexnet_edge.export.engines.engine import builder_version
+    from alexnet_edge.export.engines.engine import builder_version
 
-        here = engine_runtime(runtime)
-        if here == "rtx":
-            raise UserError(
-                "which TensorRT shall read the calibration table? TensorRT-RTX has none", fix="add --table-for 10.3.0"
-            )
-        return builder_version(here)
-    return asked
+    if requested is not None:
+        return requested
+    builder = engine_runtime(runtime)
+    if builder == "rtx":
+        raise UserError(
+            "which TensorRT shall read the calibration table? TensorRT-RTX has none", fix="add --table-for 10.3.0"
+        )
+    return builder_version(builder)

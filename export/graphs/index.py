@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,16 +84,11 @@ class IndexedGraph:
         """A constant's value; None where it is none, or its data is not at hand."""
         if name not in self.constants:
             return None
-        try:
+        with suppress(
+            OSError, ValueError, TypeError, KeyError, onnx.checker.ValidationError
+        ):  # cut short, no such type
             return np.asarray(numpy_helper.to_array(self.constants[name], str(self.path.parent)))
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-            onnx.checker.ValidationError,
-        ):  # missing, cut short, no such type
-            return None
+        return None
 
     def size(self, name: str) -> int:
         """How many elements a tensor has; 0 where that is not known."""

@@ -24,7 +24,7 @@ import numpy as np
 from alexnet_edge.artifact import Plan
 from alexnet_edge.errors import UserError, needs
 from alexnet_edge.export.graphs.graph import Graph, convolution
-from alexnet_edge.export.graphs.targets import LoweredRuntime, Lowering, Ranges, Target, check_plan, lowering_of
+from alexnet_edge.export.graphs.targets import LoweredRuntime, Lowering, Ranges, Target, check_plan
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, LayerSpec
@@ -115,7 +115,13 @@ def lowered_onnx(
         MissingComponentError: when the onnx package is not installed.
     """
     check_plan(plan)
-    lowering = lowering_of(target, runtime)
+    if runtime not in target.lowerings:
+        raise UserError(
+            f"{target.name} takes the portable graph, nothing is lowered for it",
+            value=runtime,
+            fix="choose a processor target, or leave the plan out",
+        )
+    lowering = target.lowerings[runtime]
     arch = checkpoint.info.arch
     graph = _Graph(lowering=lowering, domain="")
     for index, spec in enumerate(arch.layers):

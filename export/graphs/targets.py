@@ -160,38 +160,9 @@ def this_machine_or_none() -> Target | None:
         return None
 
 
-def find_target(name: str | None = None) -> Target:
-    """The target of that name; without one, this machine's.
-
-    Raises:
-        UserError: when there is none.
-    """
-    if name is None:
-        return this_machine()
-    for target in TARGETS.values():
-        if target.name == name:
-            return target
-    raise UserError("no such target", value=name, fix=f"choose one of {', '.join(TARGETS)}")
-
-
-def lowering_of(target: Target, runtime: LoweredRuntime) -> Lowering:
-    """How the network is written for `runtime` on `target`.
-
-    Raises:
-        UserError: when the target takes the portable graph.
-    """
-    if runtime not in target.lowerings:
-        raise UserError(
-            f"{target.name} takes the portable graph, nothing is lowered for it",
-            value=runtime,
-            fix="choose a processor target, or leave the plan out",
-        )
-    return target.lowerings[runtime]
-
-
 def target_record(target: Target, runtime: LoweredRuntime, plan: Plan) -> dict[str, Any]:
     """What a manifest says of the lowering, in `build["target"]`: loading compares its instructions with the processor's."""
-    lowering = lowering_of(target, runtime)
+    lowering = target.lowerings[runtime]
     return {
         "name": target.name,
         "machines": list(target.machines),
@@ -230,17 +201,15 @@ def check_plan(plan: Plan) -> None:
     Raises:
         UserError: for a layer that is missing or unknown, a type that is unknown, or a convolution in INT4.
     """
-    names = ", ".join(name for name in LAYER_NAMES if name not in plan)
-    if names:
-        raise UserError("the plan names no type", value=names, fix=f"give each of {', '.join(LAYER_NAMES)} one")
+    every = ", ".join(LAYER_NAMES)
+    missing = ", ".join(name for name in LAYER_NAMES if name not in plan)
+    if missing:
+        raise UserError("the plan names no type", value=missing, fix=f"give each of {every} one")
     for name, kind in plan.items():
         if name not in LAYER_NAMES:
-            raise UserError("the plan names an unknown layer", value=name, fix=f"choose from {', '.join(LAYER_NAMES)}")
+            raise UserError("the plan names an unknown layer", value=name, fix=f"choose from {every}")
         if kind not in LAYER_TYPES:
             raise UserError(f"{name} has an unknown type", value=kind, fix=f"choose from {', '.join(LAYER_TYPES)}")
         if kind == "int4" and name.startswith("conv"):
-            raise UserError(
-                "convolutions are not stored in INT4: no processor runtime has a kernel for it",
-                value=name,
-                fix="choose int8 or fp32 for it",
-            )
+            problem = "convolutions are not stored in INT4: no processor runtime has a kernel for it"
+            raise UserError(problem, value=name, fix="choose int8 or fp32 for it")

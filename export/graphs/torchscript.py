@@ -12,6 +12,7 @@ from typing import Any
 
 from alexnet_edge.artifact import Format, LayerPrecision, Precision
 from alexnet_edge.errors import needs
+from alexnet_edge.export.precision import layer_rows
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.sessions.torchscript import quiet_jit
@@ -70,15 +71,8 @@ def pt2_precisions(path: Path, requested: Precision) -> tuple[LayerPrecision, ..
 
 def _rows(types: Mapping[str, torch.dtype | None], requested: Precision, evidence: str) -> tuple[LayerPrecision, ...]:
     names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
-    return tuple(
-        LayerPrecision(
-            name=name,
-            requested=requested,
-            built="missing" if dtype is None else names.get(dtype, str(dtype)),
-            evidence=evidence,
-        )
-        for name, dtype in types.items()
-    )
+    built = {name: names.get(dtype, str(dtype)) for name, dtype in types.items() if dtype is not None}
+    return layer_rows(dict.fromkeys(LAYER_NAMES, requested), built, evidence)
 
 
 FORMATS: dict[

@@ -318,14 +318,8 @@ def observed(
 ) -> Iterator[dict[str, FloatArray]]:
     """Tensors inside the FP32 network, batch after batch of the images.
 
-    Args:
-        checkpoint: the network.
-        images: what it is given.
-        taps: the tensors of the FP32 graph, by the name they have in what comes out.
-        threads: processor threads.
-        on_bad_image: what to do with an image that cannot be read.
-        skipped: receives the error of each image left out.
-        reporter: where progress goes, as `what`.
+    `taps` names the tensors of the FP32 graph by what they are called in what comes out; `skipped` receives the error of each
+    image left out; the progress is reported as `what`.
 
     Raises:
         DataError: when no image could be used.

@@ -89,16 +89,7 @@ def mean_inputs(
     on_bad_image: OnBadImage = "fail",
     reporter: Reporter | None = None,
 ) -> MeanInputs:
-    """Collect what `corrected` needs.
-
-    Args:
-        checkpoint: the network, equalised where it shall be.
-        images: calibration images.
-        ranges: at the input of each layer.
-        lowering: how the graph is written; None for the portable one, whose activations are symmetric.
-        threads: processor threads.
-        on_bad_image: what to do with an image that cannot be read.
-        reporter: where progress goes.
+    """Collect what `corrected` needs, of the network as it is equalised; without a `lowering` activations are symmetric.
 
     Raises:
         DataError: when no image could be used.
@@ -132,12 +123,6 @@ def corrected(
     checkpoint: Checkpoint, plan: Plan, means: MeanInputs, lowering: Lowering | None
 ) -> tuple[Checkpoint, dict[str, float]]:
     """The network with the mean error of each layer in INT8 or INT4 taken off its bias; a layer without a bias stays.
-
-    Args:
-        checkpoint: the network, equalised where it shall be.
-        plan: the type of each layer.
-        means: of the inputs.
-        lowering: how the graph is written; None for the portable one.
 
     Returns:
         The network, with the hash of the other, and the largest correction of each layer, by layer name.

@@ -78,11 +78,9 @@ def sweep(
         checkpoint: the network.
         calibration_sets: images to calibrate on, by the name they have in the table.
         proof_images: the images whose answers are compared; labelled ones also give accuracy.
-        methods: of `alexnet_edge.export.quantising.calibrate`.
+        methods: how ranges are chosen.
         counts: numbers of images; one larger than a set stands for the whole set.
-        cache: folder for calibration histograms.
-        threads: processor threads.
-        reporter: where progress goes.
+        cache, threads, reporter: as for `calibrate`.
 
     Raises:
         UserError: when there is no method, count or set, or no such method.

@@ -16,7 +16,7 @@ from alexnet_edge.artifact import load_artifact
 from alexnet_edge.bench import search as module
 from alexnet_edge.bench.search import Journal, SearchSettings, search_plan
 from alexnet_edge.errors import UserError
-from alexnet_edge.export.graphs.targets import find_target
+from alexnet_edge.export.graphs.targets import this_machine
 from alexnet_edge.export.settings import CACHE
 from alexnet_edge.images.datasets import ImageSet, batches, open_images
 from alexnet_edge.network.checkpoint import Checkpoint, save_checkpoint
@@ -82,7 +82,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 def test_it_leaves_a_sensitive_layer_alone_where_plain_int8_fails(
     checkpoint: Checkpoint, images: ImageSet, tmp_path: Path, measured: list[tuple[str, ...]]
 ) -> None:
-    exporter = exporter_in(tmp_path, checkpoint, images, target=find_target())
+    exporter = exporter_in(tmp_path, checkpoint, images, target=this_machine())
     found = search_plan(exporter, "onnx", images, SETTINGS)
     assert found.labelled
     assert found.plain_drop > 0.2, "plain INT8 loses what the planted layer needs"
@@ -127,26 +127,26 @@ def test_a_search_goes_on_where_it_was_killed(
     with monkeypatch.context() as patch:
         patch.setattr(module._Search, "_measured", dies)
         with pytest.raises(KilledError):
-            search_plan(exporter_in(tmp_path, checkpoint, images, target=find_target()), "onnx", images, SETTINGS)
+            search_plan(exporter_in(tmp_path, checkpoint, images, target=this_machine()), "onnx", images, SETTINGS)
     (journal,) = (tmp_path / "cache/search").glob("*.jsonl")
     with journal.open("a", encoding="utf-8") as stream:
         stream.write('{"key": "cut sh')
     first = len(measured)
-    found = search_plan(exporter_in(tmp_path, checkpoint, images, target=find_target()), "onnx", images, SETTINGS)
+    found = search_plan(exporter_in(tmp_path, checkpoint, images, target=this_machine()), "onnx", images, SETTINGS)
     assert found.reused >= 5
     again = len(measured)
     assert first < again
-    repeated = search_plan(exporter_in(tmp_path, checkpoint, images, target=find_target()), "onnx", images, SETTINGS)
+    repeated = search_plan(exporter_in(tmp_path, checkpoint, images, target=this_machine()), "onnx", images, SETTINGS)
     assert len(measured) == again, "everything came from the journal"
     assert repeated.plan == found.plan
     assert not list((tmp_path / "artifacts").iterdir()), "no graph of the search is left"
     other = images.subset(range(len(images) - 1))
-    search_plan(exporter_in(tmp_path, checkpoint, images, target=find_target()), "onnx", other, SETTINGS)
+    search_plan(exporter_in(tmp_path, checkpoint, images, target=this_machine()), "onnx", other, SETTINGS)
     assert len(measured) > again, "other images: another journal"
 
 
 def test_it_measures(checkpoint: Checkpoint, images: ImageSet, tmp_path: Path) -> None:
-    search = module._Search(exporter_in(tmp_path, checkpoint, images, target=find_target()), "onnx", images, SETTINGS)
+    search = module._Search(exporter_in(tmp_path, checkpoint, images, target=this_machine()), "onnx", images, SETTINGS)
     exact = dict.fromkeys(LAYER_NAMES, "fp32")
     ratio, (low, high) = search._compare(exact, {**exact, "fc6": "int8"})
     assert 0 < low <= ratio <= high
@@ -168,7 +168,7 @@ def test_a_damaged_journal_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
 
 
 def test_what_takes_no_plan_is_refused(checkpoint: Checkpoint, images: ImageSet, tmp_path: Path) -> None:
-    exporter = exporter_in(tmp_path, checkpoint, images, target=find_target())
+    exporter = exporter_in(tmp_path, checkpoint, images, target=this_machine())
     with pytest.raises(UserError, match="a plan per layer"):
         search_plan(exporter, "torchscript", images, SETTINGS)
     with pytest.raises(UserError, match="below 100 points"):
@@ -191,7 +191,7 @@ def test_mistakes(words: str, message: str, run_cli: Any) -> None:
 def test_the_command_goes_on_from_the_journal(
     checkpoint: Checkpoint, images: ImageSet, image_folder: Path, run_cli: Any, measured: list[tuple[str, ...]]
 ) -> None:
-    exporter = exporter_in(run_cli.folder, checkpoint, images, target=find_target())
+    exporter = exporter_in(run_cli.folder, checkpoint, images, target=this_machine())
     exporter.settings = replace(exporter.settings, cache=run_cli.folder / CACHE)
     found = search_plan(exporter, "onnx", images, SearchSettings(max_drop=0.05))
     folder = image_folder / "train"

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from alexnet_edge.artifact import layer_types
 from alexnet_edge.cli.rebuild import rebuild_command
 from alexnet_edge.errors import UserError
-from alexnet_edge.export.graphs.targets import GivenRanges, find_target, this_machine
+from alexnet_edge.export.graphs.targets import TARGETS, GivenRanges, this_machine
 from alexnet_edge.export.quantising.corrections import IMAGES, channel_peaks, corrected, mean_inputs
 from alexnet_edge.images.datasets import ImageSet, batches, open_images
 from alexnet_edge.images.preprocess import FloatArray
@@ -33,7 +33,7 @@ from alexnet_edge.sessions import open_session
 from alexnet_edge.sessions.onnxruntime import OnnxRuntimeSession
 from alexnet_edge.sessions.openvino import int8_overflows
 
-TARGET = find_target("cpu-avx2")
+TARGET = TARGETS["cpu-avx2"]
 """Weights of 7 bits, so that errors are large."""
 GROUPED = replace(
     NARROW,

@@ -109,7 +109,7 @@ def test_what_is_written(
 ) -> None:
     request = ExportRequest(**fields)
     monkeypatch.setattr(module, "this_machine_or_none", lambda: TARGETS["cpu-avx2"])
-    monkeypatch.setattr(module, "find_target", lambda: TARGETS["cpu-avx2"])
+    monkeypatch.setattr(module, "this_machine", lambda: TARGETS["cpu-avx2"])
     monkeypatch.setattr(module, "check_engines", lambda *_: None)
     assert list(resolve(request).artifacts) == artifacts
 

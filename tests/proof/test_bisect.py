@@ -19,7 +19,7 @@ from alexnet_edge import records
 from alexnet_edge.artifact import Artifact, commit
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.exporter import Exporter
-from alexnet_edge.export.graphs.targets import GivenRanges, find_target
+from alexnet_edge.export.graphs.targets import TARGETS, GivenRanges
 from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.images.datasets import ImageSet, batches, open_images
 from alexnet_edge.network.checkpoint import Checkpoint, save_checkpoint
@@ -32,7 +32,7 @@ from alexnet_edge.sessions.torch import CheckpointSession
 
 MakeCheckpoint = Callable[..., Path]
 IMAGES = 4
-LOWERED_FOR = find_target("cpu-avx2" if int8_overflows() else "cpu-avx512-vnni")
+LOWERED_FOR = TARGETS["cpu-avx2" if int8_overflows() else "cpu-avx512-vnni"]
 """This processor's."""
 
 
