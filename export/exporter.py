@@ -17,26 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_edge import artifact as artifacts
 from alexnet_edge import records
-from alexnet_edge.artifact import (
-    INPUT,
-    SUFFIXES,
-    Artifact,
-    Format,
-    Manifest,
-    Plan,
-    Precision,
-    TensorSpec,
-    layer_types,
-)
+from alexnet_edge.artifact import INPUT, SUFFIXES, Artifact, Format, Manifest, Plan, Precision, TensorSpec, layer_types
 from alexnet_edge.environment import describe
-from alexnet_edge.errors import (
-    AlexNetEdgeError,
-    GateError,
-    MissingComponentError,
-    OutputError,
-    ParityError,
-    UserError,
-)
+from alexnet_edge.errors import AlexNetEdgeError, GateError, MissingComponentError, OutputError, ParityError, UserError
 from alexnet_edge.export.building import Builder, Built
 from alexnet_edge.export.graphs.targets import LoweredRuntime, check_plan, this_machine_or_none
 from alexnet_edge.export.precision import weight_bytes
@@ -256,12 +239,7 @@ class Exporter:
             )
 
     def _build(
-        self,
-        format: Format,
-        precision: Precision,
-        plan: Plan,
-        spec: EngineSpec | None,
-        staging: Path,
+        self, format: Format, precision: Precision, plan: Plan, spec: EngineSpec | None, staging: Path
     ) -> tuple[Artifact, Built]:
         """Build into `staging`; the artifact there says of its proof that there was none."""
         start = time.perf_counter()

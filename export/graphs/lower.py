@@ -94,12 +94,7 @@ class _Graph(Graph):
 
 
 def lowered_onnx(
-    checkpoint: Checkpoint,
-    target: Target,
-    plan: Plan,
-    ranges: Ranges,
-    *,
-    runtime: LoweredRuntime = "onnxruntime",
+    checkpoint: Checkpoint, target: Target, plan: Plan, ranges: Ranges, *, runtime: LoweredRuntime = "onnxruntime"
 ) -> onnx.ModelProto:
     """The checkpoint's network as an ONNX model written for `runtime` on `target`; input and output are float32.
 

@@ -55,11 +55,7 @@ DLA_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Compute = Literal["fp32", "fp16", "bf16"]
 
 _COMPUTE: dict[Precision, Compute] = {"fp16": "fp16", "bf16": "bf16", "fp8": "fp16", "int4-fc": "fp16"}  # the rest FP32
-_ELEMENTS: dict[Compute, int] = {
-    "fp32": TensorProto.FLOAT,
-    "fp16": TensorProto.FLOAT16,
-    "bf16": TensorProto.BFLOAT16,
-}
+_ELEMENTS: dict[Compute, int] = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _DTYPES: dict[Compute, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
 

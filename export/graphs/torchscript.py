@@ -43,9 +43,7 @@ def write_torchscript(checkpoint: Checkpoint, path: Path) -> None:
 def write_pt2(checkpoint: Checkpoint, path: Path) -> None:
     """Export and save the network as a `torch.export` program, FP32, any batch."""
     program = torch.export.export(
-        checkpoint.model(),
-        (example_input(checkpoint),),
-        dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+        checkpoint.model(), (example_input(checkpoint),), dynamic_shapes=({0: torch.export.Dim("N", min=1)},)
     )
     stream = BytesIO()
     torch.export.save(program, stream)

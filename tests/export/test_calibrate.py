@@ -37,6 +37,7 @@ from alexnet_edge.proof.recorded import calibration_images, random_images
 from alexnet_edge.sessions.torch import CheckpointSession
 
 MakeCheckpoint = Callable[..., Path]
+Calibrate = Callable[..., Calibration]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def minmax(checkpoint: Checkpoint, few: Path, tmp_path: Path) -> Callable[..., Calibration]:
+def minmax(checkpoint: Checkpoint, few: Path, tmp_path: Path) -> Calibrate:
     """Calibrates on the images of `few` as they are, with a cache, unless something else is named."""
 
     def run(network: Checkpoint = checkpoint, images: ImageSet | None = None, **options: Any) -> Calibration:
@@ -235,9 +236,7 @@ def test_entropy_with_everything_far_from_zero() -> None:
     assert choose_amax(histogram, "entropy") >= 5.0
 
 
-def test_minmax_is_that_of_onnxruntime(
-    checkpoint: Checkpoint, few: Path, tmp_path: Path, minmax: Callable[..., Calibration]
-) -> None:
+def test_minmax_is_that_of_onnxruntime(checkpoint: Checkpoint, few: Path, tmp_path: Path, minmax: Calibrate) -> None:
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
     largest = minmax()
@@ -276,9 +275,7 @@ def test_minmax_is_that_of_onnxruntime(
     assert less.table_sha256 != largest.table_sha256
 
 
-def test_cache_is_hit_by_the_same_content(
-    few: Path, tmp_path: Path, collected: list[int], minmax: Callable[..., Calibration]
-) -> None:
+def test_cache_is_hit_by_the_same_content(few: Path, tmp_path: Path, collected: list[int], minmax: Calibrate) -> None:
     first, second = minmax(), minmax()
     shutil.copytree(few, tmp_path / "moved")
     third = minmax(images=open_images(tmp_path / "moved"))
@@ -289,7 +286,7 @@ def test_cache_is_hit_by_the_same_content(
 
 
 def test_cache_is_missed_when_an_image_or_the_network_changes(
-    checkpoint: Checkpoint, few: Path, collected: list[int], minmax: Callable[..., Calibration]
+    checkpoint: Checkpoint, few: Path, collected: list[int], minmax: Calibrate
 ) -> None:
     minmax()
     preprocessing = replace(checkpoint.info.preprocessing, resize=227)
@@ -302,9 +299,7 @@ def test_cache_is_missed_when_an_image_or_the_network_changes(
     assert len(collected) == 5
 
 
-def test_a_damaged_cache_is_collected_again(
-    tmp_path: Path, collected: list[int], minmax: Callable[..., Calibration]
-) -> None:
+def test_a_damaged_cache_is_collected_again(tmp_path: Path, collected: list[int], minmax: Calibrate) -> None:
     good = minmax()
     (path,) = (tmp_path / "cache").iterdir()
     whole = path.read_bytes()
@@ -320,7 +315,7 @@ def test_a_damaged_cache_is_collected_again(
 
 
 def test_no_flipped_byte_of_the_cache_changes_the_magnitudes(
-    tmp_path: Path, collected: list[int], minmax: Callable[..., Calibration]
+    tmp_path: Path, collected: list[int], minmax: Calibrate
 ) -> None:
     good = minmax()
     (path,) = (tmp_path / "cache").iterdir()
@@ -341,7 +336,7 @@ def test_no_flipped_byte_of_the_cache_changes_the_magnitudes(
 
 
 def test_a_cache_that_cannot_be_written_does_not_stop_the_calibration(
-    tmp_path: Path, collected: list[int], minmax: Callable[..., Calibration], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, collected: list[int], minmax: Calibrate, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     ranges = minmax(cache=tmp_path / "file" / "cache")
@@ -351,7 +346,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_calibration(
     assert "a part of the path is a file" in record.getMessage()
 
 
-def test_bad_images_are_refused_or_listed(few: Path, collected: list[int], minmax: Callable[..., Calibration]) -> None:
+def test_bad_images_are_refused_or_listed(few: Path, collected: list[int], minmax: Calibrate) -> None:
     (few / "bad.jpg").write_bytes((few / "red.jpg").read_bytes()[:200])
     with pytest.raises(ImageError, match=r"bad\.jpg"):
         minmax()
@@ -363,7 +358,7 @@ def test_bad_images_are_refused_or_listed(few: Path, collected: list[int], minma
         assert ranges.to_json()["skipped"] == list(ranges.skipped)
 
 
-def test_what_cannot_be_calibrated(few: Path, collected: list[int], minmax: Callable[..., Calibration]) -> None:
+def test_what_cannot_be_calibrated(few: Path, collected: list[int], minmax: Calibrate) -> None:
     with pytest.raises(UserError, match="entropy, minmax, percentile"):
         minmax(method="average")
     assert not collected
@@ -403,7 +398,7 @@ def test_the_training_images_of_the_checkpoint_are_the_default(checkpoint: Check
 
 
 def test_outputs_that_no_layer_takes_are_calibrated_when_asked_for(
-    checkpoint: Checkpoint, few: Path, minmax: Callable[..., Calibration]
+    checkpoint: Checkpoint, few: Path, minmax: Calibrate
 ) -> None:
     """On the network itself; the layers' own ranges do not change."""
     plain, ranges = minmax(), minmax(outputs=True)

@@ -31,6 +31,9 @@ SCALES = np.full(4, 0.01, np.float32)
 ZEROS = np.zeros(4, np.int8)
 SCALE, ZERO = np.float32(0.1), np.int8(0)
 
+Find = Callable[..., tuple[Finding, ...]]
+Parse = Callable[[onnx.ModelProto | Path], "Parsed"]
+
 
 def model(
     nodes: Sequence[Any],
@@ -124,7 +127,7 @@ def compare(findings: Sequence[Finding], expected: str) -> None:
 
 
 @pytest.fixture
-def find(tmp_path: Path) -> Callable[..., tuple[Finding, ...]]:
+def find(tmp_path: Path) -> Find:
     """The findings where there is no parser: what is added to its answer, and the guess."""
 
     def guess(built: onnx.ModelProto, target: str = "tensorrt") -> tuple[Finding, ...]:
@@ -162,7 +165,7 @@ class Parsed:
 
 
 @pytest.fixture
-def parsed(rtx: Any, tmp_path: Path) -> Callable[[onnx.ModelProto | Path], Parsed]:
+def parsed(rtx: Any, tmp_path: Path) -> Parse:
     def parse(built: onnx.ModelProto | Path) -> Parsed:
         return Parsed(rtx, built if isinstance(built, Path) else written(tmp_path, built))
 
@@ -172,10 +175,7 @@ def parsed(rtx: Any, tmp_path: Path) -> Callable[[onnx.ModelProto | Path], Parse
 def blocks(axis: int, scales: tuple[int, ...]) -> onnx.ModelProto:
     """A Gemm of 64 outputs and 128 inputs with INT4 weights in blocks of 32."""
     weight = helper.make_tensor("w", TensorProto.INT4, [64, 128], [1] * (64 * 128))
-    nodes = [
-        node("DequantizeLinear", "w ws", "wd", axis=axis, block_size=32),
-        node("Gemm", "x wd", "y", transB=1),
-    ]
+    nodes = [node("DequantizeLinear", "w ws", "wd", axis=axis, block_size=32), node("Gemm", "x wd", "y", transB=1)]
     return model(
         nodes, {"w": weight, "ws": np.full(scales, 0.1, np.float32)}, x=(TensorProto.FLOAT, [1, 128]), opset=21
     )
@@ -280,7 +280,7 @@ NOT_GUESSED = {
 
 @pytest.mark.parametrize("fault", REFUSED)
 def test_what_the_parser_refuses_is_an_error_with_its_node_and_the_fix(
-    fault: str, rtx: Any, tmp_path: Path, parsed: Callable[[onnx.ModelProto], Parsed]
+    fault: str, rtx: Any, tmp_path: Path, parsed: Parse
 ) -> None:
     make, expected = REFUSED[fault]
     place, words, fix = expected.split("; ")
@@ -307,10 +307,7 @@ def test_what_the_parser_refuses_is_an_error_with_its_node_and_the_fix(
     ids=["int8", "fp32", "lrn"],
 )
 def test_a_clean_graph_has_no_errors_and_is_parsed(
-    clean: Callable[[], onnx.ModelProto],
-    target: str,
-    find: Callable[..., tuple[Finding, ...]],
-    parsed: Callable[[onnx.ModelProto], Parsed],
+    clean: Callable[[], onnx.ModelProto], target: str, find: Find, parsed: Parse
 ) -> None:
     findings = find(clean(), target)
     if target == "dla":  # a free batch, and Q/DQ pairs on the GPU, are worth a word there
@@ -321,9 +318,7 @@ def test_a_clean_graph_has_no_errors_and_is_parsed(
     assert result.accepted, result.reasons
 
 
-def test_int4_blocks_along_the_inputs_are_clean(
-    find: Callable[..., tuple[Finding, ...]], parsed: Callable[[onnx.ModelProto], Parsed]
-) -> None:
+def test_int4_blocks_along_the_inputs_are_clean(find: Find, parsed: Parse) -> None:
     assert find(blocks(1, (64, 4)), "tensorrt-10") == ()
     assert parsed(blocks(1, (64, 4))).accepted
 
@@ -376,9 +371,7 @@ ACCEPTED: dict[str, tuple[onnx.ModelProto, str, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_what_is_built_otherwise_slow_or_less_accurate_is_a_warning(
-    name: str, find: Callable[..., tuple[Finding, ...]], parsed: Callable[[onnx.ModelProto], Parsed]
-) -> None:
+def test_what_is_built_otherwise_slow_or_less_accurate_is_a_warning(name: str, find: Find, parsed: Parse) -> None:
     built, expected, types = ACCEPTED[name]
     compare(find(built), expected)
     result = parsed(built)
@@ -465,9 +458,7 @@ IMAGE = [1, 3, 8, 8]
         )),
     ],
 )  # fmt: skip
-def test_what_is_found_without_a_parser(
-    built: onnx.ModelProto, target: str, expected: str, find: Callable[..., tuple[Finding, ...]]
-) -> None:
+def test_what_is_found_without_a_parser(built: onnx.ModelProto, target: str, expected: str, find: Find) -> None:
     compare(find(built, target), expected)
 
 
@@ -491,7 +482,7 @@ def test_a_traced_local_response_norm_is_recognised(tmp_path: Path) -> None:
         assert "LRN operator" in finding.fix
 
 
-def test_the_parser_does_not_check_the_operator_set(parsed: Callable[[onnx.ModelProto], Parsed]) -> None:
+def test_the_parser_does_not_check_the_operator_set(parsed: Parse) -> None:
     assert parsed(model([node("Relu", "x", "y")], opset=99)).accepted
 
 
@@ -505,9 +496,7 @@ def test_the_parser_does_not_check_the_operator_set(parsed: Callable[[onnx.Model
         ("UINT4", 21, {"tensorrt-8.6": "error", "tensorrt": "error", "tensorrt-11": "error"}),
     ],
 )
-def test_types_are_held_against_the_version(
-    kind: str, opset: int, severities: dict[str, str], find: Callable[..., tuple[Finding, ...]]
-) -> None:
+def test_types_are_held_against_the_version(kind: str, opset: int, severities: dict[str, str], find: Find) -> None:
     weight = helper.make_tensor("w", getattr(TensorProto, kind), [4, 4], [1] * 16)
     dequantise = node("Cast", "w", "wd", to=TensorProto.FLOAT)
     if kind != "BFLOAT16":
@@ -522,7 +511,7 @@ def test_types_are_held_against_the_version(
         assert not any("operator set" in finding.problem for finding in find(built, "tensorrt-10"))
 
 
-def test_the_table_of_types_is_the_parser_s(rtx: Any, parsed: Callable[[onnx.ModelProto], Parsed]) -> None:
+def test_the_table_of_types_is_the_parser_s(rtx: Any, parsed: Parse) -> None:
     for kind, value in TensorProto.DataType.items():
         if kind in ("UNDEFINED", "STRING"):
             continue
@@ -537,7 +526,7 @@ def test_the_table_of_types_is_the_parser_s(rtx: Any, parsed: Callable[[onnx.Mod
         assert parsed(built).accepted == (kind in TYPES), kind
 
 
-def test_the_table_of_operators_is_the_parser_s(rtx: Any, parsed: Callable[[onnx.ModelProto], Parsed]) -> None:
+def test_the_table_of_operators_is_the_parser_s(rtx: Any, parsed: Parse) -> None:
     supports = parsed(single("Relu")).parser.supports_operator
     known = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
     read = {name for name in known | OPERATORS if supports(name)}
@@ -558,7 +547,7 @@ def test_the_table_of_operators_is_the_parser_s(rtx: Any, parsed: Callable[[onnx
         (fixed("Relu", [1, 9000, 1, 1]), "error y an input dimension of 9000"),
     ],
 )
-def test_limits_of_the_dla(built: onnx.ModelProto, expected: str, find: Callable[..., tuple[Finding, ...]]) -> None:
+def test_limits_of_the_dla(built: onnx.ModelProto, expected: str, find: Find) -> None:
     compare(find(built, "dla"), expected)
     assert not any("DLA" in finding.problem for finding in find(built, "tensorrt-10"))
 
@@ -702,14 +691,14 @@ def test_external_data_outside_the_folder_is_not_opened(tmp_path: Path) -> None:
     assert guessed(written(tmp_path, built))
 
 
-def test_nodes_without_inputs_do_not_crash(find: Callable[..., tuple[Finding, ...]]) -> None:
+def test_nodes_without_inputs_do_not_crash(find: Find) -> None:
     kinds = ("QuantizeLinear", "DequantizeLinear", "Conv", "Gemm", "LRN", "AveragePool", "Relu", "MaxPool")
     built = model([node(kind, "", f"y{index}") for index, kind in enumerate(kinds)] + [node("Relu", "x", "y")])
     for target in TARGETS:
         assert find(built, target)
 
 
-def test_errors_come_first_and_once(find: Callable[..., tuple[Finding, ...]]) -> None:
+def test_errors_come_first_and_once(find: Find) -> None:
     findings = find(quantised_conv(between=True, bias="int32", x_zero=np.int8(3)))
     assert [finding.severity for finding in findings] == sorted(finding.severity for finding in findings)
     assert len(set(findings)) == len(findings)
@@ -780,16 +769,15 @@ def plant_left_out(graph: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plant", "place"),
-    [(plant_pair_before_relu, "planted_q"), (plant_one_scale, "conv2"), (plant_left_out, "conv5")],
+    ("plant", "place"), [(plant_pair_before_relu, "planted_q"), (plant_one_scale, "conv2"), (plant_left_out, "conv5")]
 )
 def test_a_slow_spot_on_the_real_int8_graph_is_found(
-    int8: bytes, plant: Callable[[Any], None], place: str, find: Callable[..., tuple[Finding, ...]]
+    int8: bytes, plant: Callable[[Any], None], place: str, find: Find
 ) -> None:
     compare(besides_the_batch(find(planted(int8, plant))), f"warning {place} ")
 
 
-def test_the_real_int8_graph_is_clean(int8: bytes, tmp_path: Path, parsed: Callable[[Path], Parsed]) -> None:
+def test_the_real_int8_graph_is_clean(int8: bytes, tmp_path: Path, parsed: Parse) -> None:
     path = tmp_path / "int8.onnx"
     path.write_bytes(int8)
     for target in TARGETS:
@@ -812,9 +800,7 @@ def test_fc6_is_too_wide_for_a_dla_until_it_is_a_convolution(
     assert not [finding for finding in guessed(written(tmp_path, rewritten), "dla") if finding.severity == "error"]
 
 
-def test_the_real_fp16_graph_is_clean_until_its_norm_is_fp16(
-    checkpoint: Checkpoint, find: Callable[..., tuple[Finding, ...]]
-) -> None:
+def test_the_real_fp16_graph_is_clean_until_its_norm_is_fp16(checkpoint: Checkpoint, find: Find) -> None:
     content = onnx_from_checkpoint(checkpoint, precision="fp16").SerializeToString()
     assert besides_the_batch(find(planted(content, lambda graph: None))) == ()
 

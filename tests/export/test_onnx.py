@@ -34,6 +34,8 @@ from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.network.quantize import INT4_BLOCK
 
 MakeCheckpoint = Callable[..., Path]
+MakeGraph = Callable[[Precision], onnx.ModelProto]
+Exact = tuple[np.ndarray, dict[str, float]]
 
 QUANTISED = {"QuantizeLinear", "DequantizeLinear"}
 CALIBRATED = ("int8", "fp8")
@@ -46,7 +48,7 @@ def two_tower(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def graph(two_tower: Checkpoint) -> Callable[[Precision], onnx.ModelProto]:
+def graph(two_tower: Checkpoint) -> MakeGraph:
     """The graph of a precision; do not change it."""
 
     @functools.cache
@@ -138,7 +140,7 @@ def test_fp32_gives_the_model_s_answers(tiny_checkpoint: MakeCheckpoint, name: s
         assert np.abs(y_NK - expected_NK).max() <= 1e-4 * np.abs(expected_NK).max()
 
 
-def test_lrn_has_the_constants_of_the_layer_table(graph: Callable[[Precision], onnx.ModelProto]) -> None:
+def test_lrn_has_the_constants_of_the_layer_table(graph: MakeGraph) -> None:
     fp16 = graph("fp16")
     found = [node for node in fp16.graph.node if node.op_type == "LRN"]
     assert [node.name for node in found] == ["conv1/lrn", "conv2/lrn"]
@@ -154,7 +156,7 @@ def test_lrn_has_the_constants_of_the_layer_table(graph: Callable[[Precision], o
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)])
 def test_lrn_and_the_ends_stay_in_fp32(
-    precision: Precision, kind: int, graph: Callable[[Precision], onnx.ModelProto], two_tower: Checkpoint
+    precision: Precision, kind: int, graph: MakeGraph, two_tower: Checkpoint
 ) -> None:
     model = graph(precision)
     check_form(model, two_tower.info.arch, precision)
@@ -180,7 +182,7 @@ def test_fp16_softmax_is_fp32(tiny_checkpoint: MakeCheckpoint) -> None:
     assert (cast.op_type, cast.attribute[0].i) == ("Cast", TensorProto.FLOAT)
 
 
-def test_lrn_of_300_does_not_overflow_in_fp16(graph: Callable[[Precision], onnx.ModelProto]) -> None:
+def test_lrn_of_300_does_not_overflow_in_fp16(graph: MakeGraph) -> None:
     """Squares of FP16 values above 255 are infinite in FP16; ONNX's own reference computes each node in its stated type."""
     fp16 = graph("fp16")
     chosen = [node for node in fp16.graph.node if node.name.startswith("conv1/lrn")]
@@ -216,7 +218,7 @@ def test_fp16_of_large_activations_answers_like_fp32(two_tower: Checkpoint) -> N
 
 
 def test_int8_quantises_the_inputs_of_the_eight_layers_and_nothing_else(
-    graph: Callable[[Precision], onnx.ModelProto], two_tower: Checkpoint
+    graph: MakeGraph, two_tower: Checkpoint
 ) -> None:
     int8 = graph("int8")
     arch = two_tower.info.arch
@@ -256,7 +258,7 @@ def test_int8_quantises_the_inputs_of_the_eight_layers_and_nothing_else(
     assert [node.name for node in int8.graph.node if node.op_type not in QUANTISED] == nodes_of(arch)
 
 
-def test_int8_runs_close_to_the_model(graph: Callable[[Precision], onnx.ModelProto]) -> None:
+def test_int8_runs_close_to_the_model(graph: MakeGraph) -> None:
     """The operators accept the graph as written; how close the answers are is measured on trained networks."""
     int8 = graph("int8")
     x_NCHW = np.random.default_rng(0).standard_normal((2, 3, 227, 227), np.float32)
@@ -322,7 +324,7 @@ INPUT_NCHW = np.random.default_rng(0).standard_normal((8, 3, 227, 227), np.float
 
 
 @pytest.fixture(scope="module")
-def exact(two_tower: Checkpoint) -> tuple[np.ndarray, dict[str, float]]:
+def exact(two_tower: Checkpoint) -> Exact:
     """The FP32 answers to `INPUT_NCHW`, and the largest magnitude at each layer's input."""
     largest = {}
 
@@ -333,16 +335,14 @@ def exact(two_tower: Checkpoint) -> tuple[np.ndarray, dict[str, float]]:
     return emulated(two_tower, INPUT_NCHW, lambda x: x, unchanged, watch), largest
 
 
-def test_bf16_weights_are_the_nearest(graph: Callable[[Precision], onnx.ModelProto], two_tower: Checkpoint) -> None:
+def test_bf16_weights_are_the_nearest(graph: MakeGraph, two_tower: Checkpoint) -> None:
     bf16 = graph("bf16")
     stored = numpy_helper.to_array(initialisers(bf16)["conv3.weight"]).astype(np.float32)
     weight = torch.from_numpy(two_tower.weights["conv3.weight"])
     assert np.array_equal(stored, weight.bfloat16().float().numpy())
 
 
-def test_the_emulation_of_bf16_rounds_where_the_graph_does(
-    two_tower: Checkpoint, exact: tuple[np.ndarray, dict[str, float]]
-) -> None:
+def test_the_emulation_of_bf16_rounds_where_the_graph_does(two_tower: Checkpoint, exact: Exact) -> None:
     """Within the noise of sums in another order, and far from both FP32 and a network with BF16 weights only."""
     model = emulation_from_checkpoint(two_tower, "bf16")
     check_form(model, two_tower.info.arch)
@@ -360,9 +360,7 @@ def test_only_bf16_is_emulated(two_tower: Checkpoint) -> None:
         emulation_from_checkpoint(two_tower, "fp8")
 
 
-def test_fp8_quantises_the_layers_of_that_type_and_nothing_else(
-    graph: Callable[[Precision], onnx.ModelProto], two_tower: Checkpoint
-) -> None:
+def test_fp8_quantises_the_layers_of_that_type_and_nothing_else(graph: MakeGraph, two_tower: Checkpoint) -> None:
     fp8 = graph("fp8")
     arch = two_tower.info.arch
     check_form(fp8, arch, "fp8")
@@ -395,7 +393,7 @@ def test_fp8_quantises_the_layers_of_that_type_and_nothing_else(
     assert {types[node.output[0]] for node in lrn} == {TensorProto.FLOAT}
 
 
-def test_fp8_runs_with_its_roundings(two_tower: Checkpoint, exact: tuple[np.ndarray, dict[str, float]]) -> None:
+def test_fp8_runs_with_its_roundings(two_tower: Checkpoint, exact: Exact) -> None:
     """ONNX Runtime's optimiser for Q/DQ is off: it makes the bias INT32 by way of FP16, which overflows."""
     answers, largest = exact
     model = onnx_from_checkpoint(two_tower, precision="fp8", amax=largest)
@@ -423,9 +421,7 @@ def test_fp8_runs_with_its_roundings(two_tower: Checkpoint, exact: tuple[np.ndar
     assert distance(y, answers) < 0.2, "further on, values on the edge round otherwise in either"
 
 
-def test_int4_stores_the_fully_connected_weights_in_blocks(
-    graph: Callable[[Precision], onnx.ModelProto], two_tower: Checkpoint
-) -> None:
+def test_int4_stores_the_fully_connected_weights_in_blocks(graph: MakeGraph, two_tower: Checkpoint) -> None:
     int4 = graph("int4-fc")
     arch = two_tower.info.arch
     check_form(int4, arch, "int4-fc")
@@ -447,9 +443,7 @@ def test_int4_stores_the_fully_connected_weights_in_blocks(
     assert found == ["fc6.weight_dq", "fc7.weight_dq", "fc8.weight_dq"], "inputs are not quantised"
 
 
-def test_int4_runs_with_the_weights_it_stores(
-    graph: Callable[[Precision], onnx.ModelProto], two_tower: Checkpoint, exact: tuple[np.ndarray, dict[str, float]]
-) -> None:
+def test_int4_runs_with_the_weights_it_stores(graph: MakeGraph, two_tower: Checkpoint, exact: Exact) -> None:
     int4 = graph("int4-fc")
     constants = {name: numpy_helper.to_array(entry) for name, entry in initialisers(int4).items()}
 
@@ -466,9 +460,7 @@ def test_int4_runs_with_the_weights_it_stores(
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_form_for_dla_gives_the_same_answers(
-    two_tower: Checkpoint, exact: tuple[np.ndarray, dict[str, float]], precision: Precision
-) -> None:
+def test_the_form_for_dla_gives_the_same_answers(two_tower: Checkpoint, exact: Exact, precision: Precision) -> None:
     ranges = exact[1] if precision == "int8" else None
     model = onnx_from_checkpoint(two_tower, precision=precision, amax=ranges, for_dla=3)
     check_form(model, two_tower.info.arch, precision, batch=3)
@@ -514,9 +506,7 @@ def test_every_precision_without_a_form_for_dla_is_refused() -> None:
     assert {*OPSETS} - {*DLA_PRECISIONS} == {"bf16", "int4-fc", "fp8"}
 
 
-def test_a_graph_that_is_not_valid_is_not_written(
-    graph: Callable[[Precision], onnx.ModelProto], tmp_path: Path
-) -> None:
+def test_a_graph_that_is_not_valid_is_not_written(graph: MakeGraph, tmp_path: Path) -> None:
     fp16 = graph("fp16")
     broken = onnx.ModelProto()
     broken.CopyFrom(fp16)

@@ -45,14 +45,8 @@ def no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"format": "onnx", "engine": EngineOptions(refit=True)}, "for TensorRT engines only: --refit"),
         ({"format": "pt2", "runtime": "rtx"}, "for TensorRT engines only: --runtime"),
         ({"triton": TritonOptions(), "engine": EngineOptions(opt_batch=2)}, "for TensorRT engines only: --opt-batch"),
-        (
-            {"int8": True, "triton": TritonOptions(artifact=Path("a"))},
-            "the artifact is served as it is: --int8",
-        ),
-        (
-            {"triton": TritonOptions(artifact=Path("a")), "limit": 3},
-            "the artifact is served as it is: --limit",
-        ),
+        ({"int8": True, "triton": TritonOptions(artifact=Path("a"))}, "the artifact is served as it is: --int8"),
+        ({"triton": TritonOptions(artifact=Path("a")), "limit": 3}, "the artifact is served as it is: --limit"),
         ({"format": "onnx", "calibration": CalibrationOptions(method="mse")}, "only INT8 and FP8 are calibrated"),
         (
             {"format": "onnx", "fp8": True, "calibration": CalibrationOptions(calibration_table=TABLE)},

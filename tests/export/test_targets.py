@@ -242,13 +242,7 @@ def test_pooling_on_integers_is_exact(checkpoint: Checkpoint, ranges: GivenRange
     ],
 )
 def test_every_mixture(
-    name: str,
-    others: str,
-    kind: str,
-    checkpoint: Checkpoint,
-    ranges: GivenRanges,
-    x_NCHW: np.ndarray,
-    tmp_path: Path,
+    name: str, others: str, kind: str, checkpoint: Checkpoint, ranges: GivenRanges, x_NCHW: np.ndarray, tmp_path: Path
 ) -> None:
     plan = {**dict.fromkeys(LAYER_NAMES, others), name: kind}
     model = lowered_onnx(checkpoint, VNNI, plan, ranges)

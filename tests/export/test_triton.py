@@ -202,10 +202,7 @@ def onnx_file(folder: Path, **changes: Any) -> Artifact:
 
 
 NOT_RUN = {"verdict": "not run", "reasons": ["built, not run: no GPU"]}
-NEW_LINE = {
-    "classes": ("a\nb", "c", "d", "e"),
-    "output": TensorSpec(name="logits", dtype="float32", shape=(4,)),
-}
+NEW_LINE = {"classes": ("a\nb", "c", "d", "e"), "output": TensorSpec(name="logits", dtype="float32", shape=(4,))}
 REFUSED: dict[str, tuple[Callable[[Path], Artifact], dict[str, Any], int | None]] = {
     r"not proved \(not run: built, not run: no GPU\)": (lambda folder: onnx_file(folder, parity=NOT_RUN), {}, None),
     "no proof is recorded": (lambda folder: onnx_file(folder, parity={}), {}, None),
