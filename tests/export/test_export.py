@@ -73,9 +73,6 @@ def content(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in folder.iterdir()}
 
 
-# --- what an export leaves ------------------------------------------------------------------------------------------------
-
-
 def test_every_artifact_is_described_and_proved(exported: Exported, tiny_checkpoint: MakeCheckpoint) -> None:
     wanted = {entry for entry in every_artifact() if entry[0] != "trt" or HAVE_RTX}
     wanted -= {("openvino", "int8")} if int8_overflows() is not None else set()
@@ -157,13 +154,6 @@ def test_a_gpu_that_it_does_not_build_for(exporter: Exporter) -> None:
     assert not exporter.settings.out.exists(), "refused before any work"
 
 
-@pytest.mark.parametrize("batches", [(0, 1, 1), (2, 1, 4), (1, 8, 4), (-1, -1, -1)])
-def test_batches_out_of_order(batches: tuple[int, int, int]) -> None:
-    low, middle, high = batches
-    with pytest.raises(UserError, match=f"1 <= min <= opt <= max: {low}, {middle}, {high}; change --min-batch"):
-        EngineOptions(min_batch=low, opt_batch=middle, max_batch=high)
-
-
 def test_random_calibration_is_recorded(exporter: Exporter, checkpoint: Checkpoint, proof: ImageSet) -> None:
     settings = replace(exporter.settings, method="minmax")
     exporter = Exporter(checkpoint, settings, proof_images=proof, calibration_images=random_images(2))
@@ -184,9 +174,6 @@ def test_images_that_cannot_be_read_are_left_out_of_the_proof(
     (folder / "1.jpg").write_bytes((folder / "1.jpg").read_bytes()[:300])
     made = Exporter(checkpoint, ExportSettings(out=tmp_path, on_bad_image="skip"), proof_images=open_images(folder))
     assert len(made.prover.reference_NK()) == len(made.prover.images) == 2
-
-
-# --- what fails -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("format", "precision"), [("torchscript", "fp16"), ("pt2", "int8"), ("torchscript", "int8")])

@@ -217,45 +217,70 @@ def test_fp16_of_large_activations_answers_like_fp32(two_tower: Checkpoint) -> N
     assert np.abs(y - expected).max() < 0.02 * np.abs(expected).max()
 
 
-def test_int8_quantises_the_inputs_of_the_eight_layers_and_nothing_else(
-    graph: MakeGraph, two_tower: Checkpoint
+@pytest.mark.parametrize("precision", CALIBRATED)
+def test_the_inputs_of_the_layers_are_quantised_and_nothing_else(
+    precision: Precision, graph: MakeGraph, two_tower: Checkpoint
 ) -> None:
-    int8 = graph("int8")
-    arch = two_tower.info.arch
-    check_form(int8, arch, "int8")
-    made_by, constants = producers(int8), initialisers(int8)
-    nodes = {node.name: node for node in int8.graph.node}
+    arch, model = two_tower.info.arch, graph(precision)
+    check_form(model, arch, precision)
+    made_by, constants = producers(model), initialisers(model)
+    nodes = {node.name: node for node in model.graph.node}
     seen = set()
-    for spec in arch.layers:
-        layer = nodes[spec.name]
-        dq = made_by[layer.input[0]]
+    for spec in (spec for spec in arch.layers if layer_types(precision)[spec.name] == precision):
+        dq, weight_dq = (made_by[tensor] for tensor in nodes[spec.name].input[:2])
         q = made_by[dq.input[0]]
-        assert (q.op_type, dq.op_type) == ("QuantizeLinear", "DequantizeLinear")
+        assert [node.op_type for node in (q, dq, weight_dq)] == ["QuantizeLinear", *["DequantizeLinear"] * 2]
         assert list(q.input[1:]) == list(dq.input[1:])
-        scale, zero = (numpy_helper.to_array(constants[name]) for name in q.input[1:])
-        assert scale.shape == zero.shape == ()
-        assert scale.dtype == np.float32
+        assert constants[q.input[1]].dims == constants[q.input[2]].dims == []
+        assert numpy_helper.to_array(constants[q.input[2]]) == 0
+        assert consumers(model, q.output[0]) == [dq.name]
+        assert consumers(model, dq.output[0]) == [spec.name], "LRN or pooling must not stand behind the pair"
+        seen |= {q.name, dq.name, weight_dq.name}
+    assert {node.name for node in model.graph.node if node.op_type in QUANTISED} == seen
+    assert [node.name for node in model.graph.node if node.op_type not in {*QUANTISED, "Cast"}] == nodes_of(arch)
+
+
+def test_int8_scales(graph: MakeGraph, two_tower: Checkpoint) -> None:
+    """One per tensor of activations and per output channel of a weight, nearest; biases stay as they are."""
+    int8 = graph("int8")
+    assert not any(node.op_type == "Cast" for node in int8.graph.node)
+    constants = {name: numpy_helper.to_array(entry) for name, entry in initialisers(int8).items()}
+    nodes = {node.name: node for node in int8.graph.node}
+    for spec in two_tower.info.arch.layers:
+        scale, zero = (constants[name] for name in nodes[f"{spec.name}/input_q"].input[1:])
+        assert (scale.dtype, zero.dtype) == (np.float32, np.int8)
         assert scale == pytest.approx(AMAX[spec.name] / 127)
-        assert zero.dtype == np.int8
-        assert zero == 0
-        assert consumers(int8, q.output[0]) == [dq.name]
-        assert consumers(int8, dq.output[0]) == [spec.name], "LRN or pooling must not stand behind the pair"
-        weight_dq = made_by[layer.input[1]]
-        assert weight_dq.op_type == "DequantizeLinear"
+        weight_dq = nodes[f"{spec.name}.weight_dq"]
         assert {entry.name: entry.i for entry in weight_dq.attribute} == {"axis": 0}
-        values, scales, zeros = (numpy_helper.to_array(constants[name]) for name in weight_dq.input)
+        values, scales, zeros = (constants[name] for name in weight_dq.input)
         assert values.dtype == zeros.dtype == np.int8
         assert values.shape == spec.weight_shape
         assert scales.shape == zeros.shape == (spec.out_channels,)
         assert not zeros.any()
         error = np.abs(values * scales.reshape(-1, *[1] * (values.ndim - 1)) - two_tower.weights[f"{spec.name}.weight"])
         assert (error.reshape(len(scales), -1).max(axis=1) <= 0.5001 * scales).all()
-        bias = numpy_helper.to_array(constants[layer.input[2]])
+        bias = constants[nodes[spec.name].input[2]]
         assert bias.dtype == np.float32
         assert np.array_equal(bias, two_tower.weights[f"{spec.name}.bias"])
-        seen |= {q.name, dq.name, weight_dq.name}
-    assert {node.name for node in int8.graph.node if node.op_type in QUANTISED} == seen
-    assert [node.name for node in int8.graph.node if node.op_type not in QUANTISED] == nodes_of(arch)
+
+
+def test_fp8_scales(graph: MakeGraph) -> None:
+    """One per tensor; what is not quantised is FP16, LRN FP32."""
+    fp8 = graph("fp8")
+    constants, types = initialisers(fp8), types_of(fp8)
+    nodes = {node.name: node for node in fp8.graph.node}
+    for name in (name for name, kind in layer_types("fp8").items() if kind == "fp8"):
+        scale = numpy_helper.to_array(constants[nodes[f"{name}/input_q"].input[1]])
+        assert scale.dtype == np.float16
+        assert float(scale) * 448 >= AMAX[name], "the largest value must not be clipped"
+        assert scale == pytest.approx(AMAX[name] / 448, rel=1e-3)
+        values, weight_scale = (constants[entry] for entry in nodes[f"{name}.weight_dq"].input[:2])
+        assert constants[nodes[f"{name}/input_q"].input[2]].data_type == values.data_type == TensorProto.FLOAT8E4M3FN
+        assert weight_scale.dims == [], "one scale per tensor"
+        largest = float(np.abs(numpy_helper.to_array(values).astype(np.float32)).max())
+        assert largest >= 416, "the largest weight must use the range"
+        assert types[nodes[name].output[0]] == TensorProto.FLOAT16
+    assert {types[node.output[0]] for node in fp8.graph.node if node.op_type == "LRN"} == {TensorProto.FLOAT}
 
 
 def test_int8_runs_close_to_the_model(graph: MakeGraph) -> None:
@@ -358,39 +383,6 @@ def test_the_emulation_of_bf16_rounds_where_the_graph_does(two_tower: Checkpoint
 def test_only_bf16_is_emulated(two_tower: Checkpoint) -> None:
     with pytest.raises(UserError, match="only bf16 needs an emulation: fp8"):
         emulation_from_checkpoint(two_tower, "fp8")
-
-
-def test_fp8_quantises_the_layers_of_that_type_and_nothing_else(graph: MakeGraph, two_tower: Checkpoint) -> None:
-    fp8 = graph("fp8")
-    arch = two_tower.info.arch
-    check_form(fp8, arch, "fp8")
-    made_by, constants, types = producers(fp8), initialisers(fp8), types_of(fp8)
-    nodes = {node.name: node for node in fp8.graph.node}
-    quantised = [name for name, kind in layer_types("fp8").items() if kind == "fp8"]
-    seen = set()
-    for name in quantised:
-        dq, weight_dq = (made_by[tensor] for tensor in nodes[name].input[:2])
-        q = made_by[dq.input[0]]
-        scale, zero = (numpy_helper.to_array(constants[entry]) for entry in q.input[1:])
-        assert list(dq.input[1:]) == list(q.input[1:])
-        assert scale.dtype == np.float16
-        assert float(scale) * 448 >= AMAX[name], "the largest value must not be clipped"
-        assert scale == pytest.approx(AMAX[name] / 448, rel=1e-3)
-        assert zero == 0
-        assert constants[q.input[2]].data_type == TensorProto.FLOAT8E4M3FN
-        assert consumers(fp8, dq.output[0]) == [name], "LRN or pooling must not stand behind the pair"
-        values, scale = constants[weight_dq.input[0]], numpy_helper.to_array(constants[weight_dq.input[1]])
-        assert values.data_type == TensorProto.FLOAT8E4M3FN
-        assert scale.shape == (), "one scale per tensor"
-        largest = float(np.abs(numpy_helper.to_array(values).astype(np.float32)).max())
-        assert largest >= 416, "the largest weight must use the range"
-        assert types[nodes[name].output[0]] == TensorProto.FLOAT16
-        seen |= {q.name, dq.name, weight_dq.name}
-    assert {node.name for node in fp8.graph.node if node.op_type in QUANTISED} == seen
-    others = [node.name for node in fp8.graph.node if node.op_type not in {*QUANTISED, "Cast"}]
-    assert others == nodes_of(arch)
-    lrn = [node for node in fp8.graph.node if node.op_type == "LRN"]
-    assert {types[node.output[0]] for node in lrn} == {TensorProto.FLOAT}
 
 
 def test_fp8_runs_with_its_roundings(two_tower: Checkpoint, exact: Exact) -> None:

@@ -42,6 +42,10 @@ def no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"int8": True, "search": SearchOptions(max_drop=1)}, "for --int8 auto: --max-drop"),
         ({"target": "cpu-avx2", "format": "onnx", "fp16": True}, "nothing is lowered for cpu-avx2"),
         ({"target": "cuda", "format": "trt"}, "--target cuda has no form of --format trt"),
+        ({"target": "cpu-avx2", "format": "trt"}, "--target cpu-avx2 has no form of --format trt"),
+        ({"target": "cpu-avx2", "format": "pt2"}, "has no form of --format pt2"),
+        ({"target": "cuda", "format": "openvino"}, "has no form of --format openvino"),
+        ({"recommended": True, "int8": True}, "--recommended chooses format and precision itself: --int8"),
         ({"format": "onnx", "engine": EngineOptions(refit=True)}, "for TensorRT engines only: --refit"),
         ({"format": "pt2", "runtime": "rtx"}, "for TensorRT engines only: --runtime"),
         ({"triton": TritonOptions(), "engine": EngineOptions(opt_batch=2)}, "for TensorRT engines only: --opt-batch"),
@@ -81,6 +85,7 @@ def test_what_contradicts_itself(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as refused:
         ExportRequest(**fields)
     assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
     assert "; " in str(refused.value), "what to do instead is missing"
 
 

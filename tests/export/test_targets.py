@@ -14,19 +14,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from narrow_network import NARROW, write_checkpoint
+from narrow_network import NARROW, exporter_in, write_checkpoint
 
 from alexnet_edge.artifact import Precision, layer_types, load_artifact, manifest_path
-from alexnet_edge.cli import _run
 from alexnet_edge.errors import ArtifactError, UserError
 from alexnet_edge.export.exporter import Exporter
 from alexnet_edge.export.graphs import targets
 from alexnet_edge.export.graphs.lower import lowered_onnx
 from alexnet_edge.export.graphs.onnx import layer_inputs, onnx_from_checkpoint
-from alexnet_edge.export.graphs.targets import TARGETS, GivenRanges, Lowering, Target
+from alexnet_edge.export.graphs.targets import TARGETS, GivenRanges, Target
 from alexnet_edge.export.precision import onnx_precisions
 from alexnet_edge.export.selection import every_artifact, selection
-from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.images.datasets import open_images
 from alexnet_edge.network import layers
 from alexnet_edge.network.checkpoint import Checkpoint, CheckpointInfo, parameter_shapes
@@ -93,9 +91,6 @@ def changed(target: Target, runtime: targets.LoweredRuntime = "onnxruntime", **f
     return replace(target, lowerings={**target.lowerings, runtime: lowering})
 
 
-# --- which target ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("machine", "features", "name"),
     [
@@ -149,30 +144,8 @@ def test_a_range_is_missing(checkpoint: Checkpoint, ranges: GivenRanges) -> None
         lowered_onnx(checkpoint, VNNI, INT8, some)
     with pytest.raises(UserError, match="no range for the output of conv1"):
         lowered_onnx(checkpoint, VNNI, INT8, replace(ranges, output_amax={}))
-
-
-def test_a_graph_is_not_lowered_for_a_gpu(checkpoint: Checkpoint, ranges: GivenRanges) -> None:
     with pytest.raises(UserError, match="tensorrt takes the portable graph"):
         lowered_onnx(checkpoint, TARGETS["tensorrt"], INT8, ranges)
-
-
-@pytest.mark.parametrize(
-    ("words", "refusal"),
-    [
-        ("--target cpu-avx3", "--target has no such choice: cpu-avx3; did you mean cpu-avx2?"),
-        ("--format trt --target cpu-avx2", "--target cpu-avx2 has no form of --format trt"),
-        ("--format pt2 --target cpu-avx2", "has no form of --format pt2"),
-        ("--format openvino --target cuda", "has no form of --format openvino"),
-        ("--format onnx --fp16 --target cpu-avx2", "processors compute in FP32 and INT8"),
-        ("--recommended --format onnx", "--recommended chooses format and precision itself: --format"),
-        ("--recommended --int8", "--recommended chooses format and precision itself: --int8"),
-    ],
-)
-def test_options_that_do_not_fit(words: str, refusal: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["export", *words.split()]) == 2
-    line = capsys.readouterr().err.strip()
-    assert refusal in line
-    assert "\n" not in line
 
 
 def test_what_all_means() -> None:
@@ -182,9 +155,6 @@ def test_what_all_means() -> None:
     assert set(selection("all", None, VNNI, lower_fp32=True)) == {
         (format, precision) for format in ("onnx", "openvino") for precision in ("fp32", "int8", "int8-int4-fc")
     }
-
-
-# --- the lowered graph ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", LOWERED, ids=lambda target: target.name)
@@ -308,19 +278,10 @@ def test_int4_uses_all_sixteen_values() -> None:
     assert not values[3, :128].any()
 
 
-# --- an export for a target -----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def exporter(checkpoint: Checkpoint, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
     images = open_images(image_folder / "val", limit=8)
-    folder = tmp_path_factory.mktemp("targets")
-    return Exporter(
-        checkpoint,
-        ExportSettings(out=folder / "artifacts", cache=folder / "cache", method="minmax", outputs=True),
-        proof_images=images,
-        calibration_images=images,
-    )
+    return exporter_in(tmp_path_factory.mktemp("targets"), checkpoint, images, outputs=True)
 
 
 def exported(exporter: Exporter, target: Target, format: Any, precision: Precision, **fields: Any) -> Path:
@@ -388,13 +349,8 @@ def test_a_portable_graph_for_a_gpu_target(exporter: Exporter) -> None:
     graph = onnx.load(str(path)).graph
     assert {"LRN", "QuantizeLinear"} <= {node.op_type for node in graph.node}
     assert "QLinearConv" not in {node.op_type for node in graph.node}
-    assert "int8-int4-fc" in str(refusal(exporter, TARGETS["tensorrt"]))
-
-
-def refusal(exporter: Exporter, target: Target) -> UserError:
-    with pytest.raises(UserError) as error:
-        exported(exporter, target, "onnx", "int8-int4-fc")
-    return error.value
+    with pytest.raises(UserError, match="int8-int4-fc"):
+        exported(exporter, TARGETS["tensorrt"], "onnx", "int8-int4-fc")
 
 
 AVX2 = """
@@ -423,14 +379,7 @@ def test_seven_bits_do_not_overflow_without_vnni(
         answer = {}
         for isa in ("AVX2", "DEFAULT"):
             run = subprocess.run(
-                [
-                    sys.executable,
-                    "-c",
-                    AVX2,
-                    str(tmp_path / "a.onnx"),
-                    str(tmp_path / "x.npy"),
-                    str(tmp_path / "y.npy"),
-                ],
+                [sys.executable, "-c", AVX2, *(str(tmp_path / name) for name in ("a.onnx", "x.npy", "y.npy"))],
                 env={**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "OV_CPU_MAX_ISA": isa},
                 capture_output=True,
                 text=True,
@@ -443,12 +392,6 @@ def test_seven_bits_do_not_overflow_without_vnni(
         errors[target.name] = float(np.abs(answer["AVX2"] - answer["DEFAULT"]).max() / scale)
     assert errors["cpu-avx2"] < 1e-4, "the same integers"
     assert errors["cpu-avx512-vnni"] > 1e-2
-
-
-def test_a_lowering_is_data() -> None:
-    assert (
-        Lowering(form="qdq", pool_quantised=False, input_group=128) == TARGETS["cpu-avx512-vnni"].lowerings["openvino"]
-    )
 
 
 @pytest.mark.parametrize("group", [None, 64])
