@@ -305,15 +305,14 @@ def _dotted(version: Version) -> str:
 def _batch(graph: IndexedGraph, target: str) -> Iterator[Finding]:
     """Free dimensions, which need a profile, and nodes that fix a batch which the input leaves free."""
     free = {name: [size is None for size in graph.shapes.get(name, ())] for name in graph.inputs}
-    if target != "dla":  # which has no free dimensions at all
-        for name in (name for name, sizes in free.items() if any(sizes)):
-            yield _at(
-                name,
-                f"free dimensions ({', '.join(str(index) for index, size in enumerate(free[name]) if size)}): without an "
-                "optimisation profile the builder refuses the network, and trtexec builds for 1",
-                "give --min-batch, --opt-batch and --max-batch to export, or --minShapes, --optShapes and --maxShapes to "
-                "trtexec",
-            )
+    for name in (name for name, sizes in free.items() if any(sizes) and target != "dla"):  # which has none at all
+        places = ", ".join(str(index) for index, size in enumerate(free[name]) if size)
+        yield _at(
+            name,
+            f"free dimensions ({places}): without an optimisation profile the builder refuses the network, and trtexec "
+            "builds for 1",
+            "give --min-batch, --opt-batch and --max-batch to export, or --minShapes, --optShapes and --maxShapes to trtexec",
+        )
     if not any(sizes[:1] == [True] for sizes in free.values()):
         return
     for node in graph.nodes:
@@ -321,12 +320,11 @@ def _batch(graph: IndexedGraph, target: str) -> Iterator[Finding]:
         sizes = [] if shape is None else shape.astype(int).reshape(-1).tolist()
         from_free = graph.shapes.get(input_name(node, 0), (0,))[:1] == (None,)
         if from_free and sizes and sizes[0] > 0 and (-1 not in sizes or sizes[1:] == [-1]):
-            yield _at(
-                node,
-                f"it fixes the batch at {sizes[0]}, which the input leaves free: the builder only logs that other batches "
-                "will fail",
-                "write -1 for the batch in the shape of this Reshape, or give the input a fixed batch",
+            problem = (
+                f"it fixes the batch at {sizes[0]}, which the input leaves free: the builder only logs that other "
             )
+            fix = "write -1 for the batch in the shape of this Reshape, or give the input a fixed batch"
+            yield _at(node, problem + "batches will fail", fix)
 
 
 def _accuracy(graph: IndexedGraph, target: str) -> Iterator[Finding]:
@@ -415,10 +413,8 @@ def _dla(graph: IndexedGraph, target: str) -> Iterator[Finding]:
             problem = "a DLA has no free dimensions, and this one has some besides the batch"
             yield _at(name, problem, "export with fixed sizes", "error")
         elif batch is None:
-            problem = "a DLA has no free dimensions: the batch must be one number"
-            yield _at(
-                name, problem, "export a fixed batch, or give --min-batch, --opt-batch and --max-batch one number"
-            )
+            fix = "export a fixed batch, or give --min-batch, --opt-batch and --max-batch one number"
+            yield _at(name, "a DLA has no free dimensions: the batch must be one number", fix)
         elif batch > 4096:
             problem = f"a DLA takes batches of up to 4096, not {batch}"
             yield _at(name, problem, "export with a smaller batch", "error")

@@ -12,8 +12,7 @@ from alexnet_edge.export.exporter import Exporter, Outcome
 from alexnet_edge.export.precision import CALIBRATED
 from alexnet_edge.export.request import ExportRequest, Job, resolve
 from alexnet_edge.export.settings import CACHE, ExportSettings
-from alexnet_edge.images.datasets import ImageSet, open_images
-from alexnet_edge.network.checkpoint import Checkpoint
+from alexnet_edge.images.datasets import open_images
 from alexnet_edge.progress import Reporter
 from alexnet_edge.proof.recorded import calibration_images, validation_images
 
@@ -68,12 +67,23 @@ def exporter_of(request: ExportRequest, job: Job, *, cache: Path = CACHE, report
     Raises:
         UserError, DataError, CheckpointError: when one of them cannot be used.
     """
-    checkpoint = source_of(request)
-    proof = proof_images(request, checkpoint)
+    from alexnet_edge.export.graphs.source import checkpoint_from_onnx
+    from alexnet_edge.network.load import load_checkpoint, newest_checkpoint
+
+    if request.onnx is not None:
+        checkpoint = checkpoint_from_onnx(request.onnx)
+    else:
+        checkpoint = load_checkpoint(request.checkpoint or newest_checkpoint(request.runs))
+    limit, class_list = request.limit, request.class_list
+    if request.images is not None:
+        proof = open_images(request.images, limit=limit, classes=checkpoint.info.classes, class_list=class_list)
+    else:
+        recorded = validation_images(checkpoint)
+        proof = recorded if limit is None else recorded.spread(limit)
     ranges = request.calibration
     images = None
     if any(precision in CALIBRATED for _, precision in job.artifacts):
-        images = calibration_images(checkpoint, ranges.calibration, ranges.calibration_images, request.class_list)
+        images = calibration_images(checkpoint, ranges.calibration, ranges.calibration_images, class_list)
     settings = ExportSettings(
         out=request.out,
         method=ranges.method,
@@ -89,32 +99,3 @@ def exporter_of(request: ExportRequest, job: Job, *, cache: Path = CACHE, report
         cache=cache,
     )
     return Exporter(checkpoint, settings, proof_images=proof, calibration_images=images, reporter=reporter)
-
-
-def source_of(request: ExportRequest) -> Checkpoint:
-    """The network that is exported.
-
-    Raises:
-        CheckpointError, ArtifactError: when there is none, or it cannot be read.
-    """
-    from alexnet_edge.export.graphs.source import checkpoint_from_onnx
-    from alexnet_edge.network.load import load_checkpoint, newest_checkpoint
-
-    if request.onnx is not None:
-        return checkpoint_from_onnx(request.onnx)
-    return load_checkpoint(request.checkpoint or newest_checkpoint(request.runs))
-
-
-def proof_images(request: ExportRequest, checkpoint: Checkpoint) -> ImageSet:
-    """The images on which every artifact must answer like the checkpoint.
-
-    Raises:
-        UserError: when the checkpoint records none and none are named.
-        DataError: when they are gone.
-    """
-    if request.images is not None:
-        return open_images(
-            request.images, limit=request.limit, classes=checkpoint.info.classes, class_list=request.class_list
-        )
-    recorded = validation_images(checkpoint)
-    return recorded if request.limit is None else recorded.spread(request.limit)

@@ -117,11 +117,11 @@ def engine_runtime(requested: Runtime | None) -> Runtime:
             "no TensorRT here: neither TensorRT, trtexec nor TensorRT-RTX is installed",
             fix="run: pip install 'alexnet-edge[rtx]' (x86-64), or build on the board with `export --onnx`",
         )
-    if requested == "trtexec" and find_trtexec() is None:
-        raise MissingComponentError(
-            "trtexec was not found on PATH or in /usr/src/tensorrt/bin", fix="set TRTEXEC to its path"
-        )
-    if requested not in (None, "trtexec"):
+    if requested == "trtexec":
+        if find_trtexec() is None:
+            problem = "trtexec was not found on PATH or in /usr/src/tensorrt/bin"
+            raise MissingComponentError(problem, fix="set TRTEXEC to its path")
+    elif requested is not None:
         load_library(requested)  # says what is missing
     return runtime
 

@@ -108,12 +108,13 @@ def audit(
         classes: the network's class names.
     """
     counts = _count(images)
+    shares = np.array(list(counts.values()), np.float64) / (sum(counts.values()) or 1)
     prints = _prints(images)
     overlaps = _overlaps(prints, _prints(evaluation))
     result = CalibrationAudit(
         num_images=len(images),
         classes=counts,
-        balance=_balance(list(counts.values())),
+        balance=float(-(shares * np.log(shares)).sum() / math.log(len(shares))) if len(shares) > 1 else None,
         missing=tuple(name for name in classes if counts and name not in counts) if set(counts) <= set(classes) else (),
         duplicates=len(prints.pixels) - len(set(prints.pixels)),
         overlaps=tuple(overlaps),
@@ -133,13 +134,6 @@ def _count(images: ImageSet) -> dict[str, int]:
         return {name: count for name, count in zip(images.classes, counts, strict=True) if count}
     folders = Counter(item.name.rpartition("/")[0] for item in images.items)
     return dict(folders) if len(folders) > 1 else {}
-
-
-def _balance(counts: Sequence[int]) -> float | None:
-    if len(counts) < 2:
-        return None
-    shares = np.asarray(counts, np.float64) / sum(counts)
-    return float(-(shares * np.log(shares)).sum() / math.log(len(counts)))
 
 
 def _prints(images: ImageSet) -> _Prints:

@@ -175,8 +175,7 @@ def calibrate(
     """Choose the magnitudes that INT8 represents, from real images through the checkpoint's preprocessing.
 
     Args:
-        checkpoint: the network.
-        images: calibration images.
+        checkpoint, images: the network and what it is calibrated on.
         method: `entropy` (least KL divergence), `minmax` (nothing saturates), `percentile` (99.99 %) or `mse` (least squared
             error of the represented values).
         cache: folder for the histograms; None keeps none, and one that cannot be written is only warned of.
@@ -196,19 +195,9 @@ def calibrate(
     from alexnet_edge.export.graphs.onnx import layer_inputs, layer_outputs
 
     arch, images_sha256 = checkpoint.info.arch, images.content_hash()
-    key = sha256_json(
-        {
-            "version": _VERSION,
-            "bins": BINS,
-            "checkpoint": checkpoint.sha256,
-            "preprocessing": records.to_builtins(checkpoint.info.preprocessing),
-            "images": images_sha256,
-            **({"outputs": True} if outputs else {}),
-        }
-    )
     behind = layer_outputs(arch) if outputs else {}
     taps = {**layer_inputs(arch), **{f"{name}{_OUTPUT}": tensor for name, tensor in behind.items()}}
-    path = None if cache is None else cache / f"{key}.npz"
+    path = None if cache is None else cache / f"{_key(checkpoint, images_sha256, outputs)}.npz"
     cached = None if path is None else _read_cache(path, list(taps))
     skipped: list[ImageError] = []
     if cached is None:
@@ -233,6 +222,20 @@ def calibrate(
         skipped=tuple(str(error) for error in skipped),
         cached=cached is not None,
         output_amax={name: chosen[f"{name}{_OUTPUT}"] for name in behind},
+    )
+
+
+def _key(checkpoint: Checkpoint, images_sha256: str, outputs: bool) -> str:
+    """Names what the histograms depend on."""
+    return sha256_json(
+        {
+            "version": _VERSION,
+            "bins": BINS,
+            "checkpoint": checkpoint.sha256,
+            "preprocessing": records.to_builtins(checkpoint.info.preprocessing),
+            "images": images_sha256,
+            **({"outputs": True} if outputs else {}),
+        }
     )
 
 

@@ -104,17 +104,16 @@ def sweep(
     session_int8 = onnx_session(_graph(checkpoint), threads)
     rows = []
     figures: dict[str, ParityFigures] = {}
-    for name, count, method in [
-        (name, count, method)
+    for name, images, method in [
+        (name, images.spread(count), method)
         for name, images in calibration_sets.items()
         for count in sorted({min(count, len(images)) for count in counts})
         for method in methods
     ]:
-        images = calibration_sets[name].spread(count)
         ranges = calibrate(checkpoint, images, method=method, cache=cache, threads=threads, reporter=reporter)
         key = ranges.table_sha256
         if key not in figures:
-            reporter.start(f"{name}, {count} images, {method}", None)
+            reporter.start(f"{name}, {len(images)} images, {method}", None)
             scales = {f"{layer}/input_scale": np.array(amax / 127, np.float32) for layer, amax in ranges.amax.items()}
             y_NK = np.concatenate([session_int8.run(None, {INPUT: part, **scales})[0] for part in x_NCHW])
             figures[key] = compare_outputs(reference_NK, y_NK, labels_N=labels_N)
