@@ -196,54 +196,48 @@ def branches() -> onnx.ModelProto:
     return model([node("If", "c", "y", then_branch=parts[0], else_branch=parts[1])], {"c": np.array(False)})
 
 
-REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "int32-bias": (lambda: quantised_conv(bias="int32"), "bd DequantizeLinear; Int32; QuantizeBias=False"),
-    "activation-zero-point": (
-        lambda: quantised_conv(x_zero=np.int8(3)),
-        "xq QuantizeLinear; zero point; symmetrically",
-    ),
+REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
+    "int32-bias": (quantised_conv(bias="int32"), "bd DequantizeLinear; Int32; QuantizeBias=False"),
+    "activation-zero-point": (quantised_conv(x_zero=np.int8(3)), "xq QuantizeLinear; zero point; symmetrically"),
     "weight-zero-point": (
-        lambda: quantised_conv(w_zero=np.array([0, 0, 1, 0], np.int8)),
+        quantised_conv(w_zero=np.array([0, 0, 1, 0], np.int8)),
         "wd DequantizeLinear; zero point; symmetrically",
     ),
     "uint8-weights": (
-        lambda: quantised_conv(weight=WEIGHT.view(np.uint8), w_zero=ZEROS.view(np.uint8)),
+        quantised_conv(weight=WEIGHT.view(np.uint8), w_zero=ZEROS.view(np.uint8)),
         "wd DequantizeLinear; UINT8; QInt8",
     ),
-    "scale-of-zero": (lambda: quantised_conv(x_scale=np.float32(0)), "xq QuantizeLinear; positive; calibrate"),
-    "scale-not-a-number": (
-        lambda: quantised_conv(x_scale=np.float32(np.nan)),
-        "xq QuantizeLinear; positive; calibrate",
-    ),
+    "scale-of-zero": (quantised_conv(x_scale=np.float32(0)), "xq QuantizeLinear; positive; calibrate"),
+    "scale-not-a-number": (quantised_conv(x_scale=np.float32(np.nan)), "xq QuantizeLinear; positive; calibrate"),
     "one-negative-scale": (
-        lambda: quantised_conv(w_scale=np.array([1, 1, -1, 1], np.float32)),
+        quantised_conv(w_scale=np.array([1, 1, -1, 1], np.float32)),
         "wd DequantizeLinear; positive; calibrate",
     ),
     "too-few-scales": (
-        lambda: quantised_conv(w_scale=SCALES[:3], w_zero=ZEROS[:3]),
+        quantised_conv(w_scale=SCALES[:3], w_zero=ZEROS[:3]),
         "wd DequantizeLinear; number of scales = 3; axis",
     ),
     "blocks-along-the-other-axis": (
-        lambda: blocks(0, (64, 4)),
+        blocks(0, (64, 4)),
         "wd DequantizeLinear; only the quantization axis may be blocked; axis",
     ),
     "int16": (
-        lambda: model(
+        model(
             [node("Cast", "k", "kf", to=TensorProto.FLOAT), node("Mul", "x kf", "y")], {"k": np.array([1], np.int16)}
         ),
         "k ; (INT16); type",
     ),
     "strings": (
-        lambda: model([node("Identity", "x", "y")], x=(TensorProto.STRING, ["N"]), y=(TensorProto.STRING, ["N"])),
+        model([node("Identity", "x", "y")], x=(TensorProto.STRING, ["N"]), y=(TensorProto.STRING, ["N"])),
         "x ; (STRING); use FLOAT",
     ),
     "dynamic-quantisation": (
-        lambda: model([node("DynamicQuantizeLinear", "x", "q s z"), node("DequantizeLinear", "q s z", "y")]),
+        model([node("DynamicQuantizeLinear", "x", "q s z"), node("DequantizeLinear", "q s z", "y")]),
         "q DynamicQuantizeLinear; no importer for DynamicQuantizeLinear; QDQ format",
     ),
-    "no-such-operator": (lambda: single("Frobnicate"), "y Frobnicate; Plugin not found; other operators"),
+    "no-such-operator": (single("Frobnicate"), "y Frobnicate; Plugin not found; other operators"),
     "fused-by-a-runtime": (
-        lambda: model(
+        model(
             [node("FusedConv", "x w", "y", domain="com.microsoft", activation="Relu")],
             {"w": WEIGHT.astype(np.float32)},
             domains=["com.microsoft"],
@@ -251,18 +245,18 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         "y FusedConv; Plugin not found; other operators",
     ),
     "pooling-indices": (
-        lambda: model([node("MaxPool", "x", "y i", kernel_shape=[2, 2]), node("Identity", "i", "j")]),
+        model([node("MaxPool", "x", "y i", kernel_shape=[2, 2]), node("Identity", "i", "j")]),
         "y MaxPool; more than 1 output; remove the outputs",
     ),
-    "input-from-nowhere": (lambda: model([node("Add", "x gone", "y")]), "y Add; not registered; export it again"),
-    "no-inputs": (lambda: model([node("Conv", "", "y")]), "y Conv; does not say why; change that setting"),
+    "input-from-nowhere": (model([node("Add", "x gone", "y")]), "y Add; not registered; export it again"),
+    "no-inputs": (model([node("Conv", "", "y")]), "y Conv; does not say why; change that setting"),
     "without-a-name": (
-        lambda: model([helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Frobnicate", ["r"], ["y"])]),
+        model([helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Frobnicate", ["r"], ["y"])]),
         "y Frobnicate; Plugin not found; other operators",
     ),
-    "inside-a-branch": (branches, "b Frobnicate; Plugin not found; other operators"),
+    "inside-a-branch": (branches(), "b Frobnicate; Plugin not found; other operators"),
     "in-circles": (
-        lambda: model([node("Identity", "b", "a"), node("Identity", "a", "b"), node("Gemm", "x a", "y")]),
+        model([node("Identity", "b", "a"), node("Identity", "a", "b"), node("Gemm", "x a", "y")]),
         "model.onnx ; topologically; export it again",
     ),
 }
@@ -282,9 +276,9 @@ NOT_GUESSED = {
 def test_what_the_parser_refuses_is_an_error_with_its_node_and_the_fix(
     fault: str, rtx: Any, tmp_path: Path, parsed: Parse
 ) -> None:
-    make, expected = REFUSED[fault]
+    built, expected = REFUSED[fault]
     place, words, fix = expected.split("; ")
-    path = written(tmp_path, make())
+    path = written(tmp_path, built)
     report = lint(path, "rtx")
     assert report.parser == f"TensorRT-RTX {rtx.__version__}"
     errors = [finding for finding in report.findings if finding.severity == "error"]
@@ -292,7 +286,7 @@ def test_what_the_parser_refuses_is_an_error_with_its_node_and_the_fix(
     assert words in errors[0].problem
     assert fix in errors[0].fix
     assert "\n" not in errors[0].problem
-    assert not parsed(make()).accepted
+    assert not parsed(built).accepted
     assert any(finding.severity == "error" for finding in guessed(path, "rtx")) == (fault not in NOT_GUESSED)
 
 
@@ -300,27 +294,28 @@ def test_what_the_parser_refuses_is_an_error_with_its_node_and_the_fix(
 @pytest.mark.parametrize(
     "clean",
     [
-        quantised_conv,
-        lambda: model([node("Conv", "x w", "c"), node("Relu", "c", "y")], {"w": WEIGHT.astype(np.float32)}),
-        lambda: single("LRN", size=5),
+        quantised_conv(),
+        model([node("Conv", "x w", "c"), node("Relu", "c", "y")], {"w": WEIGHT.astype(np.float32)}),
+        single("LRN", size=5),
     ],
     ids=["int8", "fp32", "lrn"],
 )
 def test_a_clean_graph_has_no_errors_and_is_parsed(
-    clean: Callable[[], onnx.ModelProto], target: str, find: Find, parsed: Parse
+    clean: onnx.ModelProto, target: str, find: Find, parsed: Parse
 ) -> None:
-    findings = find(clean(), target)
+    findings = find(clean, target)
     if target == "dla":  # a free batch, and Q/DQ pairs on the GPU, are worth a word there
         assert {finding.severity for finding in findings} <= {"warning"}
     else:
         assert findings == ()
-    result = parsed(clean())
+    result = parsed(clean)
     assert result.accepted, result.reasons
 
 
 def test_int4_blocks_along_the_inputs_are_clean(find: Find, parsed: Parse) -> None:
-    assert find(blocks(1, (64, 4)), "tensorrt-10") == ()
-    assert parsed(blocks(1, (64, 4))).accepted
+    built = blocks(1, (64, 4))
+    assert find(built, "tensorrt-10") == ()
+    assert parsed(built).accepted
 
 
 QUANTISED = [node("QuantizeLinear", "x s z", "xq"), node("DequantizeLinear", "xq s z", "xd")]
@@ -666,14 +661,10 @@ def external(folder: Path) -> Path:
     return path
 
 
-def test_external_data_that_is_there_is_read(tmp_path: Path, rtx: Any) -> None:
+@pytest.mark.parametrize("content", [None, b"short"], ids=["missing", "cut short"])
+def test_external_data_is_read_where_it_is_there(tmp_path: Path, rtx: Any, content: bytes | None) -> None:
     path = external(tmp_path)
     assert lint(path, "rtx").findings == guessed(path) == ()
-
-
-@pytest.mark.parametrize("content", [None, b"short"], ids=["missing", "cut short"])
-def test_external_data_that_is_not_there_is_refused(tmp_path: Path, rtx: Any, content: bytes | None) -> None:
-    path = external(tmp_path)
     (tmp_path / "weights.bin").unlink()
     if content is not None:
         (tmp_path / "weights.bin").write_bytes(content)
@@ -685,9 +676,9 @@ def test_external_data_that_is_not_there_is_refused(tmp_path: Path, rtx: Any, co
 
 def test_external_data_outside_the_folder_is_not_opened(tmp_path: Path) -> None:
     built = onnx.load_model(str(external(tmp_path)), load_external_data=False)
-    for entry in built.graph.initializer[0].external_data:
-        if entry.key == "location":
-            entry.value = "../../etc/passwd"
+    next(
+        entry for entry in built.graph.initializer[0].external_data if entry.key == "location"
+    ).value = "../../etc/passwd"
     assert guessed(written(tmp_path, built))
 
 
