@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from rtx_engine import Parsed, library
 
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.engines.parser import ParserAnswer, parse
@@ -32,7 +33,7 @@ ZEROS = np.zeros(4, np.int8)
 SCALE, ZERO = np.float32(0.1), np.int8(0)
 
 Find = Callable[..., tuple[Finding, ...]]
-Parse = Callable[[onnx.ModelProto | Path], "Parsed"]
+Parse = Callable[[onnx.ModelProto | Path], Parsed]
 
 
 def model(
@@ -138,36 +139,13 @@ def find(tmp_path: Path) -> Find:
 
 @pytest.fixture(scope="module")
 def rtx() -> Any:
-    return pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX, whose parser the findings are held against")
-
-
-class Parsed:
-    """What TensorRT-RTX's parser makes of a file."""
-
-    def __init__(self, rtx: Any, path: Path) -> None:
-        class Logger(rtx.ILogger):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                rtx.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                pass
-
-        self._logger = Logger()
-        self._builder = rtx.Builder(self._logger)
-        self.network = self._builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        self.parser = rtx.OnnxParser(self.network, self._logger)
-        self.accepted = self.parser.parse_from_file(str(path)) if path.exists() else False
-        self.reasons = "; ".join(self.parser.get_error(index).desc() for index in range(self.parser.num_errors))
-
-    def types(self, kind: str) -> list[str]:
-        layers = [self.network.get_layer(index) for index in range(self.network.num_layers)]
-        return [layer.get_output(0).dtype.name for layer in layers if layer.type.name == kind]
+    return library()
 
 
 @pytest.fixture
 def parsed(rtx: Any, tmp_path: Path) -> Parse:
     def parse(built: onnx.ModelProto | Path) -> Parsed:
-        return Parsed(rtx, built if isinstance(built, Path) else written(tmp_path, built))
+        return Parsed(built if isinstance(built, Path) else written(tmp_path, built))
 
     return parse
 
@@ -575,7 +553,7 @@ def test_the_verdict_on_onnx_s_operator_models_is_the_parser_s(every: bool, rtx:
     verdicts: dict[str, tuple[bool, bool, bool]] = {}
     for name, built in models.items():
         path = written(tmp_path, built)
-        accepted = Parsed(rtx, path).accepted
+        accepted = Parsed(path).accepted
         errors = [
             not any(finding.severity == "error" for finding in lint(path, target, ask=ask).findings)
             for target in ("rtx", "tensorrt")

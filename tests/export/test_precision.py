@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from rtx_engine import build_rtx
+from rtx_engine import Parsed, build_rtx
 
 from alexnet_edge.artifact import LayerPrecision, Precision, layer_types
 from alexnet_edge.errors import PrecisionError
@@ -162,35 +162,11 @@ def test_a_planted_layer_is_found(
         require_precision(layers, "this")
 
 
-@pytest.fixture(scope="module")
-def parse() -> Iterator[Callable[[Path], Any]]:
-    """Parses a graph into a strongly typed TensorRT-RTX network."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: no engine can be built here")
-    kept = []
-
-    def parse(path: Path) -> Any:
-        logger = trt.Logger(trt.Logger.ERROR)
-        builder = trt.Builder(logger)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, logger)
-        assert parser.parse(path.read_bytes())
-        kept.extend([builder, parser, network])
-        return network
-
-    yield parse
-    kept.clear()
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_parsed_network_has_the_graph_s_precisions(
-    graphs: dict[Precision, Path], parse: Callable[[Path], Any], precision: Precision
-) -> None:
-    network = parse(graphs[precision])
-    assert built(network_precisions(network, precision)) == layer_types(precision)
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type.name == "LRN":
-            assert layer.get_input(0).dtype.name == "FLOAT"
+def test_the_parsed_network_has_the_graph_s_precisions(graphs: dict[Precision, Path], precision: Precision) -> None:
+    parsed = Parsed(graphs[precision])
+    assert built(network_precisions(parsed.network, precision)) == layer_types(precision)
+    assert {layer.get_input(0).dtype.name for layer in parsed.layers if layer.type.name == "LRN"} == {"FLOAT"}
 
 
 @pytest.mark.parametrize(
@@ -205,28 +181,21 @@ def test_the_parsed_network_has_the_graph_s_precisions(
     ],
 )
 def test_a_planted_layer_is_found_in_the_parsed_network(
-    graphs: dict[Precision, Path],
-    parse: Callable[[Path], Any],
-    tmp_path: Path,
-    precision: Precision,
-    name: str,
-    plant: Plant,
-    kind: str,
+    graphs: dict[Precision, Path], tmp_path: Path, precision: Precision, name: str, plant: Plant, kind: str
 ) -> None:
     path = edited(graphs[precision], tmp_path / "a.onnx", lambda model: plant(model, name))
-    assert built(network_precisions(parse(path), precision)) == all_but(name, precision, kind)
+    parsed = Parsed(path)
+    assert built(network_precisions(parsed.network, precision)) == all_but(name, precision, kind)
     engine = tmp_path / "a.engine"
     with pytest.raises(PrecisionError, match=f"{name} is {kind}, not {layer_types(precision)[name]}"):
         build_rtx(path, engine, precision)
     assert not engine.exists()
 
 
-def test_the_convolution_s_own_weights_count(graphs: dict[Precision, Path], parse: Callable[[Path], Any]) -> None:
+def test_the_convolution_s_own_weights_count(graphs: dict[Precision, Path]) -> None:
     """The parser keeps a convolution's weights in the layer; `network_precisions` must read them there, too."""
-    network = parse(graphs["bf16"])
-    conv = next(
-        network.get_layer(index) for index in range(network.num_layers) if network.get_layer(index).name == "conv3"
-    )
+    parsed = Parsed(graphs["bf16"])
+    conv = next(layer for layer in parsed.layers if layer.name == "conv3")
     assert conv.num_inputs == 1
     assert _kernel_type(conv) == "bf16"
     assert conv.kernel.size == 384 * 256 * 9

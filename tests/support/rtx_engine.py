@@ -1,8 +1,12 @@
-"""An engine built with TensorRT-RTX, which needs no GPU."""
+"""TensorRT-RTX, which needs no GPU to parse a graph and to build an engine; a test that uses it is skipped without it."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from alexnet_edge.artifact import Precision
 from alexnet_edge.export.engines.engine import check_engine
@@ -19,3 +23,54 @@ def build_rtx(
     return build_engine(
         graph, engine, spec, weight_bytes=weight_bytes, size=227, calibrator=None, reporter=QuietReporter()
     )
+
+
+def library() -> Any:
+    return pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: its parser cannot be asked")
+
+
+def _listener() -> Any:
+    trt = library()
+
+    class Listener(trt.ILogger):  # type: ignore[misc, name-defined]
+        """Keeps what the parser complains about."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.complaints: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
+                self.complaints.append(message)
+
+    return Listener()
+
+
+@functools.cache
+def _builder() -> tuple[Any, Any]:
+    """One builder for all, and its logger: the library takes only the first logger of a process."""
+    listener = _listener()
+    return library().Builder(listener), listener
+
+
+class Parsed:
+    """What the parser makes of a file: a strongly typed network. Keep it as long as the network."""
+
+    def __init__(self, model: Path | bytes) -> None:
+        trt = library()
+        self._listener = _listener()
+        self.network = _builder()[0].create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        self.parser = trt.OnnxParser(self.network, self._listener)
+        self.accepted = (
+            self.parser.parse(model) if isinstance(model, bytes) else self.parser.parse_from_file(str(model))
+        )
+        self.complaints: list[str] = self._listener.complaints
+        self.reasons = "; ".join(self.parser.get_error(index).desc() for index in range(self.parser.num_errors))
+
+    @property
+    def layers(self) -> list[Any]:
+        return [self.network.get_layer(index) for index in range(self.network.num_layers)]
+
+    def types(self, kind: str) -> list[str]:
+        """Types of what the layers of a kind put out."""
+        return [layer.get_output(0).dtype.name for layer in self.layers if layer.type.name == kind]
