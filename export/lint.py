@@ -51,24 +51,17 @@ TYPES = frozenset(("FLOAT", "FLOAT16", "DOUBLE", "INT8", "UINT8", "INT32", "INT6
 TYPES_OPSET = {"FLOAT8E4M3FN": 19, "INT4": 21, "BFLOAT16": 22, "FLOAT4E2M1": 23}
 """Operator set that brings each type into the operators of this network; a parser that reads the type reads that set."""
 
-OPERATORS_SINCE: dict[str, Version] = {
-    "Attention": (10, 14),
-    "BlackmanWindow": (10, 4),
-    "CastLike": (10, 0),
-    "CausalConvWithState": (11, 0),
-    "DeformConv": (10, 1),
-    "Gelu": (10, 0),
-    "HammingWindow": (10, 4),
-    "HannWindow": (10, 4),
-    "Hardmax": (9, 2),
-    "LinearAttention": (11, 0),
-    "Mish": (10, 0),
-    "RMSNormalization": (10, 15),
-    "RotaryEmbedding": (10, 15),
-    "STFT": (10, 5),
-    "Swish": (11, 0),
-    "TensorScatter": (10, 15),
+_SINCE: dict[Version, str] = {
+    (9, 2): "Hardmax",
+    (10, 0): "CastLike Gelu Mish",
+    (10, 1): "DeformConv",
+    (10, 4): "BlackmanWindow HammingWindow HannWindow",
+    (10, 5): "STFT",
+    (10, 14): "Attention",
+    (10, 15): "RMSNormalization RotaryEmbedding TensorScatter",
+    (11, 0): "CausalConvWithState LinearAttention Swish",
 }
+OPERATORS_SINCE = {name: version for version, names in _SINCE.items() for name in names.split()}
 """First version that is known to read each operator which TensorRT 8.6 does not."""
 
 _OPERATORS = """

@@ -31,17 +31,8 @@ EMULATED: tuple[Precision, ...] = ("bf16",)
 """The precisions that ONNX Runtime has no processor kernels for: proved with an emulation in FP32."""
 
 _ONNX_TYPES = {1: "fp32", 2: "int8", 3: "int8", 10: "fp16", 16: "bf16", 17: "fp8", 22: "int4"}
-_TENSORRT_TYPES = {
-    "FLOAT": "fp32",
-    "HALF": "fp16",
-    "BF16": "bf16",
-    "INT8": "int8",
-    "FP8": "fp8",
-    "INT4": "int4",
-    "float32": "fp32",  # weights whose type numpy has come as arrays
-    "float16": "fp16",
-    "int8": "int8",
-}
+_TENSORRT_TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8", "INT4": "int4"}
+_TENSORRT_TYPES |= {"float32": "fp32", "float16": "fp16", "int8": "int8"}  # weights whose type numpy has are arrays
 _BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4}
 _SCALE_BITS = 16  # of an INT4 block
 
