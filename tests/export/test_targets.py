@@ -149,6 +149,11 @@ def test_a_range_is_missing(checkpoint: Checkpoint, ranges: GivenRanges) -> None
 
 
 def test_what_all_means() -> None:
+    assert selection("onnx", None) == [("onnx", "fp32")]
+    assert selection("trt", "int8") == [("trt", "int8")]
+    assert selection("all", None) == every_artifact()
+    assert selection("all", "fp16") == [("onnx", "fp16"), ("openvino", "fp16"), ("trt", "fp16")]
+    assert len(every_artifact()) == 11
     assert selection("all", None, VNNI) == [*every_artifact(), ("openvino", "int8-int4-fc")]
     assert ("onnx", "int8-int4-fc") in selection("all", "int8-int4-fc", VNNI)
     assert selection("all", "int8", VNNI) == selection("all", "int8")

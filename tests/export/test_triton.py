@@ -23,7 +23,7 @@ from small_artifacts import write_artifact as artifact_at
 from alexnet_edge import records
 from alexnet_edge.artifact import Artifact, TensorSpec, commit, load_artifact
 from alexnet_edge.errors import AlexNetEdgeError, GateError, UserError
-from alexnet_edge.export.triton import TritonOptions, config_of, write_triton_model
+from alexnet_edge.export.triton import TritonModel, TritonOptions, config_of, write_triton_model
 from alexnet_edge.files import sha256_file
 from alexnet_edge.images.preprocess import Preprocessing
 from alexnet_edge.predict import predict
@@ -36,6 +36,19 @@ def write_artifact(path: Path, **changes: Any) -> Artifact:
     """A small ONNX file with a manifest that calls it proved, unless `parity` says otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return artifact_at(path, **changes)
+
+
+Serve = Callable[..., TritonModel]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """`serve(artifact, max_batch, instances=2)` writes it into the repository `tmp_path/triton`."""
+
+    def write(artifact: Artifact, max_batch: int | None = None, **options: Any) -> TritonModel:
+        return write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton", **options), max_batch)
+
+    return write
 
 
 @pytest.fixture
@@ -72,8 +85,8 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_repository_holds_the_proved_file_itself(artifact: Artifact, tmp_path: Path) -> None:
-    model = write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton"))
+def test_the_repository_holds_the_proved_file_itself(artifact: Artifact, serve: Serve, tmp_path: Path) -> None:
+    model = serve(artifact)
     folder = tmp_path / "triton" / "alexnet_fp32"
     assert (model.folder, model.version, model.added) == (folder, 1, True)
     assert set(tree(folder)) == {"config.pbtxt", "labels.txt", "1/model.onnx", "1/model.onnx.json"}
@@ -83,19 +96,18 @@ def test_the_repository_holds_the_proved_file_itself(artifact: Artifact, tmp_pat
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
 
-def test_the_next_file_is_the_next_version(artifact: Artifact, tmp_path: Path) -> None:
-    repository = tmp_path / "triton"
-    write_triton_model(artifact, TritonOptions(repository=repository))
-    before = tree(repository)
-    again = write_triton_model(artifact, TritonOptions(repository=repository))
+def test_the_next_file_is_the_next_version(artifact: Artifact, serve: Serve, tmp_path: Path) -> None:
+    serve(artifact)
+    before = tree(tmp_path / "triton")
+    again = serve(artifact)
     assert (again.version, again.added) == (1, False)
-    assert tree(repository) == before
+    assert tree(tmp_path / "triton") == before
     other = write_artifact(tmp_path / "other" / "alexnet_fp32.onnx", seed=1)
-    model = write_triton_model(other, TritonOptions(repository=repository))
+    model = serve(other)
     assert (model.version, model.added) == (2, True)
     assert load_artifact(model.folder / "1" / "model.onnx").manifest.sha256 == artifact.manifest.sha256
     assert "num_versions: 1\n" in (model.folder / "config.pbtxt").read_text(encoding="utf-8")
-    write_triton_model(other, TritonOptions(repository=repository, keep_versions=2))
+    serve(other, keep_versions=2)
     assert "num_versions: 2\n" in (model.folder / "config.pbtxt").read_text(encoding="utf-8")
 
 
@@ -117,22 +129,15 @@ def parsed(messages: ModuleType, model: Any) -> Any:
     return text_format.Parse(text, messages.ModelConfig())
 
 
-def test_config_of_an_onnx_file(messages: ModuleType, artifact: Artifact, tmp_path: Path) -> None:
-    options = TritonOptions(
-        repository=tmp_path / "triton",
-        model_name="flowers",
-        instances=3,
-        instance_kind="gpu",
-        queue_delay=500,
-        keep_versions=2,
-    )
-    model = write_triton_model(artifact, options, max_batch=6)
+def test_config_of_an_onnx_file(messages: ModuleType, artifact: Artifact, serve: Serve) -> None:
+    names = {"model_name": "flowers", "instances": 3, "instance_kind": "gpu", "queue_delay": 500, "keep_versions": 2}
+    model = serve(artifact, 6, **names)
     config = parsed(messages, model)
     assert (config.name, config.backend, config.platform) == ("flowers", "onnxruntime", "onnxruntime_onnx")
     assert config.default_model_filename == "model.onnx"
     assert config.max_batch_size == 6
-    (given,), (answer,) = config.input, config.output
-    assert (given.name, list(given.dims), given.data_type) == ("input", [3, 227, 227], messages.TYPE_FP32)
+    (x,), (answer,) = config.input, config.output
+    assert (x.name, list(x.dims), x.data_type) == ("input", [3, 227, 227], messages.TYPE_FP32)
     assert (answer.name, list(answer.dims), answer.data_type) == ("logits", [4], messages.TYPE_FP32)
     assert answer.label_filename == "labels.txt"
     (group,) = config.instance_group
@@ -145,18 +150,14 @@ def test_config_of_an_onnx_file(messages: ModuleType, artifact: Artifact, tmp_pa
     for entry in config.model_warmup:
         assert list(entry.inputs["input"].dims) == [3, 227, 227]
         assert entry.inputs["input"].random_data
-    told = {name: value.string_value for name, value in config.parameters.items()}
-    assert told["alexnet_edge.sha256"] == artifact.manifest.sha256
-    assert records.decode(Preprocessing, told["alexnet_edge.preprocessing"]) == artifact.manifest.preprocessing
+    parameters = {name: value.string_value for name, value in config.parameters.items()}
+    assert parameters["alexnet_edge.sha256"] == artifact.manifest.sha256
+    assert records.decode(Preprocessing, parameters["alexnet_edge.preprocessing"]) == artifact.manifest.preprocessing
     assert any("not on the GPU" in note for note in model.notes)
 
 
-def config(messages: ModuleType, artifact: Artifact, tmp_path: Path) -> Any:
-    return parsed(messages, write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton")))
-
-
-def test_config_of_an_engine_follows_its_profile(messages: ModuleType, tmp_path: Path) -> None:
-    written = config(messages, engine(tmp_path / "alexnet_int8.engine"), tmp_path)
+def test_config_of_an_engine_follows_its_profile(messages: ModuleType, serve: Serve, tmp_path: Path) -> None:
+    written = parsed(messages, serve(engine(tmp_path / "alexnet_int8.engine")))
     assert (written.backend, written.platform) == ("tensorrt", "tensorrt_plan")
     assert written.default_model_filename == "model.plan"
     assert written.max_batch_size == 8
@@ -166,8 +167,8 @@ def test_config_of_an_engine_follows_its_profile(messages: ModuleType, tmp_path:
     assert [entry.batch_size for entry in written.model_warmup] == [1, 8]
 
 
-def test_a_fixed_batch_is_part_of_the_dims(messages: ModuleType, tmp_path: Path) -> None:
-    written = config(messages, engine(tmp_path / "alexnet_int8.engine", least=4, most=4), tmp_path)
+def test_a_fixed_batch_is_part_of_the_dims(messages: ModuleType, serve: Serve, tmp_path: Path) -> None:
+    written = parsed(messages, serve(engine(tmp_path / "alexnet_int8.engine", least=4, most=4)))
     assert written.max_batch_size == 0
     assert not written.HasField("dynamic_batching")
     assert list(written.input[0].dims) == [4, 3, 227, 227]
@@ -176,9 +177,8 @@ def test_a_fixed_batch_is_part_of_the_dims(messages: ModuleType, tmp_path: Path)
     assert (warmup.batch_size, list(warmup.inputs["input"].dims)) == (0, [4, 3, 227, 227])
 
 
-def test_an_openvino_model_and_its_weights(messages: ModuleType, tmp_path: Path) -> None:
-    artifact = openvino(tmp_path / "alexnet_fp32.xml")
-    model = write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton"))
+def test_an_openvino_model_and_its_weights(messages: ModuleType, serve: Serve, tmp_path: Path) -> None:
+    model = serve(openvino(tmp_path / "alexnet_fp32.xml"))
     weights = ("1/model.xml", "1/model.bin", "1/model.xml.json")
     assert set(tree(model.folder)) == {"config.pbtxt", "labels.txt", *weights}
     assert any("BF16" in note for note in model.notes)
@@ -193,8 +193,8 @@ def test_any_text_survives_the_text_format(messages: ModuleType, artifact: Artif
 
     odd = 'a "quoted" \\ back\nslash, ümläut \x7f'
     text = config_of([replace(artifact.manifest, architecture=odd)], "name", TritonOptions())
-    found = text_format.Parse(text, messages.ModelConfig())
-    assert found.parameters["alexnet_edge.architecture"].string_value == odd
+    config = text_format.Parse(text, messages.ModelConfig())
+    assert config.parameters["alexnet_edge.architecture"].string_value == odd
 
 
 def onnx_file(folder: Path, **changes: Any) -> Artifact:
@@ -226,13 +226,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Artifact], dict[str, Any], int | None]
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_does_not_fit_is_refused_and_leaves_nothing(message: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_and_leaves_nothing(message: str, serve: Serve, tmp_path: Path) -> None:
     make, options, max_batch = REFUSED[message]
     (tmp_path / "artifacts").mkdir()
     made = make(tmp_path / "artifacts")
     proved = made.manifest.parity.get("verdict") == "passed"
     with pytest.raises(UserError if proved else GateError, match=message):
-        write_triton_model(made, TritonOptions(repository=tmp_path / "triton", **options), max_batch)
+        serve(made, max_batch, **options)
     assert not (tmp_path / "triton").exists() or not list((tmp_path / "triton").glob("*"))
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
@@ -249,26 +249,22 @@ def test_numbers_below_one_are_refused(field: str) -> None:
         TritonOptions(**{field: 0})
 
 
-def test_another_network_does_not_join_a_model(artifact: Artifact, tmp_path: Path) -> None:
-    repository = tmp_path / "triton"
-    write_triton_model(artifact, TritonOptions(repository=repository))
-    before = tree(repository)
+def test_another_network_does_not_join_a_model(artifact: Artifact, serve: Serve, tmp_path: Path) -> None:
+    serve(artifact)
+    before = tree(tmp_path / "triton")
     other = write_artifact(tmp_path / "b" / "alexnet_fp32.onnx", seed=1, classes=("w", "x", "y", "z"))
     with pytest.raises(UserError, match="has other classes"):
-        write_triton_model(other, TritonOptions(repository=repository, keep_versions=2))
+        serve(other, keep_versions=2)
     with pytest.raises(UserError, match=r"version 1 has no model\.plan"):
-        write_triton_model(engine(tmp_path / "c" / "alexnet_fp32.engine"), TritonOptions(repository=repository))
-    assert tree(repository) == before
-    assert write_triton_model(other, TritonOptions(repository=repository)).version == 2, (
-        "alone in service it may have other classes"
-    )
+        serve(engine(tmp_path / "c" / "alexnet_fp32.engine"))
+    assert tree(tmp_path / "triton") == before
+    assert serve(other).version == 2, "alone in service it may have other classes"
 
 
-def test_a_damaged_version_is_noticed(artifact: Artifact, tmp_path: Path) -> None:
-    model = write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton"))
-    (model.folder / "1" / "model.onnx").write_bytes(b"something else")
+def test_a_damaged_version_is_noticed(artifact: Artifact, serve: Serve) -> None:
+    (serve(artifact).folder / "1" / "model.onnx").write_bytes(b"something else")
     with pytest.raises(AlexNetEdgeError, match="does not match its manifest"):
-        write_triton_model(artifact, TritonOptions(repository=tmp_path / "triton"))
+        serve(artifact)
 
 
 def test_export_proves_then_writes(
