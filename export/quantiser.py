@@ -11,7 +11,7 @@ from alexnet_edge import records
 from alexnet_edge.artifact import Format, Plan, Precision
 from alexnet_edge.export.graphs.targets import Lowering
 from alexnet_edge.export.precision import CALIBRATED, CORRECTED
-from alexnet_edge.export.quantising.calibrate import Calibration, calibrate
+from alexnet_edge.export.quantising.calibrate import Calibration, Collecting, calibrate
 from alexnet_edge.export.quantising.corrections import IMAGES, MeanInputs, channel_peaks, corrected, mean_inputs
 from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.files import write_text
@@ -40,11 +40,7 @@ class Quantiser:
         self._calibrations: dict[tuple[str, bool, str], Calibration] = {}
         self._means: dict[tuple[str, bool], MeanInputs] = {}
         self._audits: dict[str, Any] = {}  # records, by the table's hash
-        self._how: dict[str, Any] = {
-            "threads": settings.threads,
-            "on_bad_image": settings.on_bad_image,
-            "reporter": reporter,
-        }
+        self._how = Collecting(threads=settings.threads, on_bad_image=settings.on_bad_image, reporter=reporter)
 
     @cached_property
     def images(self) -> ImageSet:
@@ -75,7 +71,7 @@ class Quantiser:
                 method=method,
                 cache=self.settings.cache / "calibration",
                 outputs=outputs,
-                **self._how,
+                how=self._how,
             )
         return self._calibrations[key]
 
@@ -98,7 +94,7 @@ class Quantiser:
         if self.settings.correct_bias:
             key = (ranges.table_sha256, lowering is None)
             if key not in self._means:
-                self._means[key] = mean_inputs(network, self.images.spread(IMAGES), ranges, lowering, **self._how)
+                self._means[key] = mean_inputs(network, self.images.spread(IMAGES), ranges, lowering, self._how)
             network, largest = corrected(network, plan, self._means[key], lowering)
             record = {**record, "bias": largest}
         return network, {"corrections": record}
@@ -108,7 +104,7 @@ class Quantiser:
         """What is calibrated for INT8: the network, equalised where that is on, and the steps for the manifest."""
         if not self.settings.equalise:
             return self.checkpoint, {}
-        peaks = channel_peaks(self.checkpoint, self.images.spread(IMAGES), **self._how)
+        peaks = channel_peaks(self.checkpoint, self.images.spread(IMAGES), self._how)
         steps = steps_for(self.checkpoint, peaks)
         return equalised(self.checkpoint, steps), {"equalised": to_text(steps)}
 

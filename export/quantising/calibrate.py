@@ -161,16 +161,27 @@ def decode_calibration(text: str | bytes) -> Calibration:
     return calibration
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collecting:
+    """How images go through the FP32 network."""
+
+    threads: int | None = None
+    """Processor threads [all]."""
+    on_bad_image: OnBadImage = "fail"
+    reporter: Reporter = field(default_factory=QuietReporter)
+
+
+QUIETLY = Collecting()
+
+
 def calibrate(
     checkpoint: Checkpoint,
     images: ImageSet,
     *,
     method: Method = "entropy",
     cache: Path | None = None,
-    threads: int | None = None,
-    on_bad_image: OnBadImage = "fail",
     outputs: bool = False,
-    reporter: Reporter | None = None,
+    how: Collecting = QUIETLY,
 ) -> Calibration:
     """Choose the magnitudes that INT8 represents, from real images through the checkpoint's preprocessing.
 
@@ -179,10 +190,8 @@ def calibrate(
         method: `entropy` (least KL divergence), `minmax` (nothing saturates), `percentile` (99.99 %) or `mse` (least squared
             error of the represented values).
         cache: folder for the histograms; None keeps none, and one that cannot be written is only warned of.
-        threads: processor threads of the collecting pass.
-        on_bad_image: what to do with an image that cannot be read.
         outputs: also choose `Calibration.output_amax`.
-        reporter: where progress goes.
+        how: of the collecting pass.
 
     Raises:
         UserError: when there is no such method.
@@ -202,7 +211,7 @@ def calibrate(
     skipped: list[ImageError] = []
     if cached is None:
         histograms, used = {name: Histogram() for name in taps}, 0
-        for values in observed(checkpoint, images, taps, threads, on_bad_image, skipped, reporter, "calibrating"):
+        for values in observed(checkpoint, images, taps, "calibrating", how, skipped):
             for name, tensor in values.items():
                 histograms[name].add(tensor)
             used += len(tensor)
@@ -313,16 +322,14 @@ def observed(
     checkpoint: Checkpoint,
     images: ImageSet,
     taps: Mapping[str, str],
-    threads: int | None,
-    on_bad_image: OnBadImage,
-    skipped: list[ImageError],
-    reporter: Reporter | None,
-    what: str,
+    title: str,
+    how: Collecting,
+    skipped: list[ImageError] | None = None,
 ) -> Iterator[dict[str, FloatArray]]:
     """Tensors inside the FP32 network, batch after batch of the images.
 
     `taps` names the tensors of the FP32 graph by what they are called in what comes out; `skipped` receives the error of each
-    image left out; the progress is reported as `what`.
+    image left out; the progress has the `title`.
 
     Raises:
         DataError: when no image could be used.
@@ -331,22 +338,23 @@ def observed(
     """
     from alexnet_edge.export.graphs.onnx import onnx_from_checkpoint
 
-    reporter = reporter or QuietReporter()
     model = onnx_from_checkpoint(checkpoint)
     known = {value.name: value for value in model.graph.value_info}
     answers = {value.name for value in model.graph.output}
     model.graph.output.extend(known[name] for name in taps.values() if name not in {INPUT, *answers})
-    session = onnx_session(model, threads)
+    session = onnx_session(model, how.threads)
     outputs = [output.name for output in session.get_outputs()]
     used = 0
-    reporter.start(what, len(images))
-    for batch in batches(images, checkpoint.info.preprocessing, batch=BATCH, on_bad_image=on_bad_image, bad=skipped):
+    how.reporter.start(title, len(images))
+    for batch in batches(
+        images, checkpoint.info.preprocessing, batch=BATCH, on_bad_image=how.on_bad_image, bad=skipped
+    ):
         values = dict(zip(outputs, session.run(outputs, {INPUT: batch.x_NCHW}), strict=True))
         values[INPUT] = batch.x_NCHW
         yield {name: values[tensor] for name, tensor in taps.items()}
         used += len(batch.x_NCHW)
-        reporter.update(used)
-    reporter.finish(f"{used} images")
+        how.reporter.update(used)
+    how.reporter.finish(f"{used} images")
     if used == 0:
         raise DataError("no calibration image could be used", value=images.source, fix="give a folder of images")
 

@@ -27,28 +27,20 @@ import numpy.typing as npt
 
 from alexnet_edge.artifact import Plan
 from alexnet_edge.export.graphs.targets import Lowering, Ranges
-from alexnet_edge.export.quantising.calibrate import observed
-from alexnet_edge.images.datasets import ImageSet, OnBadImage
+from alexnet_edge.export.quantising.calibrate import QUIETLY, Collecting, observed
+from alexnet_edge.images.datasets import ImageSet
 from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint, Weights
 from alexnet_edge.network.equalise import equalisable
 from alexnet_edge.network.layers import LayerSpec
 from alexnet_edge.network.quantize import quantize_blocks_full, quantize_weight
-from alexnet_edge.progress import Reporter
 from alexnet_edge.proof.layerwise import convolve
 
 IMAGES = 128
 """Calibration images of which channels' ranges and means are taken, evenly spread."""
 
 
-def channel_peaks(
-    checkpoint: Checkpoint,
-    images: ImageSet,
-    *,
-    threads: int | None = None,
-    on_bad_image: OnBadImage = "fail",
-    reporter: Reporter | None = None,
-) -> dict[str, FloatArray]:
+def channel_peaks(checkpoint: Checkpoint, images: ImageSet, how: Collecting = QUIETLY) -> dict[str, FloatArray]:
     """The largest magnitude of each channel, `(C,)`, at the input of each layer behind another one it is paired with.
 
     Raises:
@@ -62,7 +54,7 @@ def channel_peaks(
     channels = {second.name: first.out_channels for first, second in equalisable(arch)}
     taps = {name: tensor for name, tensor in layer_inputs(arch).items() if name in channels}
     peaks = {name: np.zeros(count, np.float32) for name, count in channels.items()}
-    for values in observed(checkpoint, images, taps, threads, on_bad_image, [], reporter, "ranges of the channels"):
+    for values in observed(checkpoint, images, taps, "ranges of the channels", how):
         for name, tensor in values.items():
             by_channel = np.abs(tensor).reshape(len(tensor), channels[name], -1)
             peaks[name] = np.maximum(peaks[name], by_channel.max(axis=(0, 2), initial=0.0))
@@ -80,14 +72,7 @@ class MeanInputs:
 
 
 def mean_inputs(
-    checkpoint: Checkpoint,
-    images: ImageSet,
-    ranges: Ranges,
-    lowering: Lowering | None,
-    *,
-    threads: int | None = None,
-    on_bad_image: OnBadImage = "fail",
-    reporter: Reporter | None = None,
+    checkpoint: Checkpoint, images: ImageSet, ranges: Ranges, lowering: Lowering | None, how: Collecting = QUIETLY
 ) -> MeanInputs:
     """Collect what `corrected` needs, of the network as it is equalised; without a `lowering` activations are symmetric.
 
@@ -104,7 +89,7 @@ def mean_inputs(
     exact: dict[str, Any] = dict.fromkeys(taps, 0.0)
     rounded: dict[str, Any] = dict.fromkeys(taps, 0.0)
     used = 0
-    for values in observed(checkpoint, images, taps, threads, on_bad_image, [], reporter, "means of the inputs"):
+    for values in observed(checkpoint, images, taps, "means of the inputs", how):
         for name, tensor in values.items():
             unsigned = lowering is not None and positive.get(name, False)
             step = np.float32(ranges.amax[name] / (255 if unsigned else 127))

@@ -19,7 +19,7 @@ import numpy as np
 from alexnet_edge.artifact import INPUT
 from alexnet_edge.errors import DataError, UserError
 from alexnet_edge.export.graphs.onnx import onnx_from_checkpoint
-from alexnet_edge.export.quantising.calibrate import METHODS, Calibration, Method, calibrate, onnx_session
+from alexnet_edge.export.quantising.calibrate import METHODS, Calibration, Collecting, Method, calibrate, onnx_session
 from alexnet_edge.images.datasets import ImageSet, IntArray, batches
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
@@ -101,6 +101,7 @@ def sweep(
     labels_N: IntArray | None = None
     with suppress(DataError):  # answers are compared all the same
         labels_N = labels_for(checkpoint.info.classes, proof_images)
+    how = Collecting(threads=threads, reporter=reporter)
     session_int8 = onnx_session(_graph(checkpoint), threads)
     rows = []
     figures: dict[str, ParityFigures] = {}
@@ -110,7 +111,7 @@ def sweep(
         for count in sorted({min(count, len(images)) for count in counts})
         for method in methods
     ]:
-        ranges = calibrate(checkpoint, images, method=method, cache=cache, threads=threads, reporter=reporter)
+        ranges = calibrate(checkpoint, images, method=method, cache=cache, how=how)
         key = ranges.table_sha256
         if key not in figures:
             reporter.start(f"{name}, {len(images)} images, {method}", None)

@@ -24,6 +24,7 @@ from alexnet_edge.export.quantising.calibrate import (
     METHODS,
     PERCENTILE,
     Calibration,
+    Collecting,
     Histogram,
     calibrate,
     choose_amax,
@@ -61,10 +62,12 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     passes: list[int] = []
 
     def observed(
-        checkpoint: Checkpoint, images: Any, taps: Any, threads: Any, on_bad_image: Any, skipped: Any, *_: Any
-    ) -> Any:
+        checkpoint: Checkpoint, images: Any, taps: Any, title: str, how: Collecting, skipped: Any
+    ) -> Iterator[dict[str, np.ndarray]]:
         passes.append(1)
-        for batch in batches(images, checkpoint.info.preprocessing, batch=8, on_bad_image=on_bad_image, bad=skipped):
+        for batch in batches(
+            images, checkpoint.info.preprocessing, batch=8, on_bad_image=how.on_bad_image, bad=skipped
+        ):
             yield {name: batch.x_NCHW * np.float32(index + 1) for index, name in enumerate(taps)}
 
     monkeypatch.setattr(module, "observed", observed)
@@ -351,7 +354,7 @@ def test_bad_images_are_refused_or_listed(few: Path, collected: list[int], minma
     with pytest.raises(ImageError, match=r"bad\.jpg"):
         minmax()
     for _ in range(2):  # the list is told every time, so nothing is kept
-        ranges = minmax(on_bad_image="skip")
+        ranges = minmax(how=Collecting(on_bad_image="skip"))
         assert ranges.num_images == 4
         assert len(ranges.skipped) == 1
         assert "bad.jpg" in ranges.skipped[0]
@@ -365,7 +368,7 @@ def test_what_cannot_be_calibrated(few: Path, collected: list[int], minmax: Cali
     for path in few.iterdir():
         path.write_bytes(b"not an image")
     with pytest.raises(DataError, match="none of the 4 images can be used"):
-        minmax(on_bad_image="skip")
+        minmax(how=Collecting(on_bad_image="skip"))
 
 
 def test_random_pixels_only_when_named_and_recorded(checkpoint: Checkpoint, collected: list[int]) -> None:
