@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from alexnet_edge import records
 from alexnet_edge.artifact import INPUT
-from alexnet_edge.errors import DataError, ImageError, OutputError, UserError, needs
+from alexnet_edge.errors import ImageError, OutputError, UserError, needs
 from alexnet_edge.files import MALFORMED, sha256_json, staged
 from alexnet_edge.images.datasets import ImageSet, OnBadImage, batches
 from alexnet_edge.images.preprocess import FloatArray
@@ -355,8 +355,6 @@ def observed(
         used += len(batch.x_NCHW)
         how.reporter.update(used)
     how.reporter.finish(f"{used} images")
-    if used == 0:
-        raise DataError("no calibration image could be used", value=images.source, fix="give a folder of images")
 
 
 def onnx_session(model: onnx.ModelProto, threads: int | None) -> Any:
