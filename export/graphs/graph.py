@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from alexnet_edge.artifact import INPUT
 from alexnet_edge.errors import needs
+from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LRN_ALPHA, LRN_BETA, LRN_K, LRN_SIZE, POOL_KERNEL, POOL_STRIDE, LayerSpec
+from alexnet_edge.network.quantize import quantize_weight
 
 with needs("export"):
     import onnx
@@ -38,6 +40,13 @@ class Graph:
     def constant(self, name: str, value: npt.NDArray[Any] | np.generic) -> str:
         self.initialisers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)  # keeps a scalar one
         return name
+
+    def int8_weight(self, name: str, weight: FloatArray, bits: int = 8) -> None:
+        """A weight in INT8 with a scale per output channel, dequantised."""
+        values, scale = quantize_weight(weight, bits=bits)
+        inputs = [self.constant(name, values), self.constant(f"{name}_scale", scale)]
+        inputs.append(self.constant(f"{name}_zero", np.zeros(len(scale), np.int8)))
+        self.add("DequantizeLinear", f"{name}_dq", inputs, axis=0)
 
     def normalise(self, name: str) -> None:
         """Local response normalisation in one operator."""

@@ -188,10 +188,7 @@ def _weight(graph: _Graph, layer: str, kind: str, weight: FloatArray) -> str:
     name = f"{layer}.weight"
     if kind != "int8":
         return graph.constant(name, weight)
-    values, scale = quantize_weight(weight, bits=graph.lowering.weight_bits)
-    inputs = [graph.constant(name, values), graph.constant(f"{name}_scale", scale)]
-    inputs.append(graph.constant(f"{name}_zero", np.zeros(len(scale), np.int8)))
-    graph.add("DequantizeLinear", f"{name}_dq", inputs, axis=0)
+    graph.int8_weight(name, weight, graph.lowering.weight_bits)
     return graph.head
 
 

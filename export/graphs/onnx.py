@@ -23,14 +23,7 @@ from alexnet_edge.errors import UserError, needs
 from alexnet_edge.export.graphs.graph import Graph, convolution
 from alexnet_edge.network.checkpoint import Checkpoint, Weights
 from alexnet_edge.network.layers import Architecture, LayerSpec
-from alexnet_edge.network.quantize import (
-    FP8_MAX,
-    INT4_BLOCK,
-    half_scale,
-    quantize_blocks,
-    quantize_tensor,
-    quantize_weight,
-)
+from alexnet_edge.network.quantize import FP8_MAX, INT4_BLOCK, half_scale, quantize_blocks, quantize_tensor
 
 with needs("export"):
     import ml_dtypes
@@ -255,10 +248,7 @@ def _weight(graph: _Graph, layer: str, kind: str, weight: np.ndarray[Any, Any]) 
     """Append a weight, with the node that dequantises it where it is quantised; returns the tensor's name."""
     name = f"{layer}.weight"
     if kind == "int8":
-        values, scale = quantize_weight(weight)
-        inputs = [graph.constant(name, values), graph.constant(f"{name}_scale", scale)]
-        inputs.append(graph.constant(f"{name}_zero", np.zeros(len(scale), np.int8)))
-        graph.add("DequantizeLinear", f"{name}_dq", inputs, axis=0)
+        graph.int8_weight(name, weight)
     elif kind == "fp8":
         values_fp8, scale_fp16 = quantize_tensor(weight)
         inputs = [graph.constant(name, values_fp8), graph.constant(f"{name}_scale", scale_fp16)]
