@@ -32,18 +32,12 @@ from alexnet_edge.export.quantising.calibrate import (
 from alexnet_edge.images.datasets import ImageSet, batches, open_images
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
-from alexnet_edge.network.load import load_checkpoint
 from alexnet_edge.proof.evaluate import outputs_NK
 from alexnet_edge.proof.recorded import calibration_images, random_images
 from alexnet_edge.sessions.torch import CheckpointSession
 
 MakeCheckpoint = Callable[..., Path]
 Calibrate = Callable[..., Calibration]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint())
 
 
 @pytest.fixture

@@ -39,11 +39,6 @@ needs_rtx = pytest.mark.skipif(not HAVE_RTX, reason="tensorrt_rtx is not install
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint())
-
-
-@pytest.fixture(scope="module")
 def proof(image_folder: Path) -> ImageSet:
     return open_images(image_folder / "val", limit=4)
 

@@ -681,11 +681,6 @@ def test_the_end_of_the_name_does_not_matter(tmp_path: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: Callable[..., Path]) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint())
-
-
-@pytest.fixture(scope="module")
 def int8(checkpoint: Checkpoint) -> bytes:
     built = onnx_from_checkpoint(checkpoint, precision="int8", amax=dict.fromkeys(LAYER_NAMES, 4.0))
     return built.SerializeToString()

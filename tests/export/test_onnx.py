@@ -43,17 +43,12 @@ AMAX = {name: 1.0 + index for index, name in enumerate(LAYER_NAMES)}
 
 
 @pytest.fixture(scope="module")
-def two_tower(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint())
-
-
-@pytest.fixture(scope="module")
-def graph(two_tower: Checkpoint) -> MakeGraph:
+def graph(checkpoint: Checkpoint) -> MakeGraph:
     """The graph of a precision; do not change it."""
 
     @functools.cache
     def write(precision: Precision) -> onnx.ModelProto:
-        return onnx_from_checkpoint(two_tower, precision=precision, amax=AMAX if precision in CALIBRATED else None)
+        return onnx_from_checkpoint(checkpoint, precision=precision, amax=AMAX if precision in CALIBRATED else None)
 
     return write
 
@@ -156,10 +151,10 @@ def test_lrn_has_the_constants_of_the_layer_table(graph: MakeGraph) -> None:
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)])
 def test_lrn_and_the_ends_stay_in_fp32(
-    precision: Precision, kind: int, graph: MakeGraph, two_tower: Checkpoint
+    precision: Precision, kind: int, graph: MakeGraph, checkpoint: Checkpoint
 ) -> None:
     model = graph(precision)
-    check_form(model, two_tower.info.arch, precision)
+    check_form(model, checkpoint.info.arch, precision)
     assert {entry.data_type for entry in model.graph.initializer} == {kind}
     types, made_by = types_of(model), producers(model)
     for node in model.graph.node:
@@ -169,7 +164,7 @@ def test_lrn_and_the_ends_stay_in_fp32(
             assert types[node.input[0]] == types[node.output[0]] == TensorProto.FLOAT
         elif node.op_type != "Cast":
             assert types[node.output[0]] == kind, node.name
-    assert [node.name for node in model.graph.node if node.op_type != "Cast"] == nodes_of(two_tower.info.arch)
+    assert [node.name for node in model.graph.node if node.op_type != "Cast"] == nodes_of(checkpoint.info.arch)
 
 
 def test_fp16_softmax_is_fp32(tiny_checkpoint: MakeCheckpoint) -> None:
@@ -208,9 +203,9 @@ def test_lrn_of_300_does_not_overflow_in_fp16(graph: MakeGraph) -> None:
     assert bare[0, 4, 0, 0] == 0.0, "without the casts it does overflow: the test can tell"
 
 
-def test_fp16_of_large_activations_answers_like_fp32(two_tower: Checkpoint) -> None:
-    bias = np.full_like(two_tower.weights["conv1.bias"], 300)
-    loud = replace(two_tower, weights={**two_tower.weights, "conv1.bias": bias})
+def test_fp16_of_large_activations_answers_like_fp32(checkpoint: Checkpoint) -> None:
+    bias = np.full_like(checkpoint.weights["conv1.bias"], 300)
+    loud = replace(checkpoint, weights={**checkpoint.weights, "conv1.bias": bias})
     x_NCHW = np.random.default_rng(0).standard_normal((2, 3, 227, 227), np.float32)
     expected = session(onnx_from_checkpoint(loud)).run(None, {"input": x_NCHW})[0]
     y = session(onnx_from_checkpoint(loud, precision="fp16")).run(None, {"input": x_NCHW})[0]
@@ -219,9 +214,9 @@ def test_fp16_of_large_activations_answers_like_fp32(two_tower: Checkpoint) -> N
 
 @pytest.mark.parametrize("precision", CALIBRATED)
 def test_the_inputs_of_the_layers_are_quantised_and_nothing_else(
-    precision: Precision, graph: MakeGraph, two_tower: Checkpoint
+    precision: Precision, graph: MakeGraph, checkpoint: Checkpoint
 ) -> None:
-    arch, model = two_tower.info.arch, graph(precision)
+    arch, model = checkpoint.info.arch, graph(precision)
     check_form(model, arch, precision)
     made_by, constants = producers(model), initialisers(model)
     nodes = {node.name: node for node in model.graph.node}
@@ -240,13 +235,13 @@ def test_the_inputs_of_the_layers_are_quantised_and_nothing_else(
     assert [node.name for node in model.graph.node if node.op_type not in {*QUANTISED, "Cast"}] == nodes_of(arch)
 
 
-def test_int8_scales(graph: MakeGraph, two_tower: Checkpoint) -> None:
+def test_int8_scales(graph: MakeGraph, checkpoint: Checkpoint) -> None:
     """One per tensor of activations and per output channel of a weight, nearest; biases stay as they are."""
     int8 = graph("int8")
     assert not any(node.op_type == "Cast" for node in int8.graph.node)
     constants = {name: numpy_helper.to_array(entry) for name, entry in initialisers(int8).items()}
     nodes = {node.name: node for node in int8.graph.node}
-    for spec in two_tower.info.arch.layers:
+    for spec in checkpoint.info.arch.layers:
         scale, zero = (constants[name] for name in nodes[f"{spec.name}/input_q"].input[1:])
         assert (scale.dtype, zero.dtype) == (np.float32, np.int8)
         assert scale == pytest.approx(AMAX[spec.name] / 127)
@@ -257,11 +252,13 @@ def test_int8_scales(graph: MakeGraph, two_tower: Checkpoint) -> None:
         assert values.shape == spec.weight_shape
         assert scales.shape == zeros.shape == (spec.out_channels,)
         assert not zeros.any()
-        error = np.abs(values * scales.reshape(-1, *[1] * (values.ndim - 1)) - two_tower.weights[f"{spec.name}.weight"])
+        error = np.abs(
+            values * scales.reshape(-1, *[1] * (values.ndim - 1)) - checkpoint.weights[f"{spec.name}.weight"]
+        )
         assert (error.reshape(len(scales), -1).max(axis=1) <= 0.5001 * scales).all()
         bias = constants[nodes[spec.name].input[2]]
         assert bias.dtype == np.float32
-        assert np.array_equal(bias, two_tower.weights[f"{spec.name}.bias"])
+        assert np.array_equal(bias, checkpoint.weights[f"{spec.name}.bias"])
 
 
 def test_fp8_scales(graph: MakeGraph) -> None:
@@ -293,8 +290,8 @@ def test_int8_runs_close_to_the_model(graph: MakeGraph) -> None:
     assert np.ptp(y_NK) > 0
 
 
-def test_int8_of_one_layer_leaves_the_others_alone(two_tower: Checkpoint) -> None:
-    model = onnx_from_checkpoint(two_tower, precision="int8", amax={"fc6": 2.0})
+def test_int8_of_one_layer_leaves_the_others_alone(checkpoint: Checkpoint) -> None:
+    model = onnx_from_checkpoint(checkpoint, precision="int8", amax={"fc6": 2.0})
     found = {node.name for node in model.graph.node if node.op_type in QUANTISED}
     assert found == {"fc6/input_q", "fc6/input_dq", "fc6.weight_dq"}
 
@@ -349,7 +346,7 @@ INPUT_NCHW = np.random.default_rng(0).standard_normal((8, 3, 227, 227), np.float
 
 
 @pytest.fixture(scope="module")
-def exact(two_tower: Checkpoint) -> Exact:
+def exact(checkpoint: Checkpoint) -> Exact:
     """The FP32 answers to `INPUT_NCHW`, and the largest magnitude at each layer's input."""
     largest = {}
 
@@ -357,38 +354,38 @@ def exact(two_tower: Checkpoint) -> Exact:
         largest[name] = float(x.abs().max())
         return x
 
-    return emulated(two_tower, INPUT_NCHW, lambda x: x, unchanged, watch), largest
+    return emulated(checkpoint, INPUT_NCHW, lambda x: x, unchanged, watch), largest
 
 
-def test_bf16_weights_are_the_nearest(graph: MakeGraph, two_tower: Checkpoint) -> None:
+def test_bf16_weights_are_the_nearest(graph: MakeGraph, checkpoint: Checkpoint) -> None:
     bf16 = graph("bf16")
     stored = numpy_helper.to_array(initialisers(bf16)["conv3.weight"]).astype(np.float32)
-    weight = torch.from_numpy(two_tower.weights["conv3.weight"])
+    weight = torch.from_numpy(checkpoint.weights["conv3.weight"])
     assert np.array_equal(stored, weight.bfloat16().float().numpy())
 
 
-def test_the_emulation_of_bf16_rounds_where_the_graph_does(two_tower: Checkpoint, exact: Exact) -> None:
+def test_the_emulation_of_bf16_rounds_where_the_graph_does(checkpoint: Checkpoint, exact: Exact) -> None:
     """Within the noise of sums in another order, and far from both FP32 and a network with BF16 weights only."""
-    model = emulation_from_checkpoint(two_tower, "bf16")
-    check_form(model, two_tower.info.arch)
+    model = emulation_from_checkpoint(checkpoint, "bf16")
+    check_form(model, checkpoint.info.arch)
     assert {entry.data_type for entry in model.graph.initializer} == {TensorProto.FLOAT}
     y = session(model).run(None, {"input": INPUT_NCHW})[0]
-    expected = emulated(two_tower, INPUT_NCHW, to_type(torch.bfloat16), unchanged)
+    expected = emulated(checkpoint, INPUT_NCHW, to_type(torch.bfloat16), unchanged)
     assert distance(expected, exact[0]) > 1e-3, "the rounding does show: the test can tell"
     assert distance(y, expected) < 0.5 * distance(expected, exact[0])
     bfloat16 = {value.name for value in model.graph.value_info if value.type.tensor_type.elem_type == 16}
     assert bfloat16 == {"input/bf16", "conv1/lrn/bf16", "conv2/lrn/bf16", *(f"{name}/bf16" for name in LAYER_NAMES)}
 
 
-def test_only_bf16_is_emulated(two_tower: Checkpoint) -> None:
+def test_only_bf16_is_emulated(checkpoint: Checkpoint) -> None:
     with pytest.raises(UserError, match="only bf16 needs an emulation: fp8"):
-        emulation_from_checkpoint(two_tower, "fp8")
+        emulation_from_checkpoint(checkpoint, "fp8")
 
 
-def test_fp8_runs_with_its_roundings(two_tower: Checkpoint, exact: Exact) -> None:
+def test_fp8_runs_with_its_roundings(checkpoint: Checkpoint, exact: Exact) -> None:
     """ONNX Runtime's optimiser for Q/DQ is off: it makes the bias INT32 by way of FP16, which overflows."""
     answers, largest = exact
-    model = onnx_from_checkpoint(two_tower, precision="fp8", amax=largest)
+    model = onnx_from_checkpoint(checkpoint, precision="fp8", amax=largest)
     constants = {name: numpy_helper.to_array(entry) for name, entry in initialisers(model).items()}
 
     def fp8_weight(name: str, weight: np.ndarray) -> np.ndarray:
@@ -406,16 +403,16 @@ def test_fp8_runs_with_its_roundings(two_tower: Checkpoint, exact: Exact) -> Non
     model.graph.output.append(next(value for value in model.graph.value_info if value.name == "conv2"))
     y, conv2 = session(model, disable_quant_qdq="1").run(None, {"input": INPUT_NCHW})
     half = to_type(torch.float16)
-    expected = emulated(two_tower, INPUT_NCHW, half, fp8_weight, fp8_input, last="conv2")
-    plain = emulated(two_tower, INPUT_NCHW, half, unchanged, last="conv2")
+    expected = emulated(checkpoint, INPUT_NCHW, half, fp8_weight, fp8_input, last="conv2")
+    plain = emulated(checkpoint, INPUT_NCHW, half, unchanged, last="conv2")
     assert distance(expected, plain) > 1e-2, "the rounding does show: the test can tell"
     assert distance(conv2.astype(np.float32), expected) < 0.2 * distance(expected, plain)
     assert distance(y, answers) < 0.2, "further on, values on the edge round otherwise in either"
 
 
-def test_int4_stores_the_fully_connected_weights_in_blocks(graph: MakeGraph, two_tower: Checkpoint) -> None:
+def test_int4_stores_the_fully_connected_weights_in_blocks(graph: MakeGraph, checkpoint: Checkpoint) -> None:
     int4 = graph("int4-fc")
-    arch = two_tower.info.arch
+    arch = checkpoint.info.arch
     check_form(int4, arch, "int4-fc")
     made_by, constants, types = producers(int4), initialisers(int4), types_of(int4)
     for spec in arch.layers:
@@ -435,7 +432,7 @@ def test_int4_stores_the_fully_connected_weights_in_blocks(graph: MakeGraph, two
     assert found == ["fc6.weight_dq", "fc7.weight_dq", "fc8.weight_dq"], "inputs are not quantised"
 
 
-def test_int4_runs_with_the_weights_it_stores(graph: MakeGraph, two_tower: Checkpoint, exact: Exact) -> None:
+def test_int4_runs_with_the_weights_it_stores(graph: MakeGraph, checkpoint: Checkpoint, exact: Exact) -> None:
     int4 = graph("int4-fc")
     constants = {name: numpy_helper.to_array(entry) for name, entry in initialisers(int4).items()}
 
@@ -445,17 +442,17 @@ def test_int4_runs_with_the_weights_it_stores(graph: MakeGraph, two_tower: Check
         scale = np.repeat(constants[f"{name}.weight_scale"].astype(np.float32), INT4_BLOCK, axis=1)
         return np.asarray(constants[f"{name}.weight"].astype(np.float32) * scale)
 
-    expected = emulated(two_tower, INPUT_NCHW, to_type(torch.float16), stored)
+    expected = emulated(checkpoint, INPUT_NCHW, to_type(torch.float16), stored)
     y = session(int4).run(None, {"input": INPUT_NCHW})[0]
     assert distance(expected, exact[0]) > 5e-2, "the rounding does show: the test can tell"
     assert distance(y, expected) < 0.1 * distance(expected, exact[0])
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_form_for_dla_gives_the_same_answers(two_tower: Checkpoint, exact: Exact, precision: Precision) -> None:
+def test_the_form_for_dla_gives_the_same_answers(checkpoint: Checkpoint, exact: Exact, precision: Precision) -> None:
     ranges = exact[1] if precision == "int8" else None
-    model = onnx_from_checkpoint(two_tower, precision=precision, amax=ranges, for_dla=3)
-    check_form(model, two_tower.info.arch, precision, batch=3)
+    model = onnx_from_checkpoint(checkpoint, precision=precision, amax=ranges, for_dla=3)
+    check_form(model, checkpoint.info.arch, precision, batch=3)
     nodes = {node.name: node for node in model.graph.node}
     assert {nodes[name].op_type for name in LAYER_NAMES} == {"Conv"}
     kernels = {name: helper.get_node_attr_value(nodes[name], "kernel_shape") for name in ("fc6", "fc7", "fc8")}
@@ -463,7 +460,7 @@ def test_the_form_for_dla_gives_the_same_answers(two_tower: Checkpoint, exact: E
     for value in (*model.graph.value_info, *model.graph.output):
         assert all(0 < entry.dim_value <= 8192 for entry in value.type.tensor_type.shape.dim), value.name
     assert [node.op_type for node in model.graph.node].index("Flatten") > list(nodes).index("fc8")
-    plain = onnx_from_checkpoint(two_tower, precision=precision, amax=ranges)
+    plain = onnx_from_checkpoint(checkpoint, precision=precision, amax=ranges)
     x_NCHW = INPUT_NCHW[:3]
     y, expected = (session(each).run(None, {"input": x_NCHW})[0] for each in (model, plain))
     assert y.shape == (3, 4)
@@ -489,9 +486,9 @@ def test_the_notebook_s_softmax_in_the_form_for_dla(tiny_checkpoint: MakeCheckpo
         *((name, {"amax": AMAX}, f"no calibration ranges: {name}") for name in ("fp32", "fp16", "bf16", "int4-fc")),
     ],
 )
-def test_what_is_refused(two_tower: Checkpoint, precision: Precision, options: Any, message: str) -> None:
+def test_what_is_refused(checkpoint: Checkpoint, precision: Precision, options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        onnx_from_checkpoint(two_tower, precision=precision, **options)
+        onnx_from_checkpoint(checkpoint, precision=precision, **options)
 
 
 def test_every_precision_without_a_form_for_dla_is_refused() -> None:
@@ -508,7 +505,7 @@ def test_a_graph_that_is_not_valid_is_not_written(graph: MakeGraph, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_written_is_the_same_every_time(two_tower: Checkpoint, tmp_path: Path) -> None:
+def test_what_is_written_is_the_same_every_time(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
-        write_onnx(onnx_from_checkpoint(two_tower, precision="int8", amax=AMAX), tmp_path / name)
+        write_onnx(onnx_from_checkpoint(checkpoint, precision="int8", amax=AMAX), tmp_path / name)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

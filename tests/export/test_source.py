@@ -26,11 +26,6 @@ from alexnet_edge.network.load import load_checkpoint
 MakeCheckpoint = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def two_tower(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint())
-
-
 def manifest_of(checkpoint: Checkpoint, precision: Precision = "fp32") -> Manifest:
     info = checkpoint.info
     return Manifest(
@@ -107,8 +102,8 @@ def test_the_weights_come_back_bit_for_bit(tiny_checkpoint: MakeCheckpoint, tmp_
     assert all(again.weights[key].tobytes() == value.tobytes() for key, value in checkpoint.weights.items())
 
 
-def test_it_needs_no_torch(two_tower: Checkpoint, tmp_path: Path) -> None:
-    path = exported(two_tower, tmp_path, whole=True)
+def test_it_needs_no_torch(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = exported(checkpoint, tmp_path, whole=True)
     code = (
         "import sys; sys.modules['torch'] = sys.modules['safetensors'] = sys.modules['onnxruntime'] = None\n"
         "from pathlib import Path\n"
@@ -119,10 +114,10 @@ def test_it_needs_no_torch(two_tower: Checkpoint, tmp_path: Path) -> None:
     assert (result.returncode, result.stdout.strip()) == (0, "16"), result.stderr
 
 
-def test_a_file_that_is_cut_short_or_has_no_manifest(two_tower: Checkpoint, tmp_path: Path) -> None:
-    path = exported(two_tower, tmp_path)
+def test_a_file_that_is_cut_short_or_has_no_manifest(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = exported(checkpoint, tmp_path)
     (tmp_path / "half").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    half = commit(tmp_path / "half", tmp_path / "half.onnx", manifest_of(two_tower)).path
+    half = commit(tmp_path / "half", tmp_path / "half.onnx", manifest_of(checkpoint)).path
     assert "not a readable ONNX file" in refused(half)
     with path.open("r+b") as stream:
         stream.truncate(path.stat().st_size // 2)
@@ -131,12 +126,12 @@ def test_a_file_that_is_cut_short_or_has_no_manifest(two_tower: Checkpoint, tmp_
     assert "no manifest" in refused(path)
 
 
-def test_another_precision(two_tower: Checkpoint, tmp_path: Path) -> None:
+def test_another_precision(checkpoint: Checkpoint, tmp_path: Path) -> None:
     temporary = tmp_path / "building.onnx"
-    write_onnx(onnx_from_checkpoint(two_tower, precision="fp16"), temporary)
-    path = commit(temporary, tmp_path / "a.onnx", manifest_of(two_tower, "fp16")).path
+    write_onnx(onnx_from_checkpoint(checkpoint, precision="fp16"), temporary)
+    path = commit(temporary, tmp_path / "a.onnx", manifest_of(checkpoint, "fp16")).path
     assert "only an FP32 ONNX file holds the checkpoint's weights, this is onnx fp16" in refused(path)
-    path = commit(path, tmp_path / "b.onnx", manifest_of(two_tower, "fp32")).path
+    path = commit(path, tmp_path / "b.onnx", manifest_of(checkpoint, "fp32")).path
     assert "conv1 reads input/fp16, conv1.weight, conv1.bias, not input, conv1.weight, conv1.bias" in refused(path)
 
 
@@ -193,14 +188,14 @@ def set_alpha(model: onnx.ModelProto) -> None:
     ],
 )
 def test_another_network(
-    two_tower: Checkpoint, tmp_path: Path, change: Callable[[onnx.ModelProto], Any], fault: str
+    checkpoint: Checkpoint, tmp_path: Path, change: Callable[[onnx.ModelProto], Any], fault: str
 ) -> None:
-    assert f"not narrow-two-tower with 4 classes ({fault}" in refused(exported(two_tower, tmp_path, change))
+    assert f"not narrow-two-tower with 4 classes ({fault}" in refused(exported(checkpoint, tmp_path, change))
 
 
-def test_the_manifest_of_another_architecture(two_tower: Checkpoint, tmp_path: Path) -> None:
-    path = exported(two_tower, tmp_path)
-    other = replace(manifest_of(two_tower), architecture="narrow")
+def test_the_manifest_of_another_architecture(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = exported(checkpoint, tmp_path)
+    other = replace(manifest_of(checkpoint), architecture="narrow")
     path = commit(path, tmp_path / "b.onnx", other).path
     assert "not narrow with 4 classes (conv2 has group 2, not 1)" in refused(path)
     path = commit(path, tmp_path / "c.onnx", replace(other, architecture="vgg")).path
@@ -208,19 +203,19 @@ def test_the_manifest_of_another_architecture(two_tower: Checkpoint, tmp_path: P
     assert "vgg" not in ARCHITECTURES
 
 
-def test_an_operator_set_of_the_future(two_tower: Checkpoint, tmp_path: Path) -> None:
+def test_an_operator_set_of_the_future(checkpoint: Checkpoint, tmp_path: Path) -> None:
     def newer(model: onnx.ModelProto) -> None:
         model.opset_import[0].version = onnx.defs.onnx_opset_version() + 1
 
-    text = refused(exported(two_tower, tmp_path, newer))
+    text = refused(exported(checkpoint, tmp_path, newer))
     assert f"its operator set is {onnx.defs.onnx_opset_version() + 1}, this onnx package {onnx.__version__}" in text
     assert "install a newer onnx package" in text
 
 
-def test_weights_that_are_not_finite(two_tower: Checkpoint, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite(checkpoint: Checkpoint, tmp_path: Path) -> None:
     def spoiled(model: onnx.ModelProto) -> None:
         entry = initialiser(model, "conv1.bias")
         entry.CopyFrom(numpy_helper.from_array(np.full(8, np.nan, np.float32), entry.name))
 
     with pytest.raises(CheckpointError, match=r"conv1\.bias holds values that are not finite"):
-        checkpoint_from_onnx(exported(two_tower, tmp_path, spoiled, whole=True))
+        checkpoint_from_onnx(exported(checkpoint, tmp_path, spoiled, whole=True))
