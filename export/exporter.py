@@ -21,7 +21,7 @@ from alexnet_edge.artifact import INPUT, SUFFIXES, Artifact, Format, Manifest, P
 from alexnet_edge.environment import describe
 from alexnet_edge.errors import AlexNetEdgeError, GateError, MissingComponentError, OutputError, ParityError, UserError
 from alexnet_edge.export.building import Builder, Built
-from alexnet_edge.export.graphs.targets import LoweredRuntime, check_plan, this_machine_or_none
+from alexnet_edge.export.graphs.targets import LOWERED_PRECISIONS, LoweredRuntime, check_plan, this_machine_or_none
 from alexnet_edge.export.precision import weight_bytes
 from alexnet_edge.export.proving import Prover
 from alexnet_edge.export.quantiser import Quantiser
@@ -115,11 +115,10 @@ class Exporter:
 
     def lowered(self, format: Format, precision: Precision) -> LoweredRuntime | None:
         """The runtime that this artifact is lowered for; None where it is the portable graph."""
-        target = self.settings.target
-        if target is None or not target.lowerings or format not in LOWERED:
+        target, fp32 = self.settings.target, precision == "fp32"
+        if target is None or not target.lowerings or precision not in LOWERED_PRECISIONS:
             return None
-        runtime, precisions = LOWERED[format]
-        return runtime if precision in precisions or (precision == "fp32" and self.settings.lower_fp32) else None
+        return None if fp32 and not self.settings.lower_fp32 else LOWERED.get(format)
 
     def export(self, format: Format, precision: Precision) -> Artifact:
         """Build, prove and keep one artifact.
@@ -188,7 +187,7 @@ class Exporter:
                 f"{format} is written in {' and '.join(WRITABLE[format])} only",
                 value=precision,
                 fix="choose --format onnx or openvino with a processor's --target"
-                if precision in LOWERED["onnx"][1]
+                if precision in LOWERED_PRECISIONS
                 else "choose --format onnx or trt for other precisions",
             )
         path = self.path(format, precision)

@@ -9,7 +9,7 @@ from typing import get_args
 from alexnet_edge.artifact import Format, Precision
 from alexnet_edge.errors import MissingComponentError, UserError, needs
 from alexnet_edge.export.engines.options import EngineOptions
-from alexnet_edge.export.graphs.targets import LoweredRuntime, Target
+from alexnet_edge.export.graphs.targets import LOWERED_PRECISIONS, LoweredRuntime, Target
 from alexnet_edge.nvidia.libraries import Runtime, default_runtime, find_trtexec, load_library
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -24,11 +24,8 @@ WRITABLE: dict[Format, tuple[Precision, ...]] = {
     "trt": PRECISIONS,
 }
 """The precisions each format is written in without a target."""
-LOWERED: dict[Format, tuple[LoweredRuntime, tuple[Precision, ...]]] = {
-    "onnx": ("onnxruntime", ("int8", "int8-int4-fc", "mixed")),
-    "openvino": ("openvino", ("int8", "int8-int4-fc", "mixed")),
-}
-"""The runtime that a format is lowered for, and the precisions in which it is, for a processor; and FP32 where asked."""
+LOWERED: dict[Format, LoweredRuntime] = {"onnx": "onnxruntime", "openvino": "openvino"}
+"""The runtime that a format is lowered for, in `LOWERED_PRECISIONS`."""
 
 EVERYDAY: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 """The precisions that `--format all` writes; the others are written when asked for by name."""
@@ -55,7 +52,7 @@ def selection(
         return [(name, kind) for name in LOWERED for kind in wanted]
     if precision is None:
         return every_artifact(target)
-    lowered = [name for name, (_, precisions) in LOWERED.items() if target is not None and precision in precisions]
+    lowered = LOWERED if target is not None and precision in LOWERED_PRECISIONS else ()
     return [(name, precision) for name in FORMATS if precision in WRITABLE[name] or name in lowered]
 
 
