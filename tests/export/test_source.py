@@ -149,14 +149,6 @@ def halve(model: onnx.ModelProto) -> None:
     entry.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(entry).astype(np.float16), entry.name))
 
 
-def set_name(model: onnx.ModelProto) -> None:
-    node_of(model, "conv3").name = "something"
-
-
-def set_operator(model: onnx.ModelProto) -> None:
-    node_of(model, "fc6").op_type = "MatMul"
-
-
 def reshape(model: onnx.ModelProto) -> None:
     initialiser(model, "conv4.weight").dims[:] = [4, 8, 3, 3]
 
@@ -165,16 +157,12 @@ def skip_pool(model: onnx.ModelProto) -> None:
     node_of(model, "conv3").input[0] = "conv2/lrn"
 
 
-def set_alpha(model: onnx.ModelProto) -> None:
-    node_of(model, "fc6").attribute.append(helper.make_attribute("alpha", 2.0))
-
-
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        (set_name, "conv3 is missing"),
+        (lambda model: setattr(node_of(model, "conv3"), "name", "something"), "conv3 is missing"),
         (set_strides, "conv4 has strides [2, 2], not [1, 1]"),
-        (set_operator, "fc6 is MatMul, not Gemm"),
+        (lambda model: setattr(node_of(model, "fc6"), "op_type", "MatMul"), "fc6 is MatMul, not Gemm"),
         (
             lambda model: node_of(model, "conv5").input.pop(),
             "conv5 reads conv4/relu, conv5.weight, not conv4/relu, conv5.weight, conv5.bias",
@@ -183,7 +171,10 @@ def set_alpha(model: onnx.ModelProto) -> None:
         (reshape, "conv4.weight is [4, 8, 3, 3], not [8, 4, 3, 3]"),
         (lambda model: model.graph.initializer.remove(initialiser(model, "conv4.bias")), "conv4.bias is missing"),
         (shorten, "conv2.weight cannot be read"),
-        (set_alpha, "fc6 has alpha 2.0, not None"),
+        (
+            lambda model: node_of(model, "fc6").attribute.append(helper.make_attribute("alpha", 2.0)),
+            "fc6 has alpha 2.0, not None",
+        ),
         (halve, "conv5.weight is FLOAT16, not FLOAT"),
     ],
 )
