@@ -168,13 +168,13 @@ class Exporter:
         spec = self._engine_spec(precision) if format == "trt" else None
         return self._build(format, precision, plan or self._plan(precision), spec, folder)[0]
 
-    def export_all(self, wanted: Sequence[tuple[Format, Precision]]) -> Iterator[Outcome]:
-        """Export each of `wanted`; a failed one does not stop the others.
+    def export_all(self, requested: Sequence[tuple[Format, Precision]]) -> Iterator[Outcome]:
+        """Export each of `requested`; a failed one does not stop the others.
 
         Raises:
             UserError: when an input cannot be used or the output folder cannot be written: that would stop them all.
         """
-        for format, precision in wanted:
+        for format, precision in requested:
             try:
                 yield Outcome(format=format, precision=precision, artifact=self.export(format, precision))
             except (GateError, MissingComponentError) as error:
@@ -300,9 +300,9 @@ def _staging(out: Path) -> Iterator[Path]:
     """A folder beside the artifacts for unfinished files, so that a finished one is moved by a rename."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        for left in out.glob(".staging-*"):
-            if not Path(f"/proc/{left.name.split('-')[1]}").exists():  # of an export that was killed
-                shutil.rmtree(left, ignore_errors=True)
+        for leftover in out.glob(".staging-*"):
+            if not Path(f"/proc/{leftover.name.split('-')[1]}").exists():  # of an export that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=f".staging-{os.getpid()}-", dir=out))
     try:
         yield folder

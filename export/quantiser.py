@@ -50,8 +50,8 @@ class Quantiser:
     @property
     def corrections(self) -> list[str]:
         """What is changed in the network before INT8, by the names of the options."""
-        asked = {"equalise": self.settings.equalise, "correct-bias": self.settings.correct_bias}
-        return [name for name, on in asked.items() if on]
+        options = {"equalise": self.settings.equalise, "correct-bias": self.settings.correct_bias}
+        return [name for name, on in options.items() if on]
 
     def calibration(self, precision: Precision = "int8") -> Calibration:
         """The ranges of every artifact of this precision.

@@ -48,8 +48,8 @@ def selection(
     if format != "all":
         return [(format, precision or "fp32")]  # type: ignore[list-item]  # one of FORMATS
     if lower_fp32:
-        wanted: tuple[Precision, ...] = ("fp32", "int8", "int8-int4-fc") if precision is None else (precision,)
-        return [(name, kind) for name in LOWERED for kind in wanted]
+        artifacts: tuple[Precision, ...] = ("fp32", "int8", "int8-int4-fc") if precision is None else (precision,)
+        return [(name, kind) for name in LOWERED for kind in artifacts]
     if precision is None:
         return every_artifact(target)
     lowered = LOWERED if target is not None and precision in LOWERED_PRECISIONS else ()
@@ -88,13 +88,15 @@ def unavailable(
     return None
 
 
-def check_engines(wanted: Sequence[tuple[Format, Precision]], runtime: Runtime | None, options: EngineOptions) -> None:
-    """Refuse options that the builder of the engines in `wanted` lacks, before any work; what is missing is no matter here.
+def check_engines(
+    artifacts: Sequence[tuple[Format, Precision]], runtime: Runtime | None, options: EngineOptions
+) -> None:
+    """Refuse options that the builder of the engines in `artifacts` lacks, before any work; what is missing is no matter here.
 
     Raises:
         UserError: for an option or a precision that it lacks.
     """
-    for format, precision in wanted:
+    for format, precision in artifacts:
         if format == "trt" and unavailable("trt", runtime, torch=False) is None:
             from alexnet_edge.export.engines.engine import check_engine
 

@@ -128,9 +128,9 @@ def lowered_onnx(
     return graph.model(checkpoint, name, opsets, IR_VERSION)
 
 
-def _amax(ranges: Mapping[str, float], layer: str, what: str) -> float:
+def _amax(ranges: Mapping[str, float], layer: str, end: str) -> float:
     if layer not in ranges:
-        raise UserError(f"no range for the {what} of {layer}", value=", ".join(ranges), fix="calibrate with outputs")
+        raise UserError(f"no range for the {end} of {layer}", value=", ".join(ranges), fix="calibrate with outputs")
     return ranges[layer]
 
 
@@ -139,10 +139,10 @@ def _layer(
 ) -> None:
     """Append a layer and what follows it, quantised as the next layer wants its input."""
     kind = plan[spec.name]
-    wanted = None if following is None else plan[following.name]
+    next_kind = None if following is None else plan[following.name]
     operators = kind == "int8" and graph.lowering.form == "operators"
     behind: _Scale | None = None
-    if following is not None and (wanted == "int8" or (operators and spec.kind == "conv")):
+    if following is not None and (next_kind == "int8" or (operators and spec.kind == "conv")):
         amax = _amax(ranges.amax, following.name, "input")
         behind = graph.scale(f"{following.name}/input", amax, negative=not spec.relu)
     if kind == "int8" and graph.quantised is None:  # the image; every other input is quantised where it is made
@@ -156,13 +156,13 @@ def _layer(
     if spec.lrn:
         graph.dequantise(f"{spec.name}/output_dq")
         _normalise(graph, f"{spec.name}/lrn", spec.out_channels)
-    if behind is not None and graph.quantised is None and wanted == "int8" and graph.lowering.pool_quantised:
+    if behind is not None and graph.quantised is None and next_kind == "int8" and graph.lowering.pool_quantised:
         graph.quantise(f"{spec.name}/q", behind)
     if spec.pool:
         graph.pool(f"{spec.name}/pool")
-    if behind is not None and graph.quantised is None and wanted == "int8":
+    if behind is not None and graph.quantised is None and next_kind == "int8":
         graph.quantise(f"{spec.name}/q", behind)
-    if wanted != "int8":
+    if next_kind != "int8":
         graph.dequantise(f"{spec.name}/dq")
 
 

@@ -172,8 +172,8 @@ def _computed_in(node: ExecutedNode) -> str:
 
 
 def _require(layers: Sequence[LayerPrecision], stored: dict[str, str], precision: Precision) -> None:
-    asked = {layer.name: layer.requested for layer in layers}
-    wrong = [f"the weights of {name} are stored in {kind}" for name, kind in stored.items() if kind != asked[name]]
+    requested = {layer.name: layer.requested for layer in layers}
+    wrong = [f"the weights of {name} are stored in {kind}" for name, kind in stored.items() if kind != requested[name]]
     if precision != "fp16":
         wrong += [f"{layer.name} is {layer.built}, not {layer.requested}" for layer in layers if not layer.holds]
     if wrong:

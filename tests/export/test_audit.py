@@ -57,20 +57,24 @@ def found_in(root: Path, saturated: float = 0.0) -> CalibrationAudit:
 
 
 def test_nothing_is_found_in_a_good_set(root: Path) -> None:
-    found = found_in(root)
-    assert found.warnings == ()
-    assert found.classes == {"left": 40, "right": 40}
-    assert found.balance == pytest.approx(1)
-    assert (found.num_overlaps, found.duplicates, found.overlaps) == ({"file": 0, "pixels": 0, "looks alike": 0}, 0, ())
-    assert (found.num_images, found.evaluation_images) == (80, 8)
+    audited = found_in(root)
+    assert audited.warnings == ()
+    assert audited.classes == {"left": 40, "right": 40}
+    assert audited.balance == pytest.approx(1)
+    assert (audited.num_overlaps, audited.duplicates, audited.overlaps) == (
+        {"file": 0, "pixels": 0, "looks alike": 0},
+        0,
+        (),
+    )
+    assert (audited.num_images, audited.evaluation_images) == (80, 8)
 
 
 def test_a_copied_file_is_found(root: Path) -> None:
     shutil.copy(root / "val/left/2.png", root / "train/right/7.png")
-    found = found_in(root)
-    assert found.num_overlaps["file"] == 1
-    assert (found.overlaps[0].calibration, found.overlaps[0].evaluation) == ("right/7.png", "left/2.png")
-    assert "1 of 80 calibration images are evaluation images too" in found.warnings[0]
+    audited = found_in(root)
+    assert audited.num_overlaps["file"] == 1
+    assert (audited.overlaps[0].calibration, audited.overlaps[0].evaluation) == ("right/7.png", "left/2.png")
+    assert "1 of 80 calibration images are evaluation images too" in audited.warnings[0]
 
 
 def test_the_same_pixels_in_another_file_are_found(root: Path) -> None:
@@ -91,26 +95,26 @@ def test_a_picture_that_looks_the_same_is_found(
     root: Path, change: Callable[[Image.Image], Image.Image], suffix: str
 ) -> None:
     change(Image.open(root / "val/right/1.png")).save(root / f"train/left/3.{suffix}", quality=60)
-    found = found_in(root)
-    assert found.num_overlaps == {"file": 0, "pixels": 0, "looks alike": 1}
-    assert found.overlaps[0].evaluation == "right/1.png"
-    assert "look like evaluation images" in found.warnings[0]
+    audited = found_in(root)
+    assert audited.num_overlaps == {"file": 0, "pixels": 0, "looks alike": 1}
+    assert audited.overlaps[0].evaluation == "right/1.png"
+    assert "look like evaluation images" in audited.warnings[0]
 
 
 def test_copies_among_them_are_found(root: Path) -> None:
     shutil.copy(root / "train/left/2.png", root / "train/left/3.png")
-    found = found_in(root)
-    assert found.duplicates == 1
-    assert "1 calibration images are copies" in found.warnings[0]
+    audited = found_in(root)
+    assert audited.duplicates == 1
+    assert "1 calibration images are copies" in audited.warnings[0]
 
 
 def test_an_unbalanced_set_is_found(root: Path) -> None:
     for index in range(30):
         (root / f"train/left/{index}.png").unlink()
-    found = found_in(root)
-    assert found.balance is not None
-    assert found.balance < 0.8
-    assert found.warnings == (
+    audited = found_in(root)
+    assert audited.balance is not None
+    assert audited.balance < 0.8
+    assert audited.warnings == (
         "calibrated on 50 images: fewer than 64 miss rare large values",
         "calibration images are unbalanced: right has 40, left 10",
     )
@@ -119,9 +123,9 @@ def test_an_unbalanced_set_is_found(root: Path) -> None:
 def test_a_class_without_an_image_is_found(root: Path) -> None:
     train = open_split(root, "train")
     one_class = train.subset([index for index in range(len(train)) if train.labels_N[index] == 0])
-    found = audit(ranges(), one_class, open_split(root, "val"), classes=CLASSES)
-    assert found.missing == ("right",)
-    assert "no calibration image of right" in found.warnings
+    audited = audit(ranges(), one_class, open_split(root, "val"), classes=CLASSES)
+    assert audited.missing == ("right",)
+    assert "no calibration image of right" in audited.warnings
 
 
 def test_saturation_is_told(root: Path) -> None:
@@ -129,17 +133,17 @@ def test_saturation_is_told(root: Path) -> None:
 
 
 def test_random_pixels_are_told(root: Path) -> None:
-    found = audit(ranges(), random_images(64), open_split(root, "val"), classes=CLASSES)
-    assert found.warnings == ("calibrated on random pixels: real activations look different",)
-    assert found.classes == {}
+    audited = audit(ranges(), random_images(64), open_split(root, "val"), classes=CLASSES)
+    assert audited.warnings == ("calibrated on random pixels: real activations look different",)
+    assert audited.classes == {}
 
 
 def test_plain_pictures_do_not_look_alike(tmp_path: Path) -> None:
     for folder, colour in (("a", (200, 10, 10)), ("b", (10, 200, 10))):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (64, 64), colour).save(tmp_path / folder / "0.png")
-    found = audit(ranges(), open_images(tmp_path / "a"), open_images(tmp_path / "b"))
-    assert found.num_overlaps["looks alike"] == 0
+    audited = audit(ranges(), open_images(tmp_path / "a"), open_images(tmp_path / "b"))
+    assert audited.num_overlaps["looks alike"] == 0
 
 
 def test_distances_are_counted_bits() -> None:

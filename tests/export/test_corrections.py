@@ -96,13 +96,13 @@ def test_an_equalised_network_answers_the_same(
     steps = {first.name: rng.integers(-16, 17, first.out_channels) for first, _ in equalisable(arch)}
     after = equalised(before, steps)
     assert after.sha256 != before.sha256
-    one, other = inside(before, x_NCHW[:3], arch), inside(after, x_NCHW[:3], arch)
-    np.testing.assert_allclose(other["fc8"], one["fc8"], rtol=0, atol=1e-5 * np.abs(one["fc8"]).max())
+    exact, scaled = inside(before, x_NCHW[:3], arch), inside(after, x_NCHW[:3], arch)
+    np.testing.assert_allclose(scaled["fc8"], exact["fc8"], rtol=0, atol=1e-5 * np.abs(exact["fc8"]).max())
     for name in ("conv3", "conv4", "conv5"):
-        found, scale_C = other[f"{name}/relu"], 2.0 ** (steps[name] / 4)
-        expected = one[f"{name}/relu"] / scale_C[:, None, None]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.max())
-    np.testing.assert_array_equal(other["conv2/relu"], one["conv2/relu"])
+        y_NCHW, scale_C = scaled[f"{name}/relu"], 2.0 ** (steps[name] / 4)
+        expected = exact[f"{name}/relu"] / scale_C[:, None, None]
+        np.testing.assert_allclose(y_NCHW, expected, rtol=0, atol=1e-5 * expected.max())
+    np.testing.assert_array_equal(scaled["conv2/relu"], exact["conv2/relu"])
     read = from_text(to_text(steps), arch)
     assert all(np.array_equal(read[name], value) for name, value in steps.items())
 
@@ -112,13 +112,13 @@ def test_a_channel_that_is_larger_than_the_others_is_brought_down(
 ) -> None:
     wide = planted(checkpoint, 16)
     peaks = channel_peaks(wide, images)
-    taken = inside(wide, x_NCHW)["conv4/relu"].max(axis=(0, 2, 3))
-    np.testing.assert_allclose(peaks["conv5"], taken, rtol=1e-4)
+    largest_C = inside(wide, x_NCHW)["conv4/relu"].max(axis=(0, 2, 3))
+    np.testing.assert_allclose(peaks["conv5"], largest_C, rtol=1e-4)
     assert peaks["fc6"].shape == (32,)
     plain = steps_for(checkpoint, channel_peaks(checkpoint, images))["conv4"]
-    found = steps_for(wide, peaks)["conv4"]
-    assert found[5] - plain[5] > 10, "root of 16 for the values times root of 16 for the weights is 16 steps"
-    assert np.ptp(np.delete(found - plain, 5)) <= 1
+    steps_C = steps_for(wide, peaks)["conv4"]
+    assert steps_C[5] - plain[5] > 10, "root of 16 for the values times root of 16 for the weights is 16 steps"
+    assert np.ptp(np.delete(steps_C - plain, 5)) <= 1
 
 
 def stored(weight: FloatArray, kind: str, bits: int) -> FloatArray:
@@ -136,8 +136,8 @@ def test_corrected_biases_take_the_mean_error_away(
     """Each layer by itself: every image through the rounded layer, against the layer in FP32."""
     lowering = TARGET.lowerings["openvino"] if form == "lowered" else None
     plan = dict.fromkeys(LAYER_NAMES, "int8") | ({} if lowering is None else {"fc7": "int4", "conv3": "fp32"})
-    found = inside(checkpoint, x_NCHW)
-    inputs = dict(zip(LAYER_NAMES, (x_NCHW, *(found[name] for name in (
+    values = inside(checkpoint, x_NCHW)
+    inputs = dict(zip(LAYER_NAMES, (x_NCHW, *(values[name] for name in (
         "conv1/pool", "conv2/pool", "conv3/relu", "conv4/relu", "conv5/pool", "fc6/relu", "fc7/relu"
     ))), strict=True))  # fmt: skip
     amax = {name: float(np.abs(value).max()) * 0.8 for name, value in inputs.items()}
@@ -198,28 +198,28 @@ def test_an_equalised_artifact_is_better_says_so_and_can_be_bisected(
     wide = planted(checkpoint, 16)
     options: dict[str, Any] = {} if form == "portable" else {"target": this_machine()}
     reference_NK = inside(wide, x_NCHW)["fc8"]
-    found, errors = {}, {}
+    exports, errors = {}, {}
     for name, corrections in (("plain", {}), ("both", {"equalise": True, "correct_bias": True})):
         exporter = exporter_in(tmp_path / name, wide, images, **options, **corrections)
-        found[name] = exporter.build_only("onnx", "int8", tmp_path / name / "artifacts")
-        with open_session(found[name], threads=1) as session:
+        exports[name] = exporter.build_only("onnx", "int8", tmp_path / name / "artifacts")
+        with open_session(exports[name], threads=1) as session:
             errors[name] = compare_outputs(reference_NK, session.run(x_NCHW)).sqnr_db
-    manifest = found["both"].manifest
+    manifest = exports["both"].manifest
     record = manifest.build["corrections"]
     assert set(record) == {"equalised", "bias"}
     assert set(record["bias"]) == set(LAYER_NAMES)
-    assert "corrections" not in found["plain"].manifest.build
+    assert "corrections" not in exports["plain"].manifest.build
     assert "--equalise --correct-bias" in rebuild_command(manifest)
     assert manifest.checkpoint_sha256 == wide.sha256
     assert errors["both"] > errors["plain"] + 3
     if form == "portable" and int8_overflows() is not None:  # ONNX Runtime's sums with 8-bit weights saturate as well
         monkeypatch.setattr(OnnxRuntimeSession, "session_options", exact_sums)
-    bisection = bisect(found["both"], wide, images, limit=4)
+    bisection = bisect(exports["both"], wide, images, limit=4)
     assert bisection.passed, bisection.first
     damaged = {**record["equalised"], "conv4": "x" * 8}
     build = {**manifest.build, "corrections": {"equalised": damaged}}
     with pytest.raises(UserError, match="not of this network"):
-        bisect(replace(found["both"], manifest=replace(manifest, build=build)), wide, images)
+        bisect(replace(exports["both"], manifest=replace(manifest, build=build)), wide, images)
 
 
 def test_other_precisions_are_left_alone(checkpoint: Checkpoint, images: ImageSet, tmp_path: Path) -> None:

@@ -69,9 +69,9 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def test_every_artifact_is_described_and_proved(exported: Exported, tiny_checkpoint: MakeCheckpoint) -> None:
-    wanted = {entry for entry in every_artifact() if entry[0] != "trt" or HAVE_RTX}
-    wanted -= {("openvino", "int8")} if int8_overflows() is not None else set()
-    assert set(exported) == wanted
+    expected = {entry for entry in every_artifact() if entry[0] != "trt" or HAVE_RTX}
+    expected -= {("openvino", "int8")} if int8_overflows() is not None else set()
+    assert set(exported) == expected
     source = tiny_checkpoint()
     for (format, precision), path in exported.items():
         manifest = load_artifact(path).manifest

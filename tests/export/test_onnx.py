@@ -59,7 +59,7 @@ def nodes_of(arch: Architecture) -> list[str]:
     for spec in arch.layers:
         names += ["flatten"] if spec.name == "fc6" else []
         follows = (("relu", spec.relu), ("lrn", spec.lrn), ("pool", spec.pool))
-        names += [spec.name, *[f"{spec.name}/{suffix}" for suffix, there in follows if there]]
+        names += [spec.name, *[f"{spec.name}/{suffix}" for suffix, has in follows if has]]
     return names + (["probabilities"] if arch.head == "probabilities" else [])
 
 
@@ -137,9 +137,9 @@ def test_fp32_gives_the_model_s_answers(tiny_checkpoint: MakeCheckpoint, name: s
 
 def test_lrn_has_the_constants_of_the_layer_table(graph: MakeGraph) -> None:
     fp16 = graph("fp16")
-    found = [node for node in fp16.graph.node if node.op_type == "LRN"]
-    assert [node.name for node in found] == ["conv1/lrn", "conv2/lrn"]
-    for node in found:
+    lrn_nodes = [node for node in fp16.graph.node if node.op_type == "LRN"]
+    assert [node.name for node in lrn_nodes] == ["conv1/lrn", "conv2/lrn"]
+    for node in lrn_nodes:
         values = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         assert values == {
             "size": LRN_SIZE,
@@ -292,8 +292,8 @@ def test_int8_runs_close_to_the_model(graph: MakeGraph) -> None:
 
 def test_int8_of_one_layer_leaves_the_others_alone(checkpoint: Checkpoint) -> None:
     model = onnx_from_checkpoint(checkpoint, precision="int8", amax={"fc6": 2.0})
-    found = {node.name for node in model.graph.node if node.op_type in QUANTISED}
-    assert found == {"fc6/input_q", "fc6/input_dq", "fc6.weight_dq"}
+    quantised = {node.name for node in model.graph.node if node.op_type in QUANTISED}
+    assert quantised == {"fc6/input_q", "fc6/input_dq", "fc6.weight_dq"}
 
 
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
@@ -428,8 +428,8 @@ def test_int4_stores_the_fully_connected_weights_in_blocks(graph: MakeGraph, che
         assert tuple(values.dims) == spec.weight_shape
         assert tuple(scales.dims) == (spec.out_channels, spec.in_channels // INT4_BLOCK)
         assert scales.data_type == types[dq.output[0]] == types[spec.name] == TensorProto.FLOAT16
-    found = [node.name for node in int4.graph.node if node.op_type in QUANTISED]
-    assert found == ["fc6.weight_dq", "fc7.weight_dq", "fc8.weight_dq"], "inputs are not quantised"
+    quantised = [node.name for node in int4.graph.node if node.op_type in QUANTISED]
+    assert quantised == ["fc6.weight_dq", "fc7.weight_dq", "fc8.weight_dq"], "inputs are not quantised"
 
 
 def test_int4_runs_with_the_weights_it_stores(graph: MakeGraph, checkpoint: Checkpoint, exact: Exact) -> None:

@@ -73,12 +73,12 @@ def ranges_of(checkpoint: Checkpoint, x_NCHW: np.ndarray) -> GivenRanges:
     model.graph.output.extend(known[name] for name in inputs.values() if name in known)
     outputs = {spec.name: f"{spec.name}/relu" for spec in checkpoint.info.arch.layers if spec.lrn}
     model.graph.output.extend(known[name] for name in outputs.values())
-    wanted = [*(name for name in inputs.values() if name != "input"), *outputs.values()]
-    found = dict(zip(wanted, answers(model, x_NCHW, wanted), strict=True))
-    found["input"] = x_NCHW
+    names = [*(name for name in inputs.values() if name != "input"), *outputs.values()]
+    values = dict(zip(names, answers(model, x_NCHW, names), strict=True))
+    values["input"] = x_NCHW
     return GivenRanges(
-        amax={layer: float(np.abs(found[name]).max()) for layer, name in inputs.items()},
-        output_amax={layer: float(np.abs(found[name]).max()) for layer, name in outputs.items()},
+        amax={layer: float(np.abs(values[name]).max()) for layer, name in inputs.items()},
+        output_amax={layer: float(np.abs(values[name]).max()) for layer, name in outputs.items()},
     )
 
 
@@ -109,8 +109,8 @@ def test_the_target_of_a_processor(
 ) -> None:
     monkeypatch.setattr(targets.platform, "machine", lambda: machine)
     monkeypatch.setattr(targets, "cpu_features", lambda: features)
-    found = targets.this_machine_or_none()
-    assert (found.name if found else None) == name
+    target = targets.this_machine_or_none()
+    assert (target.name if target else None) == name
     if name is None:
         with pytest.raises(UserError, match="no target fits this processor") as error:
             targets.this_machine()
@@ -177,10 +177,10 @@ def test_answers_and_types(
     onnx.save_model(model, str(tmp_path / "a.onnx"))
     assert {layer.name: layer.built for layer in onnx_precisions(tmp_path / "a.onnx", precision)} == plan
     (reference,) = answers(onnx_from_checkpoint(checkpoint), x_NCHW)
-    (found,) = answers(model, x_NCHW)
-    assert found.shape == reference.shape
+    (y_NK,) = answers(model, x_NCHW)
+    assert y_NK.shape == reference.shape
     least = {"fp32": 100, "int8": 20 if target.name == "cpu-avx2" else 25, "int8-int4-fc": 15}[precision]
-    assert decibel(reference, found) > least
+    assert decibel(reference, y_NK) > least
 
 
 def test_signed_and_unsigned_are_the_same(checkpoint: Checkpoint, ranges: GivenRanges, x_NCHW: np.ndarray) -> None:
@@ -247,11 +247,11 @@ def test_layers_without_relu_and_a_softmax_head(x_NCHW: np.ndarray, monkeypatch:
         architecture="bare", classes=("a", "b", "c", "d"), preprocessing=layers_preprocessing(bare.preprocessing)
     )
     checkpoint = Checkpoint(path=Path("bare"), sha256="0", info=info, weights=weights)
-    found = ranges_of(checkpoint, x_NCHW)
+    ranges = ranges_of(checkpoint, x_NCHW)
     (reference,) = answers(onnx_from_checkpoint(checkpoint), x_NCHW)
     for target in LOWERED:
         for plan in (INT8, MIXED):
-            (y_NK,) = answers(lowered_onnx(checkpoint, target, plan, found), x_NCHW)
+            (y_NK,) = answers(lowered_onnx(checkpoint, target, plan, ranges), x_NCHW)
             np.testing.assert_allclose(y_NK, reference, atol=0.05)
             np.testing.assert_allclose(y_NK.sum(axis=1), 1, atol=1e-5)
 
@@ -296,11 +296,11 @@ def exported(exporter: Exporter, target: Target, format: Any, precision: Precisi
 
 
 def test_the_manifest_names_the_target(exporter: Exporter) -> None:
-    here = targets.this_machine()
-    path = exported(exporter, here, "onnx", "int8-int4-fc")
+    target = targets.this_machine()
+    path = exported(exporter, target, "onnx", "int8-int4-fc")
     assert path.name == "alexnet_int8-int4-fc.onnx"
     manifest = load_artifact(path).manifest
-    assert manifest.build["target"]["name"] == here.name
+    assert manifest.build["target"]["name"] == target.name
     assert {layer.name: layer.built for layer in manifest.layers} == MIXED
     assert manifest.parity["verdict"] == "passed"
     assert manifest.calibration is not None
@@ -318,11 +318,14 @@ def test_a_plan_of_ones_own(format: str, exporter: Exporter) -> None:
 
 
 def test_fp32_is_lowered_where_asked(exporter: Exporter) -> None:
-    here = targets.this_machine()
-    plain, lowered = exported(exporter, here, "onnx", "fp32"), exported(exporter, here, "onnx", "fp32", lower_fp32=True)
-    assert (plain.name, lowered.name) == ("alexnet_fp32.onnx", f"alexnet_fp32_{here.name}.onnx")
+    target = targets.this_machine()
+    plain, lowered = (
+        exported(exporter, target, "onnx", "fp32"),
+        exported(exporter, target, "onnx", "fp32", lower_fp32=True),
+    )
+    assert (plain.name, lowered.name) == ("alexnet_fp32.onnx", f"alexnet_fp32_{target.name}.onnx")
     operators = [{node.op_type for node in onnx.load(str(path)).graph.node} for path in (plain, lowered)]
-    assert ["LRN" in found for found in operators] == [True, False]
+    assert ["LRN" in kinds for kinds in operators] == [True, False]
 
 
 def test_for_another_machine(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,8 +406,8 @@ def test_seven_bits_do_not_overflow_without_vnni(
 def test_a_file_says_how_its_int4_layers_group_their_inputs(group: int | None, exporter: Exporter) -> None:
     """What the plugin takes from the file when anybody loads it, this package or not."""
     target = changed(targets.this_machine(), "openvino", input_group=group)
-    found = load_artifact(exported(exporter, target, "openvino", "int8-int4-fc"))
-    compiled = shared_core().compile_model(str(found.path), "CPU")
-    assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == found.manifest.build["input_group"]
+    artifact = load_artifact(exported(exporter, target, "openvino", "int8-int4-fc"))
+    compiled = shared_core().compile_model(str(artifact.path), "CPU")
+    assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == artifact.manifest.build["input_group"]
     if group is not None:
-        assert found.manifest.build["input_group"] == group
+        assert artifact.manifest.build["input_group"] == group

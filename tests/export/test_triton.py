@@ -332,11 +332,11 @@ def names(text: str) -> list[list[str]]:
 def test_the_server_takes_the_configuration_and_warms_up(served: tuple[Running, Path]) -> None:
     server, folder = served
     assert server.get("v2")["name"] == "triton"
-    found: Any = server.get("v2/models/means/config")
-    assert found["max_batch_size"] == 5
-    assert found["instance_group"][0]["count"] == 2
-    assert found["output"][0]["label_filename"] == "labels.txt"
-    sha256 = found["parameters"]["alexnet_edge.sha256"]["string_value"]
+    config: Any = server.get("v2/models/means/config")
+    assert config["max_batch_size"] == 5
+    assert config["instance_group"][0]["count"] == 2
+    assert config["output"][0]["label_filename"] == "labels.txt"
+    sha256 = config["parameters"]["alexnet_edge.sha256"]["string_value"]
     assert sha256 == sha256_file(folder / "triton" / "means" / "1" / "model.onnx")
     log = server.log.read_text(encoding="utf-8")
     assert log.count("INSTANCE") == 2
