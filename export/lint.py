@@ -313,11 +313,12 @@ def _batch(graph: IndexedGraph, target: str) -> Iterator[Finding]:
         sizes = [] if shape is None else shape.astype(int).reshape(-1).tolist()
         from_free = graph.shapes.get(input_name(node, 0), (0,))[:1] == (None,)
         if from_free and sizes and sizes[0] > 0 and (-1 not in sizes or sizes[1:] == [-1]):
-            problem = (
-                f"it fixes the batch at {sizes[0]}, which the input leaves free: the builder only logs that other "
+            yield _at(
+                node,
+                f"it fixes the batch at {sizes[0]}, which the input leaves free: the builder only logs that other batches "
+                "will fail",
+                "write -1 for the batch in the shape of this Reshape, or give the input a fixed batch",
             )
-            fix = "write -1 for the batch in the shape of this Reshape, or give the input a fixed batch"
-            yield _at(node, problem + "batches will fail", fix)
 
 
 def _accuracy(graph: IndexedGraph, target: str) -> Iterator[Finding]:
@@ -386,10 +387,8 @@ def _weight(graph: IndexedGraph, node: Any, quantised: bool) -> Iterator[Finding
     output = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1 - attribute(node, "transB", 0)}.get(node.op_type, rank - 1)
     axis = attribute(writer, "axis", 1) % rank if rank else output
     if not attribute(writer, "block_size", 0) and axis != output:
-        problem = (
-            f"the scales of the weights are along axis {axis}, not {output}, the output channels: no INT8 in TensorRT"
-        )
-        yield _at(node, problem, f"quantise the weights along axis {output}")
+        problem = f"the scales of the weights are along axis {axis}, not {output}, the output channels"
+        yield _at(node, f"{problem}: no INT8 in TensorRT", f"quantise the weights along axis {output}")
 
 
 _DLA_FIXES = dict.fromkeys(

@@ -13,6 +13,7 @@ falls outside is the one of TensorRT's and PyTorch's observers.
 from __future__ import annotations
 
 import logging
+import math
 import struct
 import zipfile
 import zlib
@@ -274,8 +275,8 @@ def _least_divergence(counts: Counts) -> int:
     counts = counts.copy()
     counts[0] = counts[1]  # exact zeros (ReLU) need no range and would hide the rest
     last = int(np.max(np.nonzero(counts)[0], initial=0)) + 1
-    best, best_bins = np.inf, last
-    for bins in range(LEVELS, last + 1):
+
+    def divergence(bins: int) -> float:
         kept = counts[:bins].astype(np.float64)
         reference = kept.copy()
         reference[-1] += counts[bins:].sum()
@@ -284,12 +285,9 @@ def _least_divergence(counts: Counts) -> int:
         mass = np.bincount(level, weights=kept, minlength=LEVELS)
         share = np.bincount(level, weights=filled, minlength=LEVELS)
         merged = np.where(filled, mass[level] / np.maximum(share[level], 1), 0.0)
-        if not merged.any():  # nothing would be left
-            continue
-        divergence = _divergence(reference, merged)
-        if divergence < best:
-            best, best_bins = divergence, bins
-    return best_bins
+        return _divergence(reference, merged) if merged.any() else math.inf  # nothing would be left
+
+    return min(range(LEVELS, last + 1), key=divergence, default=last)
 
 
 def _least_squares(counts: Counts) -> int:
@@ -301,14 +299,13 @@ def _least_squares(counts: Counts) -> int:
     last = int(np.max(np.nonzero(counts)[0], initial=0)) + 1
     filled = np.flatnonzero(counts[:last])
     middles, weights = filled + 0.5, counts[filled].astype(np.float64)
-    best, best_bins = np.inf, last
-    for bins in range(min(LEVELS, last), last + 1):
+
+    def squared_error(bins: int) -> float:
         step = bins / (LEVELS - 1)
         error = middles - step * np.minimum(np.rint(middles / step), LEVELS - 1)
-        squared = float(weights @ (error * error))
-        if squared < best:
-            best, best_bins = squared, bins
-    return best_bins
+        return float(weights @ (error * error))
+
+    return min(range(min(LEVELS, last), last + 1), key=squared_error)
 
 
 def _divergence(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
