@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Protocol
 
 from alexnet_edge import records
@@ -11,7 +10,7 @@ from alexnet_edge.artifact import Format, Plan
 from alexnet_edge.export.exporter import Exporter, Outcome
 from alexnet_edge.export.precision import CALIBRATED
 from alexnet_edge.export.request import ExportRequest, Job, resolve
-from alexnet_edge.export.settings import CACHE, ExportSettings
+from alexnet_edge.export.settings import ExportSettings
 from alexnet_edge.images.datasets import open_images
 from alexnet_edge.progress import Reporter
 from alexnet_edge.proof.recorded import calibration_images, validation_images
@@ -33,7 +32,6 @@ def export_all(
     request: ExportRequest,
     *,
     search: Callable[[Exporter, Format], FoundPlan] | None = None,
-    cache: Path = CACHE,
     reporter: Reporter | None = None,
 ) -> Iterator[Outcome]:
     """Build and prove every artifact of a request; one that fails does not stop the others.
@@ -41,7 +39,6 @@ def export_all(
     Args:
         request: what is asked for.
         search: chooses the type of each layer; with `request.auto`, and only then.
-        cache: folder for calibration histograms and the journal of a search.
         reporter: where progress goes.
 
     Raises:
@@ -50,7 +47,7 @@ def export_all(
         CheckpointError: when there is no checkpoint.
     """
     job = resolve(request)
-    exporter = exporter_of(request, job, cache=cache, reporter=reporter)
+    exporter = _exporter(request, job, reporter)
     if job.table_version is not None:
         assert request.calibration.calibration_table is not None
         exporter.quantiser.write_table(request.calibration.calibration_table, job.table_version)
@@ -61,12 +58,8 @@ def export_all(
     yield from exporter.export_all(job.artifacts)
 
 
-def exporter_of(request: ExportRequest, job: Job, *, cache: Path = CACHE, reporter: Reporter | None = None) -> Exporter:
-    """The exporter of a request's artifacts, its source and images opened.
-
-    Raises:
-        UserError, DataError, CheckpointError: when one of them cannot be used.
-    """
+def _exporter(request: ExportRequest, job: Job, reporter: Reporter | None) -> Exporter:
+    """The exporter of a request's artifacts, its source and images opened."""
     from alexnet_edge.export.graphs.source import checkpoint_from_onnx
     from alexnet_edge.network.load import load_checkpoint, newest_checkpoint
 
@@ -96,6 +89,5 @@ def exporter_of(request: ExportRequest, job: Job, *, cache: Path = CACHE, report
         lower_fp32=job.lower_fp32,
         threads=request.threads,
         on_bad_image=request.on_bad_image,
-        cache=cache,
     )
     return Exporter(checkpoint, settings, proof_images=proof, calibration_images=images, reporter=reporter)
