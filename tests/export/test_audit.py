@@ -69,36 +69,31 @@ def test_nothing_is_found_in_a_good_set(root: Path) -> None:
     assert (audited.num_images, audited.evaluation_images) == (80, 8)
 
 
-def test_a_copied_file_is_found(root: Path) -> None:
-    shutil.copy(root / "val/left/2.png", root / "train/right/7.png")
-    audited = found_in(root)
-    assert audited.num_overlaps["file"] == 1
-    assert (audited.overlaps[0].calibration, audited.overlaps[0].evaluation) == ("right/7.png", "left/2.png")
-    assert "1 of 80 calibration images are evaluation images too" in audited.warnings[0]
-
-
-def test_the_same_pixels_in_another_file_are_found(root: Path) -> None:
-    Image.open(root / "val/left/2.png").save(root / "train/left/0.png", compress_level=1)
-    assert found_in(root).num_overlaps == {"file": 0, "pixels": 1, "looks alike": 0}
+SAME, ALIKE = "1 of 80 calibration images are evaluation images too", "1 of 80 calibration images look like evaluation"
 
 
 @pytest.mark.parametrize(
-    ("change", "suffix"),
+    ("save", "how", "warning"),
     [
-        (lambda picture: picture.resize((200, 160)), "png"),
-        (lambda picture: ImageEnhance.Brightness(picture).enhance(1.15), "png"),
-        (lambda picture: picture, "jpg"),
+        (lambda path, copy: shutil.copy(path, copy), "file", SAME),
+        (lambda path, copy: Image.open(path).save(copy, compress_level=1), "pixels", SAME),
+        (lambda path, copy: Image.open(path).resize((200, 160)).save(copy), "looks alike", ALIKE),
+        (lambda path, copy: ImageEnhance.Brightness(Image.open(path)).enhance(1.15).save(copy), "looks alike", ALIKE),
+        (lambda path, copy: Image.open(path).save(copy.with_suffix(".jpg"), quality=60), "looks alike", ALIKE),
     ],
-    ids=["smaller", "brighter", "jpeg"],
+    ids=["file", "pixels", "smaller", "brighter", "jpeg"],
 )
-def test_a_picture_that_looks_the_same_is_found(
-    root: Path, change: Callable[[Image.Image], Image.Image], suffix: str
+def test_an_image_of_the_evaluation_is_found(
+    root: Path, save: Callable[[Path, Path], object], how: str, warning: str
 ) -> None:
-    change(Image.open(root / "val/right/1.png")).save(root / f"train/left/3.{suffix}", quality=60)
+    copy = root / "train/right/7.png"
+    if how == "looks alike":
+        copy.unlink()
+    save(root / "val/left/2.png", copy)
     audited = found_in(root)
-    assert audited.num_overlaps == {"file": 0, "pixels": 0, "looks alike": 1}
-    assert audited.overlaps[0].evaluation == "right/1.png"
-    assert "look like evaluation images" in audited.warnings[0]
+    assert audited.num_overlaps == {"file": 0, "pixels": 0, "looks alike": 0, how: 1}
+    assert (audited.overlaps[0].calibration[:-4], audited.overlaps[0].evaluation) == ("right/7", "left/2.png")
+    assert warning in audited.warnings[0]
 
 
 def test_copies_among_them_are_found(root: Path) -> None:

@@ -162,13 +162,6 @@ def test_a_planted_layer_is_found(
         require_precision(layers, "this")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_parsed_network_has_the_graph_s_precisions(graphs: dict[Precision, Path], precision: Precision) -> None:
-    parsed = Parsed(graphs[precision])
-    assert built(network_precisions(parsed.network, precision)) == layer_types(precision)
-    assert {layer.get_input(0).dtype.name for layer in parsed.layers if layer.type.name == "LRN"} == {"FLOAT"}
-
-
 @pytest.mark.parametrize(
     ("precision", "name", "plant", "kind"),
     [
