@@ -16,7 +16,7 @@ from rtx_engine import Parsed, build_rtx, library
 
 from alexnet_edge.artifact import Precision, layer_types
 from alexnet_edge.errors import AlexNetEdgeError
-from alexnet_edge.export.graphs.onnx import DLA_PRECISIONS, OPSETS, onnx_from_checkpoint, write_onnx
+from alexnet_edge.export.graphs.onnx import DLA_PRECISIONS, OPSETS, onnx_from_checkpoint
 from alexnet_edge.export.precision import network_precisions, require_precision, weight_bytes
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES, architecture
@@ -25,6 +25,7 @@ from alexnet_edge.network.load import load_checkpoint
 trt = library()
 
 MakeCheckpoint = Callable[..., Path]
+FullGraph = Callable[[Precision], Path]
 
 COMPUTE = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT", "fp8": "HALF", "int4-fc": "HALF"}
 """TensorRT's name of the type that each precision computes in where nothing is quantised."""
@@ -33,20 +34,6 @@ COMPUTE = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT", "fp
 def graph(checkpoint: Checkpoint, precision: Precision, for_dla: int | None = None) -> onnx.ModelProto:
     ranges = dict.fromkeys(LAYER_NAMES, 8.0) if precision in ("int8", "fp8") else None
     return onnx_from_checkpoint(checkpoint, precision=precision, amax=ranges, for_dla=for_dla)
-
-
-@pytest.fixture(scope="module")
-def written(tiny_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Precision], Path]:
-    """`written("fp8")` is the file of the full-size network, whose engines have its size; do not change it."""
-    folder = tmp_path_factory.mktemp("graphs")
-
-    def write(precision: Precision) -> Path:
-        path = folder / f"{precision}.onnx"
-        if not path.exists():
-            write_onnx(graph(load_checkpoint(tiny_checkpoint("two-tower")), precision), path)
-        return path
-
-    return write
 
 
 def check_types(parsed: Parsed, precision: Precision) -> None:
@@ -70,8 +57,8 @@ def check_types(parsed: Parsed, precision: Precision) -> None:
 
 
 @pytest.mark.parametrize("precision", OPSETS)
-def test_every_precision(written: Callable[[Precision], Path], precision: Precision) -> None:
-    parsed = Parsed(written(precision))
+def test_every_precision(full_graph: FullGraph, precision: Precision) -> None:
+    parsed = Parsed(full_graph(precision))
     check_types(parsed, precision)
     kinds = [layer.type.name for layer in parsed.layers]
     assert kinds.count("LRN") == 2
@@ -109,19 +96,19 @@ def test_the_form_for_dla(tiny_checkpoint: MakeCheckpoint, name: str, precision:
     assert tuple(parsed.network.get_output(0).shape) == (4, 4)
 
 
-def test_a_graph_with_mixed_types_is_refused(written: Callable[[Precision], Path]) -> None:
+def test_a_graph_with_mixed_types_is_refused(full_graph: FullGraph) -> None:
     """The parser does check types: what it accepts here says something."""
-    model = onnx.load(str(written("fp16")))
+    model = onnx.load(str(full_graph("fp16")))
     bias = next(entry for entry in model.graph.initializer if entry.name == "conv2.bias")
     bias.CopyFrom(onnx.numpy_helper.from_array(np.zeros(256, np.float32), "conv2.bias"))
     assert re.search(r"conv2.*must be of same type", " ".join(Parsed(model.SerializeToString()).reasons.split()))
 
 
 @pytest.mark.parametrize("precision", OPSETS)
-def test_real_engines(written: Callable[[Precision], Path], tmp_path: Path, precision: Precision) -> None:
+def test_real_engines(full_graph: FullGraph, tmp_path: Path, precision: Precision) -> None:
     engine = tmp_path / "a.engine"
     expected = weight_bytes(architecture("two-tower", 4), precision)
-    built = build_rtx(written(precision), engine, precision, expected, ("sm89",))
+    built = build_rtx(full_graph(precision), engine, precision, expected, ("sm89",))
     require_precision(built.layers, "this")
     assert {layer.name: layer.built for layer in built.layers} == layer_types(precision)
     assert engine.stat().st_size == pytest.approx(expected, rel=0.02, abs=4 << 20)
@@ -130,12 +117,12 @@ def test_real_engines(written: Callable[[Precision], Path], tmp_path: Path, prec
 
 @pytest.mark.parametrize(("precision", "target"), [("fp8", "sm86"), ("int4-fc", "sm75")])
 def test_types_that_a_gpu_does_not_have(
-    written: Callable[[Precision], Path], tmp_path: Path, precision: Precision, target: str
+    full_graph: FullGraph, tmp_path: Path, precision: Precision, target: str
 ) -> None:
     """FP8 came with SM 8.9, INT4 with SM 8.0; one line says so and nothing is written."""
     engine = tmp_path / "a.engine"
     with pytest.raises(AlexNetEdgeError) as error:
-        build_rtx(written(precision), engine, precision, gpus=(target,))
+        build_rtx(full_graph(precision), engine, precision, gpus=(target,))
     assert "\n" not in str(error.value)
     assert target in str(error.value)
     assert not engine.exists()

@@ -16,7 +16,7 @@ from alexnet_edge.artifact import LayerPrecision, Precision, layer_types
 from alexnet_edge.errors import PrecisionError
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.export.engines.tensorrt import prove_size
-from alexnet_edge.export.graphs.onnx import OPSETS, onnx_from_checkpoint
+from alexnet_edge.export.graphs.onnx import OPSETS
 from alexnet_edge.export.precision import (
     _kernel_type,
     network_precisions,
@@ -24,32 +24,11 @@ from alexnet_edge.export.precision import (
     require_precision,
     weight_bytes,
 )
-from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import ARCHITECTURES, LAYER_NAMES, architecture
-from alexnet_edge.network.load import load_checkpoint
 
-MakeCheckpoint = Callable[..., Path]
+FullGraph = Callable[[Precision], Path]
 
-AMAX = dict.fromkeys(LAYER_NAMES, 4.0)
 PRECISIONS: tuple[Precision, ...] = tuple(OPSETS)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: MakeCheckpoint) -> Checkpoint:
-    return load_checkpoint(tiny_checkpoint("two-tower"))  # the proof by size needs the real one
-
-
-@pytest.fixture(scope="module")
-def graphs(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
-    """A right graph of each precision."""
-    folder = tmp_path_factory.mktemp("graphs")
-    paths = {}
-    for precision in PRECISIONS:
-        ranges = AMAX if precision in ("int8", "fp8") else None
-        model = onnx_from_checkpoint(checkpoint, precision=precision, amax=ranges)
-        paths[precision] = folder / f"{precision}.onnx"
-        onnx.save_model(model, str(paths[precision]))
-    return paths
 
 
 def built(layers: tuple[LayerPrecision, ...]) -> dict[str, str]:
@@ -116,8 +95,8 @@ def renamed(model: onnx.ModelProto, name: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_right_graphs_hold(graphs: dict[Precision, Path], precision: Precision) -> None:
-    layers = onnx_precisions(graphs[precision], precision)
+def test_right_graphs_hold(full_graph: FullGraph, precision: Precision) -> None:
+    layers = onnx_precisions(full_graph(precision), precision)
     assert built(layers) == layer_types(precision)
     assert {layer.name: layer.requested for layer in layers} == layer_types(precision)
     assert all(layer.holds for layer in layers)
@@ -126,8 +105,8 @@ def test_right_graphs_hold(graphs: dict[Precision, Path], precision: Precision) 
 
 @pytest.mark.parametrize("requested", PRECISIONS)
 @pytest.mark.parametrize("written", PRECISIONS)
-def test_the_answer_is_not_the_request(graphs: dict[Precision, Path], requested: Precision, written: Precision) -> None:
-    layers = onnx_precisions(graphs[written], requested)
+def test_the_answer_is_not_the_request(full_graph: FullGraph, requested: Precision, written: Precision) -> None:
+    layers = onnx_precisions(full_graph(written), requested)
     assert built(layers) == layer_types(written)
     if requested != written:
         words = f"fc8 is {layer_types(written)['fc8']}, not {layer_types(requested)['fc8']}"
@@ -153,9 +132,9 @@ Plant = Callable[[onnx.ModelProto, str], None]
     ],
 )
 def test_a_planted_layer_is_found(
-    graphs: dict[Precision, Path], tmp_path: Path, precision: Precision, name: str, plant: Plant, kind: str
+    full_graph: FullGraph, tmp_path: Path, precision: Precision, name: str, plant: Plant, kind: str
 ) -> None:
-    path = edited(graphs[precision], tmp_path / "a.onnx", lambda model: plant(model, name))
+    path = edited(full_graph(precision), tmp_path / "a.onnx", lambda model: plant(model, name))
     layers = onnx_precisions(path, precision)
     assert built(layers) == all_but(name, precision, kind)
     with pytest.raises(PrecisionError, match=f"^this: {name} is {kind}, not {layer_types(precision)[name]}$"):
@@ -174,9 +153,9 @@ def test_a_planted_layer_is_found(
     ],
 )
 def test_a_planted_layer_is_found_in_the_parsed_network(
-    graphs: dict[Precision, Path], tmp_path: Path, precision: Precision, name: str, plant: Plant, kind: str
+    full_graph: FullGraph, tmp_path: Path, precision: Precision, name: str, plant: Plant, kind: str
 ) -> None:
-    path = edited(graphs[precision], tmp_path / "a.onnx", lambda model: plant(model, name))
+    path = edited(full_graph(precision), tmp_path / "a.onnx", lambda model: plant(model, name))
     parsed = Parsed(path)
     assert built(network_precisions(parsed.network, precision)) == all_but(name, precision, kind)
     engine = tmp_path / "a.engine"
@@ -185,9 +164,9 @@ def test_a_planted_layer_is_found_in_the_parsed_network(
     assert not engine.exists()
 
 
-def test_the_convolution_s_own_weights_count(graphs: dict[Precision, Path]) -> None:
+def test_the_convolution_s_own_weights_count(full_graph: FullGraph) -> None:
     """The parser keeps a convolution's weights in the layer; `network_precisions` must read them there, too."""
-    parsed = Parsed(graphs["bf16"])
+    parsed = Parsed(full_graph("bf16"))
     conv = next(layer for layer in parsed.layers if layer.name == "conv3")
     assert conv.num_inputs == 1
     assert _kernel_type(conv) == "bf16"
@@ -222,7 +201,7 @@ def test_the_size_tells_the_precisions_apart(arch: str) -> None:
 
 
 def test_an_engine_with_fp32_weights_is_no_fp16_engine(
-    graphs: dict[Precision, Path], checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    full_graph: FullGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were the layers' types read wrongly, the size of a real FP32 engine would still give it away."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: no engine can be built here")
@@ -232,4 +211,4 @@ def test_an_engine_with_fp32_weights_is_no_fp16_engine(
     )
     monkeypatch.setattr("alexnet_edge.export.engines.tensorrt.network_precisions", lambda network, precision: blind)
     with pytest.raises(PrecisionError, match=r"the engine has 2\d\d,\d+,\d+ bytes where .* in fp16 take"):
-        build_rtx(graphs["fp32"], tmp_path / "a.engine", "fp16", weight_bytes(checkpoint.info.arch, "fp16"))
+        build_rtx(full_graph("fp32"), tmp_path / "a.engine", "fp16", weight_bytes(architecture("two-tower", 4), "fp16"))
