@@ -150,11 +150,7 @@ class Exporter:
     def build_only(self, format: Format, precision: Precision, folder: Path, plan: Plan | None = None) -> Artifact:
         """Build an artifact into a new `folder`, its precision read back, and leave out the proof, as a search does.
 
-        Args:
-            format: of the artifact.
-            precision: of the artifact.
-            folder: is made.
-            plan: the type of each layer, for `mixed`.
+        `plan` is the type of each layer, for `mixed`.
 
         Raises:
             UserError: when no graph can be written for the plan.
@@ -209,11 +205,7 @@ class Exporter:
         return check_engine(engine_runtime(self.settings.runtime), self.settings.engine, precision)
 
     def _plan(self, precision: Precision) -> Plan:
-        """The type of each layer.
-
-        Raises:
-            UserError: for `mixed` without a plan.
-        """
+        """The type of each layer."""
         if precision != "mixed":
             return layer_types(precision)
         if self.plan is None:

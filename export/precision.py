@@ -114,9 +114,7 @@ def network_precisions(network: Any, precision: Precision) -> tuple[LayerPrecisi
     quantise/dequantise pairs, in theirs. So where no GPU is there to inspect the engine, this is the evidence. With
     `int4-fc`, fc6 to fc8 are `int4` by the type of their stored weights; they compute in FP16.
 
-    Args:
-        network: a `tensorrt` or `tensorrt_rtx` `INetworkDefinition`, parsed from a graph of this package.
-        precision: the precision asked for; `layer_types` says what it asks of each layer.
+    `network` is a parsed graph of this package, an `INetworkDefinition` of `tensorrt` or `tensorrt_rtx`.
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     producers = {layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)}

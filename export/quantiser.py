@@ -82,10 +82,7 @@ class Quantiser:
     def source(self, precision: Precision, plan: Plan, lowering: Lowering | None) -> tuple[Checkpoint, dict[str, Any]]:
         """What is written: the checkpoint, or that with its corrections; and `build["corrections"]` of the manifest.
 
-        Args:
-            precision: of the artifact.
-            plan: the type of each layer.
-            lowering: how the graph is written; None for the portable one.
+        `plan` is the type of each layer, `lowering` how the graph is written; None for the portable one.
         """
         if not self.corrections or precision not in CORRECTED or set(plan.values()) == {"fp32"}:
             return self.checkpoint, {}

@@ -141,10 +141,7 @@ def layer_precisions(nodes: Sequence[ExecutedNode], stored: dict[str, str], type
     A layer is `int8` when its kernel and the element types of its input and its weights say so; `int4` when its kernel reads
     the weights in INT4; `missing` when no node does its work.
 
-    Args:
-        nodes: of the compiled model.
-        stored: the type that each layer's weights are stored in.
-        types: what was asked of each layer.
+    `stored` are the types that the layers' weights are stored in, `types` what was asked of each layer.
     """
     rows = []
     for name, requested in types.items():

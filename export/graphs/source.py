@@ -21,10 +21,7 @@ _FIX = "give the alexnet_fp32.onnx that `alexnet-edge export --format onnx` wrot
 
 
 def checkpoint_from_onnx(path: Path) -> Checkpoint:
-    """Read the weights and description back from an FP32 ONNX artifact of this package.
-
-    Args:
-        path: the `.onnx` file, with its manifest beside it.
+    """Read the weights and description back from an FP32 ONNX artifact of this package, its manifest beside it.
 
     Returns:
         A checkpoint whose `path` is that of the ONNX file and whose `sha256` is that of the checkpoint it was exported from.

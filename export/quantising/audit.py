@@ -99,14 +99,7 @@ class _Prints:
 def audit(
     calibration: Calibration, images: ImageSet, evaluation: ImageSet, *, classes: Sequence[str] = ()
 ) -> CalibrationAudit:
-    """Audit the images of a calibration against those that its answers are judged on.
-
-    Args:
-        calibration: the ranges, for their saturation.
-        images: the images that it was made from.
-        evaluation: the images of the proof.
-        classes: the network's class names.
-    """
+    """Audit the images that a calibration was made from against those of the proof; `classes` are the network's."""
     counts = _count(images)
     shares = np.array(list(counts.values()), np.float64) / (sum(counts.values()) or 1)
     prints = _prints(images)
