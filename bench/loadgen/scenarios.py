@@ -182,7 +182,10 @@ def _serve_best(place: _Place, settings: ScenarioSettings, logs: Path, reporter:
         reporter.update(0, "timing inferences")
         with Worker(cpus=place.cpus) as worker:
             place.open(worker)
-            p90_ns = _p90_ns(lambda: worker.time(batch=1))
+            for _ in range(WARMUP_COUNT):
+                worker.time(batch=1)
+            p90_ns = percentile_of([worker.time(batch=1) for _ in range(required_samples(90))], 90)
+            assert p90_ns is not None
             bound_ms = settings.latency_bound_ms or BOUND_FACTOR * p90_ns / 1e6
             # a sample that just missed a batch waits for it, and then takes as long itself
             batching = measure_batches(
@@ -211,14 +214,6 @@ def _serve_best(place: _Place, settings: ScenarioSettings, logs: Path, reporter:
     result = run(settings.target_qps) if settings.target_qps else search_rate(run, estimate)
     measured = {} if batching is None else {"batching": records.to_builtins(batching)}
     return {**result, "single_p90_ns": p90_ns, "runs": runs, **measured}
-
-
-def _p90_ns(one_inference: Callable[[], int]) -> float:
-    for _ in range(WARMUP_COUNT):
-        one_inference()
-    p90_ns = percentile_of([one_inference() for _ in range(required_samples(90))], 90)
-    assert p90_ns is not None
-    return p90_ns
 
 
 def search_rate(run: Callable[[float], dict[str, Any]], start: float) -> dict[str, Any]:

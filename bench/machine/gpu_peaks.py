@@ -44,7 +44,10 @@ def gpu_peaks(threads: int, seconds: float) -> Peaks:
     if torch is None:
         unavailable = {**dict.fromkeys(_TORCH_TYPES, reason), **unavailable}
     else:
-        best, details = best_rate([_torch_read(torch, size)], seconds=0.1 * seconds)
+        data = torch.ones(size // 4, device="cuda")
+        reading = Kernel(name="torch sum", amount=size, run_s=_torch_timed(torch, data.sum))
+        best, details = best_rate([reading], seconds=0.1 * seconds)
+        del data, reading
         if best > read:
             read, how["read"] = best, details
         for element in _TORCH_TYPES:
@@ -81,11 +84,6 @@ def _torch_timed(torch: Any, call: Callable[[], object]) -> Callable[[], float]:
         return float(start.elapsed_time(end)) / 1e3
 
     return run_s
-
-
-def _torch_read(torch: Any, size: int) -> Kernel:
-    data = torch.ones(size // 4, device="cuda")
-    return Kernel(name="torch sum", amount=size, run_s=_torch_timed(torch, data.sum))
 
 
 def _torch_peak(torch: Any, element: str, *, seconds: float) -> tuple[float, dict[str, Any]]:

@@ -63,11 +63,6 @@ class Meters:
         """The power meter's."""
         return None if self.power is None else self.power.name
 
-    @property
-    def rail(self) -> str | None:
-        """What the total covers, such as `VDD_IN` or `package-0 + package-1`."""
-        return " + ".join(self.rails) or None
-
     def close(self) -> None:
         for source in self.sources:
             source.close()
@@ -144,15 +139,11 @@ def _rapl(root: Path) -> _Meter:
 def _nvml(root: Path, load: Callable[[], Any] | None) -> _Meter:
     if load is None and root != ROOT:
         raise UnavailableError("NVML is not asked about another root")
-    gpu = Nvml((load or _load_nvml)())
-    return gpu, gpu.rails
-
-
-def _load_nvml() -> Any:
     try:
-        return importlib.import_module("pynvml")
+        gpu = Nvml(importlib.import_module("pynvml") if load is None else load())
     except ModuleNotFoundError as error:
         raise UnavailableError(f"nvidia-ml-py is not installed ({install_command('bench')})") from error
+    return gpu, gpu.rails
 
 
 def _tegrastats(path: str | None, interval_s: float) -> _Meter:

@@ -188,8 +188,7 @@ def window_of(
                 integrate = _trapezoid if kind == "watts" else _difference
                 joules[name] = integrate(at_ns, values, start_ns, end_ns)
         elif kind == "events":
-            count = round(_around(at_ns, values, start_ns, end_ns))
-            if count > 0:
+            if (count := round(_around(at_ns, values, start_ns, end_ns))) > 0:
                 events[name] = count
         elif len(inside) == 0:
             continue

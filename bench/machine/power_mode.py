@@ -221,9 +221,8 @@ def _find_mode(name: str, nvpmodel: str, root: Path) -> PowerMode:
     for mode in modes:
         if name == str(mode.id) or (mode.name is not None and name.lower() == mode.name.lower()):
             return mode
-    raise UserError(
-        "no such power mode", value=name, fix=f"one of {', '.join(f'{mode.id} {mode.name}' for mode in modes)}"
-    )
+    known = ", ".join(f"{mode.id} {mode.name}" for mode in modes)
+    raise UserError("no such power mode", value=name, fix=f"one of {known}")
 
 
 def _apply(setting: Setting, hold: Sequence[int]) -> None:
@@ -337,9 +336,8 @@ def _locked(state: Path) -> Iterator[int]:
         while not _try_lock(lock):
             owner = _owner(state)
             if _alive(owner) or time.monotonic() > deadline:
-                raise BusyError(
-                    "another benchmark has set the power mode", value=f"process {owner}", fix="wait for its end"
-                )
+                name = f"process {owner}"
+                raise BusyError("another benchmark has set the power mode", value=name, fix="wait for its end")
             time.sleep(0.02)
         os.truncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
@@ -362,11 +360,8 @@ def _owner(state: Path) -> int:
 
 def _alive(process: int) -> bool:
     """Whether it runs; one that has ended and was not waited for does not."""
-    try:
-        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return text.rpartition(")")[2].split()[0] not in "ZX"
+    text = read_text(Path(f"/proc/{process}/stat"))
+    return text is not None and text.rpartition(")")[2].split()[0] not in "ZX"
 
 
 class _Guard:
@@ -392,14 +387,9 @@ class _Guard:
             raise AlexNetEdgeError(f"the guard of the power mode did not start, see {state / 'guard.log'}")
 
     def dismiss(self) -> None:
-        """Let the guard end, after the restore."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with suppress(OSError):
-            self._process.stdin.close()
+        """Let the guard end, after the restore: the end of its input tells it."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=_GUARD_S)
-        self._process.stdout.close()
+            self._process.communicate(timeout=_GUARD_S)
 
 
 def _guard(state: Path, lock: int) -> None:

@@ -404,7 +404,7 @@ class _Bench:
         for done, (measured, settings) in enumerate(steps):
             subject, scenario = measured.subject, settings.scenario
             self.reporter.update(done, f"{subject.label}: {scenario}")
-            logs = self.logs / _file_name(subject.label) / scenario
+            logs = self.logs / "".join(letter if letter.isalnum() else "-" for letter in subject.label) / scenario
             logs.mkdir(parents=True, exist_ok=True)
             cpus, place = self.plan.pinned_cpus, self._place(subject)
             try:
@@ -420,7 +420,3 @@ class _Bench:
 
 def _key(subject: Subject) -> _Key:
     return subject.device, subject.threads
-
-
-def _file_name(label: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in label)

@@ -170,16 +170,12 @@ def _warm_up(session: Session, inputs: Sequence[FloatArray], settings: MeasureSe
         times.append(now - start)
         if len(times) < MIN_WARMUP or now - first < check_at:
             continue
-        stable = _settled(times, settings.warmup_tolerance)
+        third = len(times) // 3
+        last, middle = np.median(times[-third:]), np.median(times[-2 * third : -third])
+        stable = bool(abs(last / middle - 1) <= settings.warmup_tolerance)
         if stable or now - first >= settings.max_warmup_seconds * 1e9:
             return _WarmUp(len(times), now - first, stable)
         check_at = now - first + _WARMUP_CHECK_S * 1e9
-
-
-def _settled(times: Sequence[int], tolerance: float) -> bool:
-    third = len(times) // 3
-    last, middle = np.median(times[-third:]), np.median(times[-2 * third : -third])
-    return bool(abs(last / middle - 1) <= tolerance)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from alexnet_edge.bench import peers
 from alexnet_edge.errors import AlexNetEdgeError, DataError
 from alexnet_edge.files import sha256_file, sha256_json
 from alexnet_edge.images.datasets import ImageSet, batches, reopen, synthetic
-from alexnet_edge.images.preprocess import FloatArray, Preprocessing
+from alexnet_edge.images.preprocess import Preprocessing
 from alexnet_edge.network.checkpoint import CheckpointInfo, read_info
 from alexnet_edge.network.load import CHECKPOINT_SUFFIXES, load_checkpoint
 from alexnet_edge.sessions import runnable
@@ -218,22 +218,12 @@ def default_images(subjects: Sequence[Subject]) -> ImageSet:
     return synthetic("val")
 
 
-def input_images(images: ImageSet, spec: Preprocessing, count: int) -> FloatArray:
-    """`count` images spread over `images`, preprocessed: `(count, 3, S, S)` float32; fewer when there are fewer.
-
-    Raises:
-        DataError: when none can be used.
-    """
-    parts = [part.x_NCHW for part in batches(images.spread(count), spec, batch=count, on_bad_image="skip")]
-    if not parts:
-        raise DataError("none of the images can be used", value=images.source.get("path"), fix="give other images")
-    return np.concatenate(parts)
-
-
 def write_inputs(
     folder: Path, subjects: Sequence[Subject], images: ImageSet, *, largest_batch: int
 ) -> tuple[dict[Preprocessing, Path], dict[str, Any]]:
     """Preprocessed images as `.npy` files in `folder`, one for each preprocessing, and what results say of them.
+
+    As many as the largest batch takes, spread over `images`; fewer when there are fewer. Each is `(N, 3, S, S)` float32.
 
     Raises:
         DataError: when none of the images can be used.
@@ -244,7 +234,11 @@ def write_inputs(
     for subject in subjects:
         spec = subject.preprocessing
         if spec not in paths and not subject.skipped:
-            x_NCHW = input_images(images, spec, count)
+            parts = [part.x_NCHW for part in batches(images.spread(count), spec, batch=count, on_bad_image="skip")]
+            if not parts:
+                where = images.source.get("path")
+                raise DataError("none of the images can be used", value=where, fix="give other images")
+            x_NCHW = np.concatenate(parts)
             key = sha256_json(records.to_builtins(spec))[:12]
             paths[spec] = folder / f"{key}.npy"
             np.save(paths[spec], x_NCHW)

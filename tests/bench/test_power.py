@@ -18,7 +18,6 @@ import pytest
 from machine_tree import DATA, Tools, grow
 
 from alexnet_edge import records
-from alexnet_edge.bench.machine import meters as meters_module
 from alexnet_edge.bench.machine import sources
 from alexnet_edge.bench.machine.jetson import PowerMode, describe_power, parse_mode, parse_modes
 from alexnet_edge.bench.machine.meters import Meters, find_meters, total_of
@@ -52,7 +51,8 @@ def unreadable(file: Path) -> None:
 
 def test_agx_orin_adds_its_three_inputs_and_not_the_memory_behind_one_of_them(tmp_path: Path) -> None:
     meters = find_meters(root=grow("agx-orin", tmp_path), device="cuda")
-    assert (meters.name, meters.rail) == ("INA (hwmon)", "VDD_GPU_SOC + VDD_CPU_CV + VIN_SYS_5V0")
+    assert meters.name == "INA (hwmon)"
+    assert meters.rails == ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
     volts = {"VDD_GPU_SOC": 19.760, "VDD_CPU_CV": 19.760, "VIN_SYS_5V0": 4.968, "VDDQ_VDD2_1V8AO": 4.968}
     amperes = {"VDD_GPU_SOC": 0.280, "VDD_CPU_CV": 0.120, "VIN_SYS_5V0": 0.953, "VDDQ_VDD2_1V8AO": 0.080}
     assert watts_now(meters) == pytest.approx({name: volts[name] * amperes[name] for name in volts})
@@ -60,25 +60,25 @@ def test_agx_orin_adds_its_three_inputs_and_not_the_memory_behind_one_of_them(tm
 
 def test_orin_nano_has_its_total_on_one_rail(tmp_path: Path) -> None:
     meters = find_meters(root=grow("orin-nano", tmp_path), device="cpu")
-    assert meters.rail == "VDD_IN"
+    assert meters.rails == ("VDD_IN",)
     assert watts_now(meters)["VDD_IN"] == pytest.approx(4.984 * 1.856)
 
 
 def test_thor_takes_the_carriers_input_and_else_the_modules_three(tmp_path: Path) -> None:
     root = grow("thor", tmp_path)
     meters = find_meters(root=root, device="cuda")
-    assert meters.rail == "VIN"
+    assert meters.rails == ("VIN",)
     assert watts_now(meters)["VIN"] == pytest.approx(29.8)  # power1_input, although voltage and current are there too
     assert set(watts_now(meters)) == {"VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0", "VIN"}
     (root / "sys/class/hwmon/hwmon6/name").write_text("nvme\n")
-    assert find_meters(root=root, device="cuda").rail == "VDD_GPU + VDD_CPU_SOC_MSS + VIN_SYS_5V0"
+    assert find_meters(root=root, device="cuda").rails == ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0")
 
 
 def test_rails_of_an_unknown_board_are_not_added_up(tmp_path: Path) -> None:
     root = grow("orin-nano", tmp_path)
     (root / "sys/class/hwmon/hwmon1/in1_label").write_text("VDD_NEW\n")
     meters = find_meters(root=root, device="cuda", path=str(tmp_path))
-    assert (meters.power, meters.rail) == (None, None)
+    assert (meters.power, meters.rails) == (None, ())
     assert "which of the rails VDD_NEW, VDD_CPU_GPU_CV, VDD_SOC is the total is not known" in meters.reason
     assert "tegrastats is not on PATH" in meters.reason
     assert total_of(["VDD_GPU_SOC", "VDD_CPU_CV"]) == ()
@@ -214,7 +214,7 @@ def test_which_of_several_gpus_is_not_guessed(tmp_path: Path, monkeypatch: pytes
     assert nvml_meters(tmp_path, module).power is not None
 
 
-def test_nvml_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvml_that_is_not_there(tmp_path: Path) -> None:
     module = fake_nvml()
 
     def fail() -> None:
@@ -223,11 +223,10 @@ def test_nvml_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     module.nvmlInit = fail
     assert "NVML does not start (NVML Shared Library Not Found)" in nvml_meters(tmp_path, module).reason
 
-    def missing(_: str) -> None:
+    def missing() -> None:
         raise ModuleNotFoundError("pynvml")
 
-    monkeypatch.setattr(meters_module.importlib, "import_module", missing)
-    meters = find_meters(root=tmp_path, device="cuda", load_nvml=meters_module._load_nvml)
+    meters = find_meters(root=tmp_path, device="cuda", load_nvml=missing)
     assert "nvidia-ml-py is not installed" in meters.reason
     assert "alexnet-edge[bench]" in meters.reason
 
@@ -289,7 +288,7 @@ def tegrastats(tmp_path: Path) -> Callable[[str], Meters]:
 
 def test_live_tegrastats_where_the_rails_are_not_readable(tegrastats: Callable[[str], Meters]) -> None:
     meters = tegrastats((DATA / "orin-nano-39.2.log").read_text().strip())
-    assert (meters.name, meters.rail) == ("tegrastats", "VDD_IN")
+    assert (meters.name, meters.rails) == ("tegrastats", ("VDD_IN",))
     with Recorder(meters, interval_s=0.005) as recorder:
         window = recorder.idle(0.4)
         process = meters.power._process  # type: ignore[union-attr]
