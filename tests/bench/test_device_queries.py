@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_machine import Machine
+from sleeping_session import round_of_samples
 from tensorrt_library import Library, answers, engine_file, images
 
 from alexnet_edge import records
@@ -31,7 +32,7 @@ from alexnet_edge.bench.timing.device import (
     take_like_trtexec,
     take_samples,
 )
-from alexnet_edge.bench.timing.latency import BatchRound, LatencySamples, measure_batch
+from alexnet_edge.bench.timing.latency import BatchRound, measure_batch
 from alexnet_edge.bench.timing.settings import CONVENTIONS, PHASES, MeasureSettings
 from alexnet_edge.bench.timing.summary import summarise_batch
 from alexnet_edge.errors import UserError
@@ -621,16 +622,7 @@ def samples_of(compute_us: Sequence[float], **change: Any) -> DeviceSamples:
 
 
 def round_of(part: DeviceSamples | None, **more: Any) -> BatchRound:
-    warm = LatencySamples(
-        batch=2,
-        started_ns=1,
-        samples_ns=tuple(1_000_000 + index % 7 for index in range(400)),
-        duration_ns=400_000_000,
-        warmup_count=5,
-        warmup_ns=1,
-        warmup_stable=True,
-        other_cpus=0.0,
-    )
+    warm = round_of_samples([1 + index % 7 * 1e-6 for index in range(400)], batch=2)
     return BatchRound(warm=warm, device=part, **more)
 
 

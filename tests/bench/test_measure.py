@@ -6,12 +6,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sleeping_session import SleepingSession, images, round_of_samples
 
 from alexnet_edge import records
 from alexnet_edge.bench.machine.state import BusyElsewhere, machine_state, peak_memory_bytes
@@ -20,28 +20,9 @@ from alexnet_edge.bench.timing.latency import LatencySamples, measure_latency
 from alexnet_edge.bench.timing.settings import MeasureSettings
 from alexnet_edge.bench.timing.summary import summarise
 from alexnet_edge.errors import UserError
-from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.sessions.null import NullSession
 
 QUICK = MeasureSettings(rounds=1, percentile=90, min_seconds=0.05, max_seconds=5, min_warmup_seconds=0.02)
-
-
-class SlowSession(NullSession):
-    """Sleeps for as long as `milliseconds(n)` says at its n-th inference."""
-
-    def __init__(self, milliseconds: Callable[[int], float]) -> None:
-        super().__init__(input_size=8, num_classes=4)
-        self.milliseconds = milliseconds
-        self.count = 0
-        self.seen: list[float] = []
-
-    def _prepare(self, x_NCHW: FloatArray) -> None:
-        super()._prepare(x_NCHW)
-        self.seen.append(float(x_NCHW[0, 0, 0, 0]))
-
-    def _enqueue(self) -> None:
-        time.sleep(self.milliseconds(self.count) / 1e3)
-        self.count += 1
 
 
 @pytest.fixture
@@ -58,33 +39,13 @@ def scripted_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "perf_counter_ns", lambda: pass_time(1000))
 
 
-def images(count: int) -> FloatArray:
-    return np.broadcast_to(np.arange(count, dtype=np.float32)[:, None, None, None], (count, 3, 8, 8)).copy()
-
-
-def taken(
-    samples_ms: Sequence[float], *, batch: int = 1, other_cpus: float = 0.0, stable: bool = True
-) -> LatencySamples:
-    samples_ns = tuple(round(value * 1e6) for value in samples_ms)
-    return LatencySamples(
-        batch=batch,
-        started_ns=1,
-        samples_ns=samples_ns,
-        duration_ns=sum(samples_ns),
-        warmup_count=5,
-        warmup_ns=1,
-        warmup_stable=stable,
-        other_cpus=other_cpus,
-    )
-
-
 def steady(count: int, *, seed: int = 0, centre: float = 10.0, spread: float = 0.2) -> list[float]:
     return np.random.default_rng(seed).normal(centre, spread, count).tolist()
 
 
 @pytest.mark.usefixtures("scripted_clock")
 def test_every_sample_is_kept_and_is_what_the_session_took() -> None:
-    with SlowSession(lambda n: 2.0) as session:
+    with SleepingSession(lambda n: 2.0) as session:
         result = measure_latency(session, images(1), batch=1, settings=QUICK)
     assert len(result.samples_ns) >= 64
     assert session.count == result.warmup_count + len(result.samples_ns)
@@ -94,7 +55,7 @@ def test_every_sample_is_kept_and_is_what_the_session_took() -> None:
 
 @pytest.mark.usefixtures("scripted_clock")
 def test_stops_at_both_the_time_and_the_count() -> None:
-    with SlowSession(lambda n: 1.0) as session:
+    with SleepingSession(lambda n: 1.0) as session:
 
         def measure(**limits: float) -> LatencySamples:
             settings = MeasureSettings(**{"rounds": 2, "min_seconds": 0.01, "min_warmup_seconds": 0.02, **limits})  # type: ignore[arg-type]
@@ -109,7 +70,7 @@ def test_stops_at_both_the_time_and_the_count() -> None:
 
 @pytest.mark.usefixtures("scripted_clock")
 def test_warm_up_lasts_until_the_latency_settles() -> None:
-    with SlowSession(lambda n: max(1.0, 60 * 0.7**n)) as session:
+    with SleepingSession(lambda n: max(1.0, 60 * 0.7**n)) as session:
         result = measure_latency(session, images(1), batch=1, settings=QUICK)
     assert result.warmup_stable
     assert result.warmup_count > 8
@@ -119,7 +80,7 @@ def test_warm_up_lasts_until_the_latency_settles() -> None:
 @pytest.mark.usefixtures("scripted_clock")
 def test_warm_up_is_bounded() -> None:
     settings = replace(QUICK, percentile=50, min_seconds=0.01, max_warmup_seconds=0.2)
-    with SlowSession(lambda n: 1.05**n) as session:
+    with SleepingSession(lambda n: 1.05**n) as session:
         result = measure_latency(session, images(1), batch=1, settings=settings)
     assert not result.warmup_stable
     assert result.warmup_ns < 1e9
@@ -128,9 +89,9 @@ def test_warm_up_is_bounded() -> None:
 
 @pytest.mark.usefixtures("scripted_clock")
 def test_inferences_rotate_through_the_images() -> None:
-    with SlowSession(lambda n: 0.1) as session:
+    with SleepingSession(lambda n: 0.1) as session:
         measure_latency(session, images(6), batch=2, settings=QUICK)
-    assert set(session.seen) == {0.0, 2.0, 4.0}
+    assert {first for first, _ in session.seen} == {0, 2, 4}
 
 
 def test_batches_repeat_too_few_images() -> None:
@@ -153,7 +114,7 @@ def test_harness_overhead_on_a_session_that_does_nothing(capsys: pytest.CaptureF
 
 def test_steady_samples_are_valid() -> None:
     settings = MeasureSettings(rounds=3)
-    summary = summarise([taken(steady(221, seed=seed)) for seed in range(3)], settings)
+    summary = summarise([round_of_samples(steady(221, seed=seed)) for seed in range(3)], settings)
     assert summary.valid, summary.reasons
     assert summary.count == 663
     assert summary.percentiles_ns["p50"] == pytest.approx(10e6, rel=0.01)
@@ -168,7 +129,7 @@ def test_steady_samples_are_valid() -> None:
 
 def test_throughput_counts_images_and_queries() -> None:
     settings = MeasureSettings(batches=(1, 8))
-    summary = summarise([taken([20.0] * 12, batch=8)], settings)
+    summary = summarise([round_of_samples([20.0] * 12, batch=8)], settings)
     assert (summary.images_per_s, summary.queries_per_s) == (pytest.approx(400), pytest.approx(50))
     assert summary.valid, summary.reasons
 
@@ -176,14 +137,20 @@ def test_throughput_counts_images_and_queries() -> None:
 @pytest.mark.parametrize(
     ("rounds", "reason"),
     [
-        ([taken(steady(100))], "too few samples: 100, p99 needs 662"),
-        ([taken(steady(700)), taken(steady(700), stable=False)], "not stable after warm-up in 1 of 2 rounds"),
-        ([taken(np.random.default_rng(1).exponential(10, 900).tolist())], "coefficient of variation"),
-        ([taken(steady(400)), taken(steady(400, centre=12.5))], "median known to"),
-        ([taken((np.array(steady(900)) * np.linspace(1, 1.4, 900)).tolist())], "drift of +"),
-        ([taken((np.array(steady(900)) * np.linspace(1.4, 1, 900)).tolist())], "drift of -"),
-        ([taken(np.tile([10.0, 10.0, 13.0], 300).tolist())], "two modes, 10 and 13 ms"),
-        ([taken(steady(700)), taken(steady(700), other_cpus=1.3)], "other processes kept 1.3 processors busy"),
+        ([round_of_samples(steady(100))], "too few samples: 100, p99 needs 662"),
+        (
+            [round_of_samples(steady(700)), round_of_samples(steady(700), stable=False)],
+            "not stable after warm-up in 1 of 2 rounds",
+        ),
+        ([round_of_samples(np.random.default_rng(1).exponential(10, 900).tolist())], "coefficient of variation"),
+        ([round_of_samples(steady(400)), round_of_samples(steady(400, centre=12.5))], "median known to"),
+        ([round_of_samples((np.array(steady(900)) * np.linspace(1, 1.4, 900)).tolist())], "drift of +"),
+        ([round_of_samples((np.array(steady(900)) * np.linspace(1.4, 1, 900)).tolist())], "drift of -"),
+        ([round_of_samples(np.tile([10.0, 10.0, 13.0], 300).tolist())], "two modes, 10 and 13 ms"),
+        (
+            [round_of_samples(steady(700)), round_of_samples(steady(700), other_cpus=1.3)],
+            "other processes kept 1.3 processors busy",
+        ),
     ],
 )
 def test_a_planted_fault_makes_the_result_invalid(rounds: list[LatencySamples], reason: str) -> None:
@@ -194,12 +161,12 @@ def test_a_planted_fault_makes_the_result_invalid(rounds: list[LatencySamples], 
 
 
 def test_percentiles_are_of_all_samples_not_averaged() -> None:
-    rounds = [taken([10.0] * 90 + [100.0] * 10), taken([10.0] * 100)]
+    rounds = [round_of_samples([10.0] * 90 + [100.0] * 10), round_of_samples([10.0] * 100)]
     assert summarise(rounds, MeasureSettings(percentile=90)).percentiles_ns["p95"] == 10e6
 
 
 def test_samples_and_settings_survive_json() -> None:
-    samples = taken(steady(20))
+    samples = round_of_samples(steady(20))
     assert records.decode(LatencySamples, json.dumps(records.to_builtins(samples))) == samples
     settings = MeasureSettings(batches=(1, 4), threads=2)
     assert records.decode(MeasureSettings, json.dumps(records.to_builtins(settings))) == settings

@@ -13,28 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 from narrow_network import write_checkpoint
+from sleeping_session import SleepingSession, images
 
 from alexnet_edge import records
-from alexnet_edge.artifact import TensorSpec
 from alexnet_edge.bench.loadgen.logs import read_logs
 from alexnet_edge.bench.loadgen.scenarios import null_query_ns, run_scenario, search_rate, sustained_rate
 from alexnet_edge.bench.loadgen.settings import Scenario, ScenarioSettings, affordable_percentile
 from alexnet_edge.bench.loadgen.system import Batching, _SystemUnderTest, measure_batches, run_here
 from alexnet_edge.bench.timing.process import NULL
 from alexnet_edge.errors import AlexNetEdgeError, UserError
-from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.progress import QuietReporter
 from alexnet_edge.proof.stats import required_samples
-from alexnet_edge.sessions.null import NullSession
 
 pytest.importorskip("mlperf_loadgen")
 
 SCENARIOS: tuple[Scenario, ...] = ("single-stream", "multi-stream", "server", "offline")
-SIZE = 8
 
 
-class StandIn(NullSession):
-    """Sleeps per inference, remembers the batches, and may fail at the third inference after `fails_once` was made."""
+class StandIn(SleepingSession):
+    """Sleeps `ms` per inference, and may fail at the third inference after `fails_once` was made."""
 
     def __init__(
         self,
@@ -44,31 +41,17 @@ class StandIn(NullSession):
         error: Exception | None = None,
         batches: tuple[int, int | None] = (1, None),
     ) -> None:
-        super().__init__(input_size=SIZE, num_classes=4)
-        self.input = TensorSpec(
-            name="input", dtype="float32", shape=(3, SIZE, SIZE), min_batch=batches[0], max_batch=batches[1]
-        )
-        self.ms, self.fails_once = ms, fails_once
+        super().__init__(lambda n: ms, batches=batches)
+        self.fails_once = fails_once
         self.error = error or MemoryError("no memory left\nand a second line")
         self.queries = 0
-        self.seen: list[list[int]] = []
-
-    def _prepare(self, x_NCHW: FloatArray) -> None:
-        super()._prepare(x_NCHW)
-        self.seen.append([int(value) for value in x_NCHW[:, 0, 0, 0]])
 
     def _enqueue(self) -> None:
         if self.fails_once is not None and self.fails_once.exists():  # LoadGen's run has begun
             self.queries += 1
             if self.queries == 3:
                 raise self.error
-        if self.ms:
-            time.sleep(self.ms / 1e3)
-
-
-def images(count: int = 8) -> FloatArray:
-    """Image n holds the number n."""
-    return np.broadcast_to(np.arange(count, dtype=np.float32)[:, None, None, None], (count, 3, SIZE, SIZE)).copy()
+        super()._enqueue()
 
 
 def short(scenario: Scenario, **others: Any) -> ScenarioSettings:
@@ -83,17 +66,14 @@ def short(scenario: Scenario, **others: Any) -> ScenarioSettings:
     "wrong",
     [
         {"scenario": "interactive"},
-        {"scenario": "offline", "seconds": 0},
-        {"scenario": "offline", "seconds": -1},
-        {"scenario": "offline", "seconds": float("nan")},
-        {"scenario": "single-stream", "min_queries": 0},
-        {"scenario": "single-stream", "percentile": 100},
-        {"scenario": "multi-stream", "samples_per_query": 0},
-        {"scenario": "server", "latency_bound_ms": -3},
+        *({"scenario": "offline", "seconds": seconds} for seconds in (0, -1, float("nan"))),
+        *(
+            {"scenario": "single-stream", **wrong}
+            for wrong in ({"min_queries": 0}, {"percentile": 100}, {"target_qps": 5})
+        ),
+        *({"scenario": "multi-stream", **wrong} for wrong in ({"samples_per_query": 0}, {"max_batch": 5})),
+        *({"scenario": "server", **wrong} for wrong in ({"latency_bound_ms": -3}, {"target_qps": 0})),
         {"scenario": "offline", "latency_bound_ms": 3},
-        {"scenario": "server", "target_qps": 0},
-        {"scenario": "single-stream", "target_qps": 5},
-        {"scenario": "multi-stream", "max_batch": 5},
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(wrong: dict[str, Any]) -> None:
@@ -226,7 +206,7 @@ def test_loadgens_verdict_and_figures_are_reported(scenario: Scenario, tmp_path:
     # VALID however busy the machine is
     sure = {"server": {"latency_bound_ms": 9000.0}, "offline": {"target_qps": 80000.0}}
     with StandIn(ms=1, batches=(1, 4 if scenario == "multi-stream" else 64)) as session:
-        result = run_here(session, images(), short(scenario, **sure.get(scenario, {})), logs=tmp_path / "logs")
+        result = run_here(session, images(8), short(scenario, **sure.get(scenario, {})), logs=tmp_path / "logs")
     json.dumps(result, allow_nan=False)
     summary = (tmp_path / "logs" / "mlperf_log_summary.txt").read_text(encoding="utf-8")
     assert result["summary"] == summary
@@ -261,7 +241,7 @@ def test_loadgens_verdict_and_figures_are_reported(scenario: Scenario, tmp_path:
 def test_too_few_queries_are_invalid_by_early_stopping(tmp_path: Path) -> None:
     settings = short("single-stream", seconds=0.05, min_queries=20, percentile=99)
     with StandIn(ms=2) as session:
-        result = run_here(session, images(), settings, logs=tmp_path)
+        result = run_here(session, images(8), settings, logs=tmp_path)
     assert result["verdict"] == "INVALID"
     assert result["metric"]["value"] is None
     assert result["percentiles_ns"]["p99"] is None
@@ -271,7 +251,7 @@ def test_too_few_queries_are_invalid_by_early_stopping(tmp_path: Path) -> None:
 def test_the_verdict_is_read_and_not_made(tmp_path: Path) -> None:
     settings = short("single-stream")
     with StandIn(ms=1) as session:
-        assert run_here(session, images(), settings, logs=tmp_path)["verdict"] == "VALID"
+        assert run_here(session, images(8), settings, logs=tmp_path)["verdict"] == "VALID"
     detail = tmp_path / "mlperf_log_detail.txt"
     text = detail.read_text(encoding="utf-8")
     detail.write_text(text.replace('"value": "VALID"', '"value": "INVALID"'), encoding="utf-8")
@@ -284,16 +264,16 @@ def test_the_verdict_is_read_and_not_made(tmp_path: Path) -> None:
 def test_logs_that_cannot_be_written_are_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with StandIn() as session, pytest.raises(UserError, match="cannot write LoadGen's logs"):
-        run_here(session, images(), short("offline"), logs=tmp_path / "file" / "logs")
+        run_here(session, images(8), short("offline"), logs=tmp_path / "file" / "logs")
 
 
 def test_offline_and_server_use_batches_where_they_pay(tmp_path: Path) -> None:
     with StandIn(ms=4) as session:
-        result = run_here(session, images(), short("offline"), logs=tmp_path)
+        result = run_here(session, images(8), short("offline"), logs=tmp_path)
     assert result["batching"]["batch"] == result["settings"]["max_batch"] > 8
     assert result["metric"]["value"] > 250  # the most one by one
     with StandIn(ms=4) as session:
-        result = run_here(session, images(), short("server", target_qps=500, max_batch=8), logs=tmp_path)
+        result = run_here(session, images(8), short("server", target_qps=500, max_batch=8), logs=tmp_path)
     assert result["metric"]["value"] > 250
     assert 1 < max(map(len, session.seen)) <= 8
 
@@ -313,7 +293,7 @@ def test_what_the_session_cannot_do_is_refused(
     settings: ScenarioSettings, batches: tuple[int, int | None], tmp_path: Path
 ) -> None:
     with StandIn(batches=batches) as session, pytest.raises(UserError) as caught:
-        run_here(session, images(), settings, logs=tmp_path)
+        run_here(session, images(8), settings, logs=tmp_path)
     assert len(str(caught.value).splitlines()) == 1
     assert session.seen == []
 
@@ -323,7 +303,7 @@ def test_an_exception_during_a_query_ends_the_run_in_one_line(scenario: Scenario
     settings = short(scenario, max_batch=2) if scenario in ("offline", "server") else short(scenario)
     with StandIn(ms=1, fails_once=tmp_path / "mlperf_log_detail.txt") as session:
         with pytest.raises(AlexNetEdgeError) as caught:
-            run_here(session, images(), settings, logs=tmp_path)
+            run_here(session, images(8), settings, logs=tmp_path)
         session.run(images(1))
     assert str(caught.value) == f"{scenario}: the session failed during a query (MemoryError: no memory left)"
     assert session.queries == 4, "not asked again after it had failed, but by this test"
@@ -332,7 +312,7 @@ def test_an_exception_during_a_query_ends_the_run_in_one_line(scenario: Scenario
 def test_an_error_of_this_package_keeps_its_words(tmp_path: Path) -> None:
     session = StandIn(ms=1, fails_once=tmp_path / "mlperf_log_detail.txt", error=UserError("no", fix="yes"))
     with session, pytest.raises(UserError, match=r"^no; yes$"):
-        run_here(session, images(), short("server"), logs=tmp_path)
+        run_here(session, images(8), short("server"), logs=tmp_path)
 
 
 class Rates:
@@ -399,7 +379,7 @@ def test_a_slow_session_fails_above_its_capacity_and_the_search_lands_below(tmp_
     def run(rate: float) -> dict[str, Any]:
         settings = short("server", seconds=0.5, latency_bound_ms=40.0, target_qps=rate, max_batch=1)
         with StandIn(ms=5) as session:
-            return run_here(session, images(), settings, logs=tmp_path / f"{rate:.3f}")
+            return run_here(session, images(8), settings, logs=tmp_path / f"{rate:.3f}")
 
     beyond = run(400.0)
     assert beyond["verdict"] == "INVALID"
@@ -412,7 +392,7 @@ def test_a_slow_session_fails_above_its_capacity_and_the_search_lands_below(tmp_
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
     path = tmp_path / "inputs.npy"
-    np.save(path, images())
+    np.save(path, images(8))
     return path
 
 
