@@ -181,6 +181,8 @@ class Session(ABC):
         """
         self._check("device_queries", *inputs)
         assert len({len(x_NCHW) for x_NCHW in inputs}) == 1
+        if self.device == "cpu":
+            raise UserError("the processor computes in the calling thread: there is no device to time apart")
         return self._device_queries(inputs, graph=graph, transfers=transfers, spin=spin)
 
     def cache_flush(self) -> AbstractContextManager[CacheFlush]:
@@ -193,7 +195,7 @@ class Session(ABC):
             UserError: with the reason when this session cannot.
         """
         self._check("cache_flush")
-        return self._cache_flush()
+        return _host_cache_flush() if self.device == "cpu" else self._cache_flush()
 
     def details(self) -> dict[str, Any]:
         """What really runs: provider, library version, threads."""
@@ -222,14 +224,10 @@ class Session(ABC):
         self, inputs: Sequence[FloatArray], *, graph: bool, transfers: bool, spin: bool
     ) -> AbstractContextManager[DeviceQueries]:
         """Runtimes on a GPU that let events be put between the phases open them."""
-        if self.device == "cpu":
-            raise UserError("the processor computes in the calling thread: there is no device to time apart")
         raise UserError(f"{self.runtime} copies and computes inside one call: no event can be put between")
 
     def _cache_flush(self) -> AbstractContextManager[CacheFlush]:
         """Runtimes on a GPU flush its cache."""
-        if self.device == "cpu":
-            return _host_cache_flush()
         raise UserError(f"{self.runtime} gives no access to the GPU's memory")
 
     def _close(self) -> None:

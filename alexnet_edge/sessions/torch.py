@@ -116,10 +116,6 @@ class TorchSession(Session):
     def _device_queries(
         self, inputs: Sequence[FloatArray], *, graph: bool, transfers: bool, spin: bool
     ) -> Iterator[DeviceQueries]:
-        if self.device == "cpu":
-            with super()._device_queries(inputs, graph=graph, transfers=transfers, spin=spin) as queries:
-                yield queries
-            return
         cuda: Any = torch.cuda  # its Stream and Event have no types
         streams = [_Stream(cuda.Stream()) for _ in range(3)]
         work = _Work(self._call, inputs, streams=streams)
@@ -138,10 +134,6 @@ class TorchSession(Session):
 
     @contextmanager
     def _cache_flush(self) -> Iterator[CacheFlush]:
-        if self.device == "cpu":
-            with super()._cache_flush() as cache:
-                yield cache
-            return
         cache_bytes = int(torch.cuda.get_device_properties().L2_cache_size)
         if not cache_bytes:
             raise UserError("the driver does not tell the size of the GPU's cache")
