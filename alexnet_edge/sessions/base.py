@@ -261,6 +261,12 @@ class Session(ABC):
             )
 
 
+def shareable(x_NCHW: FloatArray) -> FloatArray:
+    """The array itself, or a copy where its memory has another order or may not be written, which runtimes do not share."""
+    contiguous = np.ascontiguousarray(x_NCHW)
+    return contiguous if contiguous.flags.writeable else contiguous.copy()
+
+
 @contextmanager
 def _host_cache_flush() -> Iterator[CacheFlush]:
     cache = last_level_cache_bytes()

@@ -24,7 +24,7 @@ from alexnet_edge.artifact import Artifact
 from alexnet_edge.environment import cpu_features
 from alexnet_edge.errors import ArtifactError, MissingComponentError, UserError, install_command, needs
 from alexnet_edge.images.preprocess import FloatArray
-from alexnet_edge.sessions.base import ArtifactSession, Device, FileTensor, NodeTime
+from alexnet_edge.sessions.base import ArtifactSession, Device, FileTensor, NodeTime, shareable
 
 INFERENCE_PRECISION = "f32"
 """What everything that is not INT8 is computed in. Left to itself the plugin computes an FP32 model in BF16 where the processor
@@ -256,7 +256,7 @@ class OpenVINOSession(ArtifactSession):
     def _prepare(self, x_NCHW: FloatArray) -> None:
         if len(x_NCHW) != self._batch:
             self._compile_for(len(x_NCHW))
-        self._x_NCHW = _shareable(x_NCHW)  # kept: the request reads this memory
+        self._x_NCHW = shareable(x_NCHW)  # kept: the request reads this memory
         self._y_NK = np.empty((len(x_NCHW), *self.output.shape), np.float32)
         self._bind(self._request, self._x_NCHW, self._y_NK)
 
@@ -279,7 +279,7 @@ class OpenVINOSession(ArtifactSession):
         plugin's with what its kernel computes in, as `Convolution(f32)`.
         """
         compiled = self._compile(len(x_NCHW), PERF_COUNT=True)
-        x_NCHW, y_NK = _shareable(x_NCHW), np.empty((len(x_NCHW), *self.output.shape), np.float32)
+        x_NCHW, y_NK = shareable(x_NCHW), np.empty((len(x_NCHW), *self.output.shape), np.float32)
         request = compiled.create_infer_request()
         self._bind(request, x_NCHW, y_NK)
         request.infer()  # touches the memory
@@ -321,9 +321,3 @@ def _tensor(port: Any) -> FileTensor:
     kind = str(port.get_element_type().to_string())
     shape = tuple(None if extent.is_dynamic else int(extent.get_length()) for extent in port.get_partial_shape())
     return FileTensor(names=frozenset(port.get_names()), dtype="float32" if kind == "f32" else kind, shape=shape)
-
-
-def _shareable(x_NCHW: FloatArray) -> FloatArray:
-    """The array itself, or a copy where its memory has another order or may not be written, which a tensor does not take."""
-    contiguous = np.ascontiguousarray(x_NCHW)
-    return contiguous if contiguous.flags.writeable else contiguous.copy()

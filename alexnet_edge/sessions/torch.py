@@ -20,7 +20,7 @@ from alexnet_edge.images.preprocess import FloatArray
 from alexnet_edge.network.checkpoint import Checkpoint
 from alexnet_edge.network.layers import LAYER_NAMES
 from alexnet_edge.network.load import load_checkpoint
-from alexnet_edge.sessions.base import ArtifactSession, Device, FileTensor, NodeTime, Session
+from alexnet_edge.sessions.base import ArtifactSession, Device, FileTensor, NodeTime, Session, shareable
 from alexnet_edge.sessions.device import CacheFlush, DeviceQueries
 
 with needs("train"):
@@ -51,8 +51,7 @@ class TorchSession(Session):
         self._y = torch.empty(0)
 
     def _prepare(self, x_NCHW: FloatArray) -> None:
-        contiguous = np.ascontiguousarray(x_NCHW)
-        self._x = torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy()).to(self.device)
+        self._x = torch.from_numpy(shareable(x_NCHW)).to(self.device)
 
     def _enqueue(self) -> None:
         with torch.inference_mode():

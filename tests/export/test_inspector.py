@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,22 +65,24 @@ def test_an_engine_with_names_only_is_unknown_where_a_kernel_bears_the_name() ->
     assert layers["/backbone/conv1/Conv"].kernel.startswith("backbone.conv1.weight + ")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("dynamic", [True, False])
-def test_tensorrt_8_proves_every_layer(precision: Precision, dynamic: bool) -> None:
-    layers = inspected_precisions(engine_8(layer_types(precision), dynamic=dynamic), precision)
-    assert [layer.name for layer in layers] == list(LAYER_NAMES)
-    assert all(layer.holds for layer in layers)
+PLAIN: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
-def test_tensorrt_10_proves_every_layer(precision: Precision) -> None:
-    assert built(engine_10(layer_types(precision)), precision) == layer_types(precision)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8", "int4-fc"])
-def test_tensorrt_11_proves_every_layer(precision: Precision) -> None:
-    assert built(engine_11(layer_types(precision)), precision) == layer_types(precision)
+@pytest.mark.parametrize(
+    ("information", "precisions"),
+    [
+        (engine_8, ("fp32", "fp16", "int8")),
+        (partial(engine_8, dynamic=False), ("fp32", "fp16", "int8")),
+        (engine_10, PLAIN),
+        (engine_11, (*PLAIN, "int4-fc")),
+    ],
+    ids=["8, dynamic", "8", "10", "11"],
+)
+def test_every_layer_is_proved(
+    information: Callable[[Mapping[str, str]], str], precisions: tuple[Precision, ...]
+) -> None:
+    for precision in precisions:
+        assert built(information(layer_types(precision)), precision) == layer_types(precision)
 
 
 def test_weights_unpacked_in_a_kernel_that_tells_no_type_are_not_claimed_as_int4() -> None:
