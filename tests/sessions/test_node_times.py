@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from manifests import MANIFEST
 from narrow_network import CLASSES, NARROW, write_checkpoint
 
 from alexnet_edge.artifact import LAYER_NAMES, Format, Manifest, Precision, TensorSpec, commit
@@ -47,18 +49,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def manifest(format_: Format, runtime: str, precision: Precision = "fp32") -> Manifest:
-    return Manifest(
+    output = TensorSpec(name="logits", dtype="float32", shape=(len(CLASSES),), max_batch=16)
+    return replace(
+        MANIFEST,
         format=format_,
         runtime=runtime,
         precision=precision,
         architecture=NARROW.name,
         classes=CLASSES,
-        head="logits",
         preprocessing=preset(NARROW.preprocessing),
-        input=TensorSpec(name="input", dtype="float32", shape=(3, SIZE, SIZE), max_batch=16),
-        output=TensorSpec(name="logits", dtype="float32", shape=(len(CLASSES),), max_batch=16),
-        checkpoint="model.safetensors",
-        checkpoint_sha256="00" * 32,
+        output=output,
     )
 
 

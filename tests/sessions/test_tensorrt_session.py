@@ -10,6 +10,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,14 @@ def trt(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Library:
     return library
 
 
+@pytest.fixture
+def session(tmp_path: Path, trt: Library, machine: Machine) -> Iterator[TensorRTSession]:
+    """An open one; nothing may be held after it."""
+    with TensorRTSession(engine_file(tmp_path)) as opened:
+        yield opened
+    assert machine.held() == []
+
+
 def refused(session: TensorRTSession, kind: type[UserError] = ArtifactError) -> str:
     """The line that opening the session ends in; nothing may be held after it."""
     line = one_line(session.__enter__, kind)
@@ -94,81 +103,67 @@ def test_closing_waits_for_what_still_runs(tmp_path: Path, trt: Library, machine
     assert machine.held() == []
 
 
-def test_each_step_does_its_part(tmp_path: Path, trt: Library, machine: Machine) -> None:
+def test_each_step_does_its_part(session: TensorRTSession, trt: Library, machine: Machine) -> None:
     """Latency figures rest on this: the copies are in `prepare` and `fetch`, and nothing else is in `enqueue`."""
-    with TensorRTSession(engine_file(tmp_path)) as session:
-        session.run(images(2))
-        for step, expected in (
-            (lambda: session.prepare(images(2)), ["cudaMemcpyAsync", "cudaStreamSynchronize"]),
-            (session.enqueue, []),
-            (session.synchronize, ["cudaStreamSynchronize"]),
-            (session.fetch, ["cudaMemcpyAsync", "cudaStreamSynchronize"]),
-        ):
-            machine.calls.clear()
-            step()
-            assert machine.calls == expected
+    session.run(images(2))
+    for step, expected in (
+        (lambda: session.prepare(images(2)), ["cudaMemcpyAsync", "cudaStreamSynchronize"]),
+        (session.enqueue, []),
+        (session.synchronize, ["cudaStreamSynchronize"]),
+        (session.fetch, ["cudaMemcpyAsync", "cudaStreamSynchronize"]),
+    ):
+        machine.calls.clear()
+        step()
+        assert machine.calls == expected
 
 
-def test_the_input_is_copied_when_prepare_returns(tmp_path: Path, trt: Library) -> None:
+def test_the_input_is_copied_when_prepare_returns(session: TensorRTSession, trt: Library) -> None:
     x_NCHW = images(2)
-    with TensorRTSession(engine_file(tmp_path)) as session:
-        session.prepare(x_NCHW)
-        x_NCHW[:] = 0
-        for _ in range(2):
-            session.enqueue()
-        session.synchronize()
-        np.testing.assert_allclose(session.fetch(), answers(images(2)), rtol=1e-6)
+    session.prepare(x_NCHW)
+    x_NCHW[:] = 0
+    for _ in range(2):
+        session.enqueue()
+    session.synchronize()
+    np.testing.assert_allclose(session.fetch(), answers(images(2)), rtol=1e-6)
     assert trt.runs == 2
 
 
-def test_wrong_batch(tmp_path: Path, trt: Library) -> None:
-    with TensorRTSession(engine_file(tmp_path)) as session:
-        for count in (0, 5):
-            line = one_line(lambda count=count: session.run(images(count)), UserError)  # type: ignore[misc]
-            assert line == f"batch must be from 1 to 4: {count}; split the batch or export again"
-        assert session.run(images(4)).shape == (4, CLASSES)
+def test_shape_and_memory_are_set_once_per_batch_size(session: TensorRTSession, trt: Library, machine: Machine) -> None:
+    for count in (2, 2, 1, 1, 2):
+        session.run(images(count))
+    assert [step for step in trt.did if step.startswith("shape")] == ["shape 2", "shape 1", "shape 2"]
+    assert machine.calls.count("cudaMalloc") == 2, "a smaller batch fits where the larger one was"
+    assert machine.calls.count("cudaHostAlloc") == 2
+    session.run(images(4))
+    assert len(machine.device) == len(machine.host) == 2, "outgrown memory was not given back"
 
 
-def test_shape_and_memory_are_set_once_per_batch_size(tmp_path: Path, trt: Library, machine: Machine) -> None:
-    with TensorRTSession(engine_file(tmp_path)) as session:
-        for count in (2, 2, 1, 1, 2):
-            session.run(images(count))
-        assert [step for step in trt.did if step.startswith("shape")] == ["shape 2", "shape 1", "shape 2"]
-        assert machine.calls.count("cudaMalloc") == 2, "a smaller batch fits where the larger one was"
-        assert machine.calls.count("cudaHostAlloc") == 2
-        session.run(images(4))
-        assert len(machine.device) == len(machine.host) == 2, "outgrown memory was not given back"
+def test_an_error_while_it_runs_is_one_line(session: TensorRTSession, trt: Library, machine: Machine) -> None:
+    session.prepare(images(1))
+    trt.fail = {"execute_async_v3"}
+    assert "TensorRT cannot run the engine (refused 1)" in one_line(session.enqueue, UserError)
+    assert "TensorRT cannot run the engine (refused 2)" in one_line(session.enqueue, UserError)
+    trt.fail = {"set_input_shape"}
+    assert "TensorRT takes no input of this shape (" in one_line(lambda: session.run(images(2)), UserError)
+    trt.fail = {"set_tensor_address"}
+    assert "TensorRT takes no address for input (" in one_line(lambda: session.run(images(2)), UserError)
+    trt.fail = set()
+    np.testing.assert_allclose(session.run(images(2)), answers(images(2)), rtol=1e-6)
 
 
-def test_an_error_while_it_runs_is_one_line(tmp_path: Path, trt: Library, machine: Machine) -> None:
-    with TensorRTSession(engine_file(tmp_path)) as session:
-        session.prepare(images(1))
-        trt.fail = {"execute_async_v3"}
-        assert "TensorRT cannot run the engine (refused 1)" in one_line(session.enqueue, UserError)
-        assert "TensorRT cannot run the engine (refused 2)" in one_line(session.enqueue, UserError)
-        trt.fail = {"set_input_shape"}
-        assert "TensorRT takes no input of this shape (" in one_line(lambda: session.run(images(2)), UserError)
-        trt.fail = {"set_tensor_address"}
-        assert "TensorRT takes no address for input (" in one_line(lambda: session.run(images(2)), UserError)
-        trt.fail = set()
-        np.testing.assert_allclose(session.run(images(2)), answers(images(2)), rtol=1e-6)
-    assert machine.held() == []
-
-
-def test_what_could_not_be_prepared_is_not_run(tmp_path: Path, trt: Library, machine: Machine) -> None:
-    with TensorRTSession(engine_file(tmp_path)) as session:
-        session.run(images(1))
-        machine.fail["cudaMalloc"] = 2
-        assert "too little free memory" in one_line(lambda: session.prepare(images(4)), UserError)
-        for call in (session.enqueue, session.fetch):
-            with pytest.raises(UserError, match="on a session that is open"):
-                call()
-        del machine.fail["cudaMalloc"]
-        np.testing.assert_allclose(session.run(images(1)), answers(images(1)), rtol=1e-6)
+def test_what_could_not_be_prepared_is_not_run(session: TensorRTSession, trt: Library, machine: Machine) -> None:
+    session.run(images(1))
+    machine.fail["cudaMalloc"] = 2
+    assert "too little free memory" in one_line(lambda: session.prepare(images(4)), UserError)
+    for call in (session.enqueue, session.fetch):
+        with pytest.raises(UserError, match="on a session that is open"):
+            call()
+    del machine.fail["cudaMalloc"]
+    np.testing.assert_allclose(session.run(images(1)), answers(images(1)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("successes", [0, 1])
-def test_pinned_memory_that_runs_out(tmp_path: Path, trt: Library, machine: Machine, successes: int) -> None:
+def test_pinned_memory_that_runs_out(session: TensorRTSession, trt: Library, machine: Machine, successes: int) -> None:
     allocate = machine._cudaHostAlloc
     left = iter([True] * successes)
 
@@ -177,13 +172,11 @@ def test_pinned_memory_that_runs_out(tmp_path: Path, trt: Library, machine: Mach
             raise UserError("no pinned memory")
         return allocate(size, flags)
 
-    with TensorRTSession(engine_file(tmp_path)) as session:
-        machine._cudaHostAlloc = runs_out  # type: ignore[method-assign]
-        with pytest.raises(UserError, match="no pinned memory"):
-            session.run(images(2))
-        machine._cudaHostAlloc = allocate  # type: ignore[method-assign]
-        np.testing.assert_allclose(session.run(images(2)), answers(images(2)), rtol=1e-6)
-    assert machine.held() == []
+    machine._cudaHostAlloc = runs_out  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="no pinned memory"):
+        session.run(images(2))
+    machine._cudaHostAlloc = allocate  # type: ignore[method-assign]
+    np.testing.assert_allclose(session.run(images(2)), answers(images(2)), rtol=1e-6)
 
 
 def test_details(tmp_path: Path, trt: Library) -> None:
