@@ -189,10 +189,7 @@ def commit(temporary: Path, path: Path, manifest: Manifest) -> Artifact:
 
     The new manifest and companion first get waiting names, `<path>.json.next` and `<companion>.next`; the rename of the file
     itself decides. Whoever is killed before or after it leaves files that `load_artifact` recognises by their checksums, so
-    a reader finds either the whole old set or the whole new one.
-
-    Raises:
-        OutputError: when the files cannot be written.
+    a reader finds either the whole old set or the whole new one. OutputError when the files cannot be written.
     """
     with writing(path):
         manifest = replace(manifest, sha256=sha256_file(temporary), bytes=temporary.stat().st_size, companion=None)

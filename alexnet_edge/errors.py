@@ -114,11 +114,7 @@ def install_command(extra: str) -> str:
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Import an optional library inside this block; if it is not installed, say which extra brings it.
-
-    Raises:
-        MissingComponentError: naming the module and the pip command.
-    """
+    """Import an optional library inside this block; MissingComponentError with the pip command if it is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -30,11 +30,7 @@ MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an operating system error while writing `path` into one line.
-
-    Raises:
-        OutputError: with the reason (disk full, read-only, no permission, ...) and the path.
-    """
+    """Turn an operating system error while writing `path` into an OutputError with the reason, the path and a fix."""
     try:
         yield
     except OSError as error:
@@ -46,10 +42,7 @@ def writing(path: Path) -> Iterator[None]:
 def staged(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on leaving, flush it to disk and rename it to `path`.
 
-    When the block raises, or the process is killed inside it, `path` keeps its old content.
-
-    Raises:
-        OutputError: when the folder cannot be made or written.
+    When the block raises, or the process is killed inside it, `path` keeps its old content; OutputError as `writing`.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -61,11 +61,8 @@ def decode(kind: type[Record], text: str | bytes) -> Record:
 
 
 def convert(kind: type[Record], value: Any, *, at: str = "", partial: bool = False) -> Record:
-    """The dataclass that a JSON value describes; `partial` lets fields that are missing have their defaults.
-
-    Raises:
-        RecordError: when it does not describe one; `at` is the path of the value.
-    """
+    """The dataclass that a JSON value at the path `at` describes; RecordError when it describes none. `partial` lets fields
+    that are missing have their defaults."""
     check = _checker(cast("Any", kind))
     if check is not None:
         check(value, f"{at}." if at else "", partial)

@@ -57,11 +57,8 @@ class EventReporter:
 
 
 def build(release: Path, settings: Mapping[str, Any], reporter: EventReporter) -> dict[str, Any]:
-    """Build the artifact here, or take the one that was sent, and prove it on the golden set.
-
-    Raises:
-        GateError: when a layer is not in the precision asked for, or the answers are not the checkpoint's.
-    """
+    """Build the artifact here, or take the one that was sent, and prove it on the golden set; GateError when a layer is not
+    in the precision asked for, or the answers are not the checkpoint's."""
     golden = read_golden(release / "files" / "golden.tar", release / "golden")
     out = release / "artifacts"
     shutil.rmtree(out, ignore_errors=True)  # of a try that was cut short

@@ -646,20 +646,17 @@ class Board:
         folders.sort(key=lambda folder: str(self._state(folder).get("created", "")), reverse=True)
         now = self.current()
         kept = {folder.name for folder in folders[:keep]} | {now, None if now is None else self._before(now)}
-        removed = [folder.name for folder in folders if folder.name not in kept]
-        for name in removed:
-            shutil.rmtree(self.root / "releases" / name)
-        used = {
-            self._state(folder)["steps"].get("environment", {}).get("key") for folder in folders if folder.name in kept
-        }
-        for place in (self.root / "environments").iterdir():
-            if place.name not in used:
-                shutil.rmtree(place)
+        removed = [folder for folder in folders if folder.name not in kept]
+        states = [self._state(folder) for folder in folders if folder.name in kept]
+        used = {state["steps"].get("environment", {}).get("key") for state in states}
+        unused = [place for place in (self.root / "environments").iterdir() if place.name not in used]
+        for folder in removed + unused:
+            shutil.rmtree(folder)
         for name in ("store", "incoming"):
             for path in (self.root / name).iterdir():
                 if path.is_symlink() or path.lstat().st_nlink < 2:  # no release has it as one of its files
                     path.unlink()
-        return {"removed": removed}
+        return {"removed": [folder.name for folder in removed]}
 
 
 def _checked_files(bundle: Any) -> dict[str, tuple[str, int]]:
@@ -726,12 +723,10 @@ def main(root: str, silence_s: str) -> int:
                     return 1
             except OSError as error:
                 why = error.strerror or str(error)
-                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                line.say(
-                    refused=f"disk full on the device ({why})" if full else f"{why}: {error.filename or root}",
-                    kind="fatal",
-                    fix=f"free some space in {board.root}" if full else "check the folder's permissions on the device",
-                )
+                problem, fix = f"{why}: {error.filename or root}", "check the folder's permissions on the device"
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    problem, fix = f"disk full on the device ({why})", f"free some space in {board.root}"
+                line.say(refused=problem, kind="fatal", fix=fix)
                 return 1
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 line.say(refused=f"malformed request ({type(error).__name__}: {error})", kind="user", fix="")

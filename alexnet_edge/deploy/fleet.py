@@ -58,10 +58,7 @@ class _File:
 
 def read_fleet(path: Path, settings: Callable[..., LinkSettings]) -> list[Member]:
     """The devices of a TOML file; `settings` makes the `LinkSettings` of a host, with the fields that the file gives it.
-
-    Raises:
-        UserError: when it cannot be read, names no device, one twice, or a field that is not known.
-    """
+    UserError when the file cannot be read, names no device, one twice, or a field that is not known."""
     fix = 'write it as in: [[device]] host = "user@board"'
     try:
         devices = records.convert(_File, msgspec.toml.decode(path.read_bytes())).device
@@ -108,17 +105,12 @@ def side_by_side(members: Sequence[Member], work: Callable[[Member], Result]) ->
 
 
 def require(results: Mapping[str, Any]) -> None:
-    """Raise when a device failed.
-
-    Raises:
-        GateError: when one was not proved; DeviceError when one could not be reached or refused.
-    """
+    """Raise GateError when a device's artifact was not proved, DeviceError when one could not be reached or refused."""
     failed = {name: value for name, value in results.items() if isinstance(value, AlexNetEdgeError)}
     if failed:
+        kind = GateError if any(isinstance(error, GateError) for error in failed.values()) else DeviceError
         text = "; ".join(f"{name}: {error}" for name, error in failed.items())
-        gate = any(isinstance(error, GateError) for error in failed.values())
-        count = f"{len(failed)} of {len(results)} devices failed"
-        raise (GateError if gate else DeviceError)(f"{count}: {text}")
+        raise kind(f"{len(failed)} of {len(results)} devices failed: {text}")
 
 
 def as_json(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,20 +49,15 @@ class _Listing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Golden:
-    """Images and the reference's answers to them."""
+    """Images and the reference's answers to them; `images.source["reference"]` says what answered."""
 
     images: ImageSet
     reference_NK: FloatArray
-    reference: Mapping[str, Any]
-    """What answered: `runtime`, `sha256` of the checkpoint."""
 
 
 def write_golden(path: Path, images: ImageSet, reference_NK: FloatArray, reference: Mapping[str, Any]) -> None:
-    """Write `images` with the answers `(N, K)` float32; the same content gives the same bytes.
-
-    Raises:
-        DataError: when an image is oversized or there are too many; OutputError when the file cannot be written.
-    """
+    """Write `images` with the answers `(N, K)` float32; the same content gives the same bytes. DataError when an image is
+    oversized or there are too many."""
     assert len(images) == len(reference_NK)
     if not 0 < len(images) <= MOST_IMAGES:
         raise DataError(f"a golden set has 1 to {MOST_IMAGES} images", value=len(images), fix="give fewer with --limit")
@@ -91,11 +86,8 @@ def write_golden(path: Path, images: ImageSet, reference_NK: FloatArray, referen
 
 
 def read_golden(path: Path, folder: Path) -> Golden:
-    """Unpack a golden set into `folder`. Only members that its list names are written, each by this function itself.
-
-    Raises:
-        ArtifactError: when a member is a link, is not in the list, is oversized or missing, or the list is malformed.
-    """
+    """Unpack a golden set into `folder`. Only members that its list names are written, each by this function itself;
+    ArtifactError when one is a link, is not in the list, is oversized or missing, or the list is malformed."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(path, "r:") as archive:
@@ -121,7 +113,6 @@ def read_golden(path: Path, folder: Path) -> Golden:
     return Golden(
         images=ImageSet(items, [image.label for image in listing.images], listing.classes, source),
         reference_NK=reference_NK,
-        reference=listing.reference,
     )
 
 

@@ -22,11 +22,7 @@ _WHEEL = b"Wheel-Version: 1.0\nGenerator: alexnet-edge\nRoot-Is-Purelib: true\nT
 
 
 def write_wheel(folder: Path) -> Path:
-    """Write `alexnet_edge-VERSION-py3-none-any.whl` into `folder`.
-
-    Raises:
-        MissingComponentError: when the package is not installed, so that nothing tells what it depends on.
-    """
+    """Write `alexnet_edge-VERSION-py3-none-any.whl` into `folder`; MissingComponentError when the package is not installed."""
     installed = (entry for entry in metadata.distributions(name="alexnet-edge") if entry.version == __version__)
     texts = [(entry.read_text("METADATA"), entry.read_text("entry_points.txt")) for entry in installed]
     about, entries = next((pair for pair in texts if None not in pair), (None, None))  # a source tree has another one

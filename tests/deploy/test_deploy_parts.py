@@ -248,7 +248,7 @@ def test_the_bundle_of_an_order(narrow_exports: tuple[Path, Calibration], image_
         return bundle, {file.name: file.path for file in bundle.files}
 
     def answered_by(files: dict[str, Path]) -> str:
-        return str(golden.read_golden(files["golden.tar"], tmp_path / "golden").reference["runtime"])
+        return str(golden.read_golden(files["golden.tar"], tmp_path / "golden").images.source["reference"]["runtime"])
 
     wheel = f"alexnet_edge-{__version__}-py3-none-any.whl"
     bundle, files = make("alexnet_int8.onnx", format="onnx")
