@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +86,17 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 def parameters(cases: Sequence[Case]) -> list[Any]:
     """One pytest parameter per case; those this machine cannot run are skipped with the reason."""
-    marked = []
-    for case in cases:
-        reason = case.why_skipped()
-        marks = [pytest.mark.skip(reason=reason)] if reason else []
-        marked.append(pytest.param(case, id=case.id, marks=marks))
-    return marked
+    reasons = [(case, case.why_skipped()) for case in cases]
+    return [
+        pytest.param(case, id=case.id, marks=[pytest.mark.skip(reason=reason)] if reason else [])
+        for case, reason in reasons
+    ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "artifact_case" in metafunc.fixturenames:
-        metafunc.parametrize("artifact_case", parameters(ARTIFACT_CASES))
-    if "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", parameters(CASES))
-
-
-# --- what is measured -------------------------------------------------------------------------------------------------
+    for name, cases in (("artifact_case", ARTIFACT_CASES), ("case", CASES)):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, parameters(cases))
 
 
 class _Terminal(io.StringIO):
@@ -173,31 +169,30 @@ def artifact_of(
     target = this_machine_or_none()  # as `alexnet-edge export` lowers them without --target
     lowered_for = None if target is None else target.name
     key = sha256_json({"checkpoint": checkpoint.sha256, "versions": versions(), "target": lowered_for})[:16]
-    cache = CACHE_BENCH / f"artifacts-{key}"
     user_exporter, cached_exporter = (
         Exporter(checkpoint, ExportSettings(out=out, target=target), proof_images=images, reporter=reporter)
-        for out in (folder, cache)
+        for out in (folder, CACHE_BENCH / f"artifacts-{key}")
     )
-    artifacts: dict[tuple[Format, Precision], Artifact] = {}
-    failed: dict[tuple[Format, Precision], AlexNetEdgeError] = {}
+
+    @cache
+    def outcome_of(format: Format, precision: Precision) -> Artifact | AlexNetEdgeError:
+        for exporter in (user_exporter, cached_exporter):
+            path = exporter.path(format, precision)
+            if path.is_file():
+                artifact = load_artifact(path)
+                if artifact.manifest.checkpoint_sha256 == checkpoint.sha256:
+                    return artifact
+        try:
+            return cached_exporter.export(format, precision)
+        except AlexNetEdgeError as error:
+            return error
 
     def get(case: Case) -> Artifact:
         assert case.format is not None
-        kind = (case.format, case.precision)
-        if kind in failed:
-            raise failed[kind]
-        for path in (user_exporter.path(*kind), cached_exporter.path(*kind)):
-            if kind not in artifacts and path.is_file():
-                artifact = load_artifact(path)
-                if artifact.manifest.checkpoint_sha256 == checkpoint.sha256:
-                    artifacts[kind] = artifact
-        if kind not in artifacts:
-            try:
-                artifacts[kind] = cached_exporter.export(*kind)
-            except AlexNetEdgeError as error:
-                failed[kind] = error
-                raise
-        return artifacts[kind]
+        outcome = outcome_of(case.format, case.precision)
+        if isinstance(outcome, AlexNetEdgeError):
+            raise outcome
+        return outcome
 
     return get
 
@@ -265,21 +260,13 @@ def subject(
     sha256 = checkpoint.sha256 if case.format is None else artifact_of(case).manifest.sha256
     result = measured[case.device]
     (entry,) = (candidate for candidate in result["subjects"] if candidate["sha256"] == sha256)
-    about = (
-        "clock",
-        "load",
-        "settings",
-        "inputs",
-        "isolate",
-        "pinned_cpus",
-        "power",
-        "peaks",
-        "harness",
-        "environment",
-    )
-    return {**entry, "bench": {name: result[name] for name in about}}
+    return {**entry, "bench": {name: result[name] for name in _OF_BENCH}}
 
 
+_OF_BENCH = (
+    *("clock", "load", "settings", "inputs", "isolate", "pinned_cpus"),
+    *("power", "peaks", "harness", "environment"),
+)
 _INVALID = pytest.StashKey[list[str]]()
 
 

@@ -42,10 +42,6 @@ class Source:
     images: ImageSet
     """To quantise on, for the tools that do."""
 
-    def module(self) -> torch.nn.Module:
-        """The network in PyTorch, in evaluation mode."""
-        return self.checkpoint.model()
-
     def example(self, batch: int = 1) -> torch.Tensor:
         import torch
 
@@ -85,29 +81,24 @@ class _Torch(Peer):
         import torch
 
         torch.set_num_threads(threads)
-        call = self._call(load_checkpoint(checkpoint).model())
+        call = self._call(torch, load_checkpoint(checkpoint).model())
 
         def run(x_NCHW: FloatArray) -> FloatArray:
             with torch.inference_mode():
-                y_NK: FloatArray = call(self._input(torch.from_numpy(x_NCHW))).numpy()
+                y_NK: FloatArray = call(torch.from_numpy(x_NCHW)).numpy()
             return y_NK
 
         return run
 
     @abstractmethod
-    def _call(self, module: Any) -> Callable[..., Any]:
+    def _call(self, torch: Any, module: Any) -> Callable[..., Any]:
         """What answers a batch, of the checkpoint's network."""
-
-    def _input(self, x: Any) -> Any:
-        return x
 
 
 class TorchCompile(_Torch):
     name, about = "torch-compile", "torch.compile with its default backend"
 
-    def _call(self, module: Any) -> Callable[..., Any]:
-        import torch
-
+    def _call(self, torch: Any, module: Any) -> Callable[..., Any]:
         compiled: Callable[..., Any] = torch.compile(module)
         return compiled
 
@@ -115,15 +106,9 @@ class TorchCompile(_Torch):
 class TorchChannelsLast(_Torch):
     name, about = "torch-channels-last", "PyTorch eagerly, weights and input in channels-last order"
 
-    def _call(self, module: Any) -> Callable[..., Any]:
-        import torch
-
-        return module.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
-
-    def _input(self, x: Any) -> Any:
-        import torch
-
-        return x.contiguous(memory_format=torch.channels_last)
+    def _call(self, torch: Any, module: Any) -> Callable[..., Any]:
+        network = module.to(memory_format=torch.channels_last)
+        return lambda x: network(x.contiguous(memory_format=torch.channels_last))
 
 
 class OnnxRuntime(Peer):
@@ -135,7 +120,7 @@ class OnnxRuntime(Peer):
         import torch
 
         torch.onnx.export(
-            source.module(),
+            source.checkpoint.model(),
             (source.example(2),),
             str(source.folder / "model.onnx"),
             input_names=[INPUT],
@@ -163,13 +148,15 @@ class OpenVINO(Peer):
     def prepare(self, source: Source) -> None:
         from alexnet_edge.sessions.openvino import load_library
 
-        load_library().save_model(self._model(source), str(source.folder / "model.xml"), compress_to_fp16=False)
+        openvino, example = load_library(), source.example()
+        model = openvino.convert_model(
+            source.checkpoint.model(), example_input=example, input=[[-1, *example.shape[1:]]]
+        )
+        openvino.save_model(self._quantised(model, source), str(source.folder / "model.xml"), compress_to_fp16=False)
 
-    def _model(self, source: Source) -> Any:
-        from alexnet_edge.sessions.openvino import load_library
-
-        shape = [-1, *source.example().shape[1:]]
-        return load_library().convert_model(source.module(), example_input=source.example(), input=[shape])
+    def _quantised(self, model: Any, source: Source) -> Any:
+        """The model as it is; NNCF's is quantised."""
+        return model
 
     def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
         from alexnet_edge.sessions.openvino import shared_core
@@ -196,17 +183,13 @@ class NNCF(OpenVINO):
     name, about, precision = "openvino-nncf", "the same, quantised by NNCF with its defaults", "int8"
     packages = ("nncf", "openvino", "torch")
 
-    def prepare(self, source: Source) -> None:
-        from alexnet_edge.sessions.openvino import load_library
-
-        openvino = load_library()
+    def _quantised(self, model: Any, source: Source) -> Any:
         import nncf
 
         images = source.images.spread(QUANTISATION_IMAGES)
         spec = source.checkpoint.info.preprocessing
         dataset = nncf.Dataset([part.x_NCHW for part in batches(images, spec, batch=1, on_bad_image="skip")])
-        quantised = nncf.quantize(self._model(source), dataset)
-        openvino.save_model(quantised, str(source.folder / "model.xml"), compress_to_fp16=False)
+        return nncf.quantize(model, dataset)
 
 
 class NCNN(Peer):
@@ -218,7 +201,7 @@ class NCNN(Peer):
     def prepare(self, source: Source) -> None:
         import pnnx
 
-        pnnx.export(source.module(), str(source.folder / "model.pt"), (source.example(),))
+        pnnx.export(source.checkpoint.model(), str(source.folder / "model.pt"), (source.example(),))
 
     def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
         import ncnn
@@ -246,7 +229,7 @@ class LiteRT(Peer):
         import litert_torch
 
         for batch in source.batches:
-            model = litert_torch.convert(source.module(), (source.example(batch),))
+            model = litert_torch.convert(source.checkpoint.model(), (source.example(batch),))
             model.export(str(source.folder / f"model_{batch}.tflite"))
 
     def open(self, folder: Path, checkpoint: Path, threads: int) -> Run:
@@ -280,7 +263,7 @@ class ExecuTorch(Peer):
         from executorch.exir import to_edge_transform_and_lower
 
         for batch in source.batches:
-            program = torch.export.export(source.module(), (source.example(batch),))
+            program = torch.export.export(source.checkpoint.model(), (source.example(batch),))
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
             (source.folder / f"model_{batch}.pte").write_bytes(lowered.buffer)
 
@@ -303,18 +286,8 @@ class ExecuTorch(Peer):
         return run
 
 
-PEERS: dict[str, Peer] = {
-    peer.name: peer
-    for peer in (
-        TorchCompile(),
-        TorchChannelsLast(),
-        OnnxRuntime(),
-        OpenVINO(),
-        OpenVINOFloat(),
-        NNCF(),
-        NCNN(),
-        LiteRT(),
-        ExecuTorch(),
-    )
-}
+_TOOLS: tuple[type[Peer], ...] = (
+    *(TorchCompile, TorchChannelsLast, OnnxRuntime, OpenVINO, OpenVINOFloat, NNCF, NCNN, LiteRT, ExecuTorch),
+)
+PEERS: dict[str, Peer] = {tool.name: tool() for tool in _TOOLS}
 """PyTorch eagerly is not among them: it is the checkpoint itself, which `alexnet-edge bench` measures."""

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,6 @@ SUFFIX = ".peer"
 SCHEMA = 1
 PREPARE_SECONDS = 1200
 """A tool that is still converting after this time is stopped."""
-
-
-# --- a prepared peer ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +150,6 @@ def prepare_peers(
     folder: Path,
     images: ImageSet,
     python: Path | None = None,
-    threads: int | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[list[Path], dict[str, str]]:
     """Prepare each of `names` in a process of the interpreter that has it: their files, and why the others are left out.
@@ -160,12 +157,9 @@ def prepare_peers(
     Args:
         names: of `PEERS`; `all` for each of them.
         checkpoint: what is given to the tools, a `.safetensors` file.
-        batches: batch sizes that will be measured.
         folder: where the tools' files go, a folder each, by content; what is there already is taken.
         images: on which their answers are compared with the checkpoint's.
         python: the interpreter that has the tools; by default this one.
-        threads: processor threads of the answers.
-        reporter: receives the progress.
 
     Raises:
         UserError: for an unknown name, or when none can be prepared.
@@ -180,7 +174,6 @@ def prepare_peers(
         reference = Path(scratch) / "reference.npy"
         common = ["--checkpoint", str(checkpoint.resolve()), "--batches", ",".join(map(str, sizes))]
         common += ["--reference", str(reference), "--images", json.dumps(dict(images.source))]
-        common += ["--threads", str(threads)] if threads else []
         reporter.start("peers", len(chosen))
         for done, name in enumerate(chosen):
             reporter.update(done, name)
@@ -189,7 +182,7 @@ def prepare_peers(
             path = folder / f"{name}-{key}" / f"{name}{SUFFIX}"
             if not path.is_file():
                 if not reference.is_file():
-                    _write_reference(reference, checkpoint, images, threads)
+                    _write_reference(reference, checkpoint, images)
                 if reason := _prepare_elsewhere(interpreter, [name, "--folder", str(path.parent), *common]):
                     left_out[name] = reason
                     reporter.note(f"peer {name} is left out: {reason}")
@@ -213,12 +206,12 @@ def _chosen(names: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _write_reference(path: Path, checkpoint: Path, images: ImageSet, threads: int | None) -> None:
+def _write_reference(path: Path, checkpoint: Path, images: ImageSet) -> None:
     """The checkpoint's answers on `images`, as an array `(N, K)`."""
     from alexnet_edge.proof.evaluate import outputs_NK
     from alexnet_edge.sessions import reference_session
 
-    with reference_session(checkpoint, threads=threads) as session:
+    with reference_session(checkpoint) as session:
         np.save(path, outputs_NK(session, images)[0])
 
 
@@ -254,20 +247,14 @@ def _prepare_elsewhere(python: str, arguments: Sequence[str]) -> str:
     return "" if done.returncode == 0 else (lines[-1] if lines else f"it ended with code {done.returncode}")
 
 
-# --- in the peer's own process ------------------------------------------------------------------------------------------
-
-
 def _versions(packages: Sequence[str]) -> dict[str, str]:
     """Raises MissingComponentError for what is not installed."""
-    versions = {}
+    versions: dict[str, str] = {}
     for name in packages:
         for candidate in (name, f"{name}-gpu"):
-            try:
-                versions[name] = importlib.metadata.version(candidate)
-                break
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        else:
+            with suppress(importlib.metadata.PackageNotFoundError):
+                versions.setdefault(name, importlib.metadata.version(candidate))
+        if name not in versions:
             raise MissingComponentError(f"{name} is not installed", fix=f"pip install {name}")
     return versions
 
@@ -301,7 +288,7 @@ def _prepare_here(options: argparse.Namespace) -> None:
     path = folder / f"{peer.name}{SUFFIX}"
     staged = path.with_suffix(".json")
     write_json(staged, value)
-    with PeerSession(read_peer(staged), threads=options.threads) as session:
+    with PeerSession(read_peer(staged)) as session:
         report = check_parity(
             session,
             np.load(options.reference),
@@ -319,7 +306,6 @@ def _main(arguments: Sequence[str]) -> int:
     prepare.add_argument("name", choices=list(PEERS))
     for name in ("checkpoint", "folder", "batches", "reference", "images"):
         prepare.add_argument(f"--{name}", required=True)
-    prepare.add_argument("--threads", type=int)
     options = parser.parse_args(arguments)
     try:
         _prepare_here(options)

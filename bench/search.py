@@ -46,6 +46,8 @@ from alexnet_edge.sessions import open_session, reference_session
 SEARCH_IMAGES = 256
 """Images that decide, by default from the training data that calibration leaves over."""
 BATCH = 32
+_LOWER_TYPES = {"co": ("int8",), "fc": ("int8", "int4")}
+"""What is tried of a convolution and of a fully connected layer, by how its name begins."""
 _VERSION = 1  # raise when a journal's entries would differ for the same key
 
 
@@ -63,9 +65,8 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop < 1:
-            raise UserError(
-                "the accuracy drop must be from 0 to below 100 points", value=100 * self.max_drop, fix="try 0.5"
-            )
+            problem = "the accuracy drop must be from 0 to below 100 points"
+            raise UserError(problem, value=100 * self.max_drop, fix="try 0.5")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,11 +145,7 @@ class Journal:
         return value
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a value.
-
-        Raises:
-            OutputError: when it cannot be written.
-        """
+        """Keep a value. Raises OutputError when it cannot be written."""
         self._entries[key] = value
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,11 +161,8 @@ def search_plan(
 ) -> SearchResult:
     """Find the plan for `exporter` to write in `format`.
 
-    Args:
-        exporter: with the target; its calibration gives the ranges, its cache keeps the journal.
-        format: `onnx` or `openvino`.
-        images: the search images, which calibration and proof do not use.
-        settings: the budget, and how long to measure.
+    The exporter has the target; its calibration gives the ranges, its cache keeps the journal. Calibration and proof do not use
+    `images`.
 
     Raises:
         UserError: when the target or the format takes no plan.
@@ -208,7 +202,6 @@ class _Search:
     images: ImageSet
     settings: SearchSettings
     journal: Journal = field(init=False)
-    _context: dict[str, Any] = field(init=False)
     _x_NCHW: list[FloatArray] = field(default_factory=list)
     _reference_NK: FloatArray | None = None
     _labels_N: IntArray | None = None
@@ -216,7 +209,7 @@ class _Search:
     def __post_init__(self) -> None:
         exporter = self.exporter
         environment = describe()
-        self._context = {
+        context = {
             "version": _VERSION,
             "checkpoint": exporter.checkpoint.sha256,
             "preprocessing": records.to_builtins(exporter.checkpoint.info.preprocessing),
@@ -229,14 +222,14 @@ class _Search:
             "versions": environment.get("versions"),
             **({"corrections": exporter.quantiser.corrections} if exporter.quantiser.corrections else {}),
         }
-        self.journal = Journal(exporter.settings.cache / "search" / f"{sha256_json(self._context)}.jsonl")
+        self.journal = Journal(exporter.settings.cache / "search" / f"{sha256_json(context)}.jsonl")
 
     def run(self) -> SearchResult:
         exact = dict.fromkeys(LAYER_NAMES, "fp32")
         plain = dict.fromkeys(LAYER_NAMES, "int8")
         self._need_labels()
         changes = []
-        moves = [(name, kind) for name in LAYER_NAMES for kind in self._types(name)]
+        moves = [(name, kind) for name in LAYER_NAMES for kind in _LOWER_TYPES[name[:2]]]
         for index, (name, kind) in enumerate(moves):
             self.exporter.reporter.start(f"layer by layer: {name} in {kind} ({index + 1} of {len(moves)})", None)
             changes.append(self._change(exact, name, kind))
@@ -247,7 +240,8 @@ class _Search:
         over_plain = None if plan == plain else self._compare(plain, plan)
         if over_plain is not None and over_plain[1][1] < 1 and plain_drop <= self.settings.max_drop:
             plan, drop, over_plain = plain, plain_drop, None
-            changes = [_decided(change, change.type == "int8", "plain INT8 is faster") for change in changes]
+            why = "plain INT8 is faster"
+            changes = [replace(change, taken=change.type == "int8", why=why) for change in changes]
         speedup = self._compare(exact, plan) if plan != exact else (1.0, (1.0, 1.0))
         return SearchResult(
             plan=plan,
@@ -263,10 +257,6 @@ class _Search:
             labelled=self._labels_N is not None,
             reused=self.journal.reused,
         )
-
-    @staticmethod
-    def _types(layer: str) -> tuple[str, ...]:
-        return ("int8",) if layer.startswith("conv") else ("int8", "int4")
 
     def _change(self, exact: Plan, layer: str, kind: str) -> Change:
         plan = {**exact, layer: kind}
@@ -316,14 +306,13 @@ class _Search:
                 verdicts[(now.layer, now.type)] = (False, f"{change.type} took its place")
             verdicts[key] = (True, "faster" if change.faster else "as fast, and smaller")
             plan = trial
-        return plan, [_decided(change, *verdicts[(change.layer, change.type)]) for change in changes]
+        decided = [(change, *verdicts[(change.layer, change.type)]) for change in changes]
+        return plan, [replace(change, taken=accepted, why=why) for change, accepted, why in decided]
 
     def _better(self, exact: Plan, now: Change, candidate: Change) -> bool:
         """Whether `one` is faster than `now` of the same layer, or as fast and smaller."""
         _, (low, high) = self._compare({**exact, now.layer: now.type}, {**exact, candidate.layer: candidate.type})
         return low > 1 or (high >= 1 and candidate.bytes_saved > now.bytes_saved)
-
-    # --- what is measured ------------------------------------------------------------------------------------------------
 
     def _figures(self, plan: Plan) -> ParityFigures:
         return records.convert(ParityFigures, self._answers(plan)["figures"])
@@ -415,7 +404,3 @@ class _Search:
         except DataError:
             return
         self._labels_N = labels_N if (labels_N >= 0).all() else None
-
-
-def _decided(change: Change, accepted: bool, why: str) -> Change:
-    return replace(change, taken=accepted, why=why)

@@ -18,7 +18,7 @@ BATCHES = (1, 8, 32)
 """Batch 1 is the latency suite's, the others are the throughput suite's."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Case:
     """One thing to run; `format` None is the checkpoint in PyTorch, eager."""
 
@@ -40,11 +40,12 @@ class Case:
                     return "neither TensorRT, trtexec nor TensorRT-RTX is installed"
             except MissingComponentError as error:
                 return str(error)
-        needed = {
-            "onnx": {"onnx": "export", "onnxruntime": "onnx"},
-            "openvino": {"onnx": "export", "onnxruntime": "onnx", "openvino": "openvino"},
-        }.get(self.format or "", {})
-        for module, extra in {"torch": "train", **needed}.items():
+        needed = {"torch": "train"}
+        if self.format in ("onnx", "openvino"):
+            needed |= {"onnx": "export", "onnxruntime": "onnx"}
+        if self.format == "openvino":
+            needed["openvino"] = "openvino"
+        for module, extra in needed.items():
             if importlib.util.find_spec(module) is None:
                 return f"{module} is not installed: {install_command(extra)}"
         if self.format == "openvino" and self.precision == "int8":
@@ -52,25 +53,16 @@ class Case:
         return None
 
 
+_EVERYDAY: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 ARTIFACT_CASES: tuple[Case, ...] = (
-    Case(format="torchscript", precision="fp32"),
-    Case(format="pt2", precision="fp32"),
-    Case(format="onnx", precision="fp32"),
-    Case(format="onnx", precision="fp16"),
-    Case(format="onnx", precision="int8"),
-    Case(format="openvino", precision="fp32"),
-    Case(format="openvino", precision="fp16"),
-    Case(format="openvino", precision="int8"),
-    Case(format="onnx", precision="fp16", device="cuda"),
-    Case(format="trt", precision="fp32", device="cuda"),
-    Case(format="trt", precision="fp16", device="cuda"),
-    Case(format="trt", precision="int8", device="cuda"),
+    Case("torchscript", "fp32"),
+    Case("pt2", "fp32"),
+    *(Case("onnx", precision) for precision in _EVERYDAY),
+    *(Case("openvino", precision) for precision in _EVERYDAY),
+    Case("onnx", "fp16", "cuda"),
+    *(Case("trt", precision, "cuda") for precision in _EVERYDAY),
 )
-CASES: tuple[Case, ...] = (
-    Case(format=None, precision="fp32"),
-    Case(format=None, precision="fp32", device="cuda"),
-    *ARTIFACT_CASES,
-)
+CASES: tuple[Case, ...] = (Case(None, "fp32"), Case(None, "fp32", "cuda"), *ARTIFACT_CASES)
 
 
 class ReplayClock:

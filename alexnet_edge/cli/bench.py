@@ -24,7 +24,7 @@ from alexnet_edge.cli.common import (
     artifacts_in,
     chosen_device,
     fields_of,
-    print_json,
+    print_result,
 )
 from alexnet_edge.cli.parsing import make_app
 from alexnet_edge.cli.report import write_reports
@@ -200,10 +200,7 @@ def bench(
         )
     value = result.to_json()
     written = write_reports(value, out)
-    if printing.json:
-        print_json(value)
-    else:
-        show_bench(value, written)
+    print_result(printing.json, value, lambda: show_bench(value, written))
     if result.interrupted:
         raise KeyboardInterrupt
     if result.errors:
@@ -253,7 +250,4 @@ def loader(
         )
     result["verdict"] = loader_verdict(result)
     write_json(out, result)
-    if json:
-        print_json(result)
-    else:
-        show_loader(result, result["verdict"], out)
+    print_result(json, result, lambda: show_loader(result, result["verdict"], out))

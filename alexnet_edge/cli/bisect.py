@@ -17,7 +17,7 @@ from alexnet_edge.cli.common import (
     Threads,
     artifacts_in,
     fields_of,
-    print_json,
+    print_result,
     source_of,
 )
 from alexnet_edge.errors import GateError, UserError
@@ -64,17 +64,14 @@ def bisect(
             on_bad_image=on_bad_image,
         )
         results.append((path, bisection))
-    if json:
-        print_json(
-            {
-                str(path): {"passed": None, "reason": result}
-                if isinstance(result, str)
-                else records.to_builtins(result)
-                for path, result in results
-            }
-        )
-    else:
-        show_bisections(results)
+    print_result(
+        json,
+        {
+            str(path): {"passed": None, "reason": result} if isinstance(result, str) else records.to_builtins(result)
+            for path, result in results
+        },
+        lambda: show_bisections(results),
+    )
     _require_passed(results)
 
 

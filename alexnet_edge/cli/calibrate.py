@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from alexnet_edge import records
-from alexnet_edge.cli.common import Images, Json, Quiet, Source, Threads, fields_of, print_json
+from alexnet_edge.cli.common import Images, Json, Quiet, Source, Threads, fields_of, print_result
 from alexnet_edge.errors import UserError
 from alexnet_edge.export.quantising.calibrate import METHODS, Method
 
@@ -56,7 +56,4 @@ def calibrate(
             threads=threads,
             reporter=reporter,
         )
-    if json:
-        print_json(records.to_builtins(result))
-    else:
-        show_sweep(result)
+    print_result(json, records.to_builtins(result), lambda: show_sweep(result))

@@ -19,7 +19,7 @@ from alexnet_edge.cli.common import (
     artifacts_in,
     chosen_device,
     fields_of,
-    print_json,
+    print_result,
     source_of,
 )
 from alexnet_edge.errors import GateError, UserError
@@ -65,15 +65,14 @@ def check(
             on_bad_image=on_bad_image,
         )
         reports.append((path, report))
-    if json:
-        print_json(
-            {
-                str(path): {"verdict": "not run", "reasons": [report]} if isinstance(report, str) else report.to_json()
-                for path, report in reports
-            }
-        )
-    else:
-        show_parity(reports)
+    print_result(
+        json,
+        {
+            str(path): {"verdict": "not run", "reasons": [report]} if isinstance(report, str) else report.to_json()
+            for path, report in reports
+        },
+        lambda: show_parity(reports),
+    )
     failed = [path for path, report in reports if not isinstance(report, str) and not report.passed]
     if failed:
         raise GateError(f"{len(failed)} of {len(reports)} artifacts do not give the checkpoint's answers")
@@ -105,7 +104,4 @@ def _compare_preprocessing(
         on_bad_image=on_bad_image,
         limit=IMAGES if images.limit is None else images.limit,
     )
-    if json:
-        print_json(records.to_builtins(report))
-    else:
-        show_preprocessing(report)
+    print_result(json, records.to_builtins(report), lambda: show_preprocessing(report))

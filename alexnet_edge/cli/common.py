@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -191,3 +191,11 @@ def source_of(artifact: Artifact, named: Path | None) -> Checkpoint:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_result(as_json: bool, value: Any, show: Callable[[], None]) -> None:
+    """The value as JSON, or what `show` prints for people."""
+    if as_json:
+        print_json(value)
+    else:
+        show()

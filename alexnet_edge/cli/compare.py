@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from alexnet_edge.cli.common import Json, fields_of, print_json
+from alexnet_edge.cli.common import Json, fields_of, print_result
 from alexnet_edge.errors import UserError
 
 
@@ -79,8 +79,5 @@ def compare(
     )
     if markdown is not None:
         write_text(markdown, comparison.markdown())
-    if json:
-        print_json(comparison.to_json())
-    else:
-        show_comparison(comparison)
+    print_result(json, comparison.to_json(), lambda: show_comparison(comparison))
     comparison.check()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from alexnet_edge.cli.common import Given, Json, PrecisionFlags, Printing, fields_of, print_json
+from alexnet_edge.cli.common import Given, Json, PrecisionFlags, Printing, fields_of, print_result
 from alexnet_edge.cli.parsing import make_app, spelled
 from alexnet_edge.deploy.link import LinkOptions, LinkSettings
 from alexnet_edge.deploy.plan import BenchOptions, Manner, Order
@@ -106,12 +106,8 @@ def deploy(
                     bundle, member.link, manner, reporter=fleet.NamedReporter(reporter, member.name)
                 ),
             )
-    if printing.json:
-        print_json(fleet.as_json(outcomes))
-    elif devices.dry_run:
-        show_plans(outcomes)
-    else:
-        show_deployed(outcomes)
+    show = show_plans if devices.dry_run else show_deployed
+    print_result(printing.json, fleet.as_json(outcomes), lambda: show(outcomes))
     fleet.require(outcomes)
 
 
@@ -128,10 +124,7 @@ def status(
     from alexnet_edge.deploy import fleet, run
 
     results = fleet.side_by_side(devices.members(device), lambda member: run.status(member.link))
-    if json:
-        print_json(fleet.as_json(results))
-    else:
-        show_status(results)
+    print_result(json, fleet.as_json(results), lambda: show_status(results))
     fleet.require(results)
 
 
@@ -149,8 +142,5 @@ def rollback(
     from alexnet_edge.deploy import fleet, run
 
     results = fleet.side_by_side(devices.members(device), lambda member: run.rollback(member.link, to_release))
-    if json:
-        print_json(fleet.as_json(results))
-    else:
-        show_rollbacks(results)
+    print_result(json, fleet.as_json(results), lambda: show_rollbacks(results))
     fleet.require(results)

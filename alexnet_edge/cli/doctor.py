@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from alexnet_edge.cli.common import Json, print_json
+from alexnet_edge.cli.common import Json, print_result
 
 Capability = Literal["train", "export-onnx", "build-engines", "export-openvino", "run-engines"]
 
@@ -22,10 +22,8 @@ def doctor(
     from alexnet_edge.doctor import examine, require
     from alexnet_edge.environment import describe
 
-    components = examine()
-    if json:
-        print_json({"environment": describe(), "components": records.to_builtins(components)})
-    else:
-        console.show_doctor(describe(), components)
+    components, machine = examine(), describe()
+    value = {"environment": machine, "components": records.to_builtins(components)}
+    print_result(json, value, lambda: console.show_doctor(machine, components))
     if capability is not None:
         require(capability, components)

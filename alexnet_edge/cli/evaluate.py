@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from alexnet_edge import records
-from alexnet_edge.cli.common import BadImage, Images, Json, Running, Runs, fields_of, print_json
+from alexnet_edge.cli.common import BadImage, Images, Json, Running, Runs, fields_of, print_result
 from alexnet_edge.errors import UserError
 
 
@@ -42,10 +42,11 @@ def evaluate(
             image_set = image_set.spread(images.limit)
         result = evaluate(session, image_set, ten_crop=ten_crop, on_bad_image=on_bad_image)
     interval = wilson_interval(result.correct, result.count)
-    if json:
-        print_json({"model": str(source), **records.to_builtins(result), "top1_interval": interval})
-    else:
-        show_evaluation(source, result, interval)
+    print_result(
+        json,
+        {"model": str(source), **records.to_builtins(result), "top1_interval": interval},
+        lambda: show_evaluation(source, result, interval),
+    )
 
 
 def _validation_source(source: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from alexnet_edge.cli.common import Json, print_json
+from alexnet_edge.cli.common import Json, print_result
 from alexnet_edge.errors import GateError, UserError
 
 
@@ -48,10 +48,11 @@ def inspect(
         raise UserError("a network needs at least one class", value=classes, fix="give 1 or more")
     network = architecture(name, number)
     costs = layer_costs(network, batch=batch)
-    if json:
-        print_json({**facts, "architecture": name, "batch": batch, "costs": [asdict(cost) for cost in costs]})
-    else:
-        show_network(network, costs, batch, facts)
+    print_result(
+        json,
+        {**facts, "architecture": name, "batch": batch, "costs": [asdict(cost) for cost in costs]},
+        lambda: show_network(network, costs, batch, facts),
+    )
 
 
 def _facts_of(file: Path) -> dict[str, Any]:
@@ -74,10 +75,7 @@ def _lint(file: Path | None, target: str, json: bool) -> None:
     if file is None:
         raise UserError("no file to lint", fix=f"alexnet-edge inspect --for {target} MODEL.onnx")
     report = lint(file, target)
-    if json:
-        print_json({"file": str(file), "target": target, **asdict(report)})
-    else:
-        show_lint(file, target, report)
+    print_result(json, {"file": str(file), "target": target, **asdict(report)}, lambda: show_lint(file, target, report))
     errors = sum(finding.severity == "error" for finding in report.findings)
     if errors:
         raise GateError(f"{file}: {errors} {'error' if errors == 1 else 'errors'} for {target}")

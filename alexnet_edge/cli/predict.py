@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from alexnet_edge import records
-from alexnet_edge.cli.common import BadImage, Json, Running, Runs, fields_of, print_json
+from alexnet_edge.cli.common import BadImage, Json, Running, Runs, fields_of, print_result
 from alexnet_edge.errors import ImageError, UserError
 
 if TYPE_CHECKING:
@@ -65,15 +65,11 @@ def predict(
             _predict_frames(session, frames, top=top, every=camera.every, skip=skip, as_json=json)
             return
         predictions = predict(session, images or (), top=top, on_bad_image=on_bad_image, bad=bad)
-    if json:
-        print_json(
-            {
-                "predictions": records.to_builtins(predictions),
-                "skipped": [str(error) for error in bad],
-            }
-        )
-    else:
-        show_predictions(predictions, bad)
+    print_result(
+        json,
+        {"predictions": records.to_builtins(predictions), "skipped": [str(error) for error in bad]},
+        lambda: show_predictions(predictions, bad),
+    )
 
 
 def _frame_source(images: Sequence[Path], options: Camera) -> Callable[[], FrameSource] | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from alexnet_edge.cli.common import Given, Json, Quiet, fields_of, print_json
+from alexnet_edge.cli.common import Given, Json, Quiet, fields_of, print_result
 from alexnet_edge.errors import AlexNetEdgeError, UserError
 from alexnet_edge.training.recipe import CHANGEABLE, TrainSettings
 
@@ -45,10 +45,7 @@ def train(
         raise
     if not result.first:
         return
-    if json:
-        print_json(result.to_json())
-    else:
-        show_training(result)
+    print_result(json, result.to_json(), lambda: show_training(result))
 
 
 def _refuse_with_folder(given: Given) -> None:

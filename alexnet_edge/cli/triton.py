@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-from alexnet_edge.cli.common import Printing, fields_of, print_json
+from alexnet_edge.cli.common import Printing, fields_of, print_result
 from alexnet_edge.cli.export import write
 from alexnet_edge.export.request import ExportRequest
 from alexnet_edge.export.triton import TritonOptions
@@ -38,7 +38,4 @@ def triton(
         assert written is not None, "what kept it from being written was raised"
         artifact = written
     model = write_triton_model(artifact, options, request.engine.max_batch)
-    if printing.json:
-        print_json(model.to_json())
-    else:
-        show_triton_model(model)
+    print_result(printing.json, model.to_json(), lambda: show_triton_model(model))

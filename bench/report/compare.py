@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -106,7 +106,7 @@ class Comparison:
             "max_slowdown": self.max_slowdown,
             "confidence": CONFIDENCE,
             "force": self.force,
-            "rows": [row.to_json() for row in self.rows],
+            "rows": [asdict(row) for row in self.rows],
             "only_base": list(self.only_base),
             "only_new": list(self.only_new),
             "broken": list(self.broken),

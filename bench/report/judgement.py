@@ -30,9 +30,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -76,10 +76,7 @@ class Tail:
     name: str
     base_ns: float
     new_ns: float
-
-    @property
-    def ratio(self) -> float:
-        return self.new_ns / self.base_ns
+    ratio: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,9 +107,6 @@ class Judgement:
     def name(self) -> str:
         """The label, and what of it was measured."""
         return full_name(self.label, self.key)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "tail": None if self.tail is None else {**asdict(self.tail), "ratio": self.tail.ratio}}
 
 
 def judge(
@@ -229,7 +223,7 @@ def _tail(base: Measurement, new: Measurement) -> Tail | None:
     for name in _TAILS:
         old, now = _percentile(base, name), _percentile(new, name)
         if old and now:
-            return Tail(name=name, base_ns=old, new_ns=now)
+            return Tail(name=name, base_ns=old, new_ns=now, ratio=now / old)
     return None
 
 

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from results_files import a_subject, an_entry, results_of, times_of_trtexec
 from scipy import stats as scipy_stats
 
 from alexnet_edge.bench.report import judgement as module
 from alexnet_edge.bench.report.compare import Comparison, compare
 from alexnet_edge.bench.report.judgement import judge, ratio_interval
 from alexnet_edge.bench.report.measurement import Key, Measurement
-from alexnet_edge.bench.rounds import results
 from alexnet_edge.bench.timing import latency as measure
 from alexnet_edge.bench.timing.settings import MeasureSettings
 from alexnet_edge.errors import GateError, UserError
@@ -39,9 +39,6 @@ RESAMPLES = 100
 def measured(*rounds: Any, **changes: Any) -> Measurement:
     samples = tuple(tuple(float(value) for value in taken) for taken in rounds)
     return Measurement(**{"key": KEY, "label": "onnx fp32", "file": "a.onnx", "rounds": samples, **changes})
-
-
-# --- the rate of mistakes -----------------------------------------------------------------------------------------------
 
 
 def noisy(rng: np.random.Generator, *, rounds: int, spread: float, factor: float = 1.0, count: int = 70) -> Measurement:
@@ -92,12 +89,9 @@ def test_rates_over_many_seeds() -> None:
 def test_one_round_alone_promises_little() -> None:
     """However quiet the round was, another process might have been 3 % off."""
     quiet = [1000, 1001, 1002] * 30
-    assert judge(measured(quiet), measured([1.08 * value for value in quiet]), max_slowdown=LIMIT).verdict == (
-        "inconclusive"
-    )
-    assert (
-        judge(measured(quiet), measured([1.3 * value for value in quiet]), max_slowdown=LIMIT).verdict == "regression"
-    )
+    for factor, verdict in ((1.08, "inconclusive"), (1.3, "regression")):
+        new = measured([factor * value for value in quiet])
+        assert judge(measured(quiet), new, max_slowdown=LIMIT).verdict == verdict
     low, high = ratio_interval([quiet], [quiet])
     assert low < 0.91
     assert high > 1.09
@@ -128,12 +122,8 @@ def runtime() -> onnxruntime.InferenceSession:
         nodes.append(helper.make_node("MatMul", [name, "x"], [f"y{index}"]))
         name = f"y{index}"
     shape = [96, 96]
-    graph = helper.make_graph(
-        nodes,
-        "work",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
-    )
+    ends = [[helper.make_tensor_value_info(end, TensorProto.FLOAT, shape)] for end in ("x", name)]
+    graph = helper.make_graph(nodes, "work", *ends)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
@@ -173,9 +163,6 @@ def test_twenty_repetitions_of_real_samples(
     if (spread := float(np.sqrt(np.mean(np.square(spreads))))) > 0.035:
         pytest.skip(f"rounds spread by {spread:.0%}: more noise than the rule is stated for")
     assert caught >= 19
-
-
-# --- the statistics -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("freedom", [4, 5, 6, 8, 12, 30, 1000])
@@ -251,43 +238,19 @@ def test_a_median_of_zero_is_one_line() -> None:
         judge(measured([0, 0, 0]), measured([1, 1, 1]), max_slowdown=LIMIT)
 
 
-# --- files --------------------------------------------------------------------------------------------------------------
-
 QUIET = [[100_000 + 100 * step + 10 * index for index in range(40)] for step in range(5)]
 
 
-def rounds_of(factor: float = 1.0) -> list[dict[str, Any]]:
-    return [{"samples_ns": [int(factor * value) for value in taken]} for taken in QUIET]
+def rounds_of(factor: float = 1.0) -> list[list[int]]:
+    return [[int(factor * value) for value in samples] for samples in QUIET]
 
 
 def entry(factor: float = 1.0, **changes: Any) -> dict[str, Any]:
-    return {
-        "batch": 1,
-        "percentiles_ns": {"p50": 100_000 * factor},
-        "verdict": "VALID",
-        "reasons": [],
-        "samples": rounds_of(factor),
-        **changes,
-    }
+    return an_entry(rounds_of(factor), 100_000 * factor, **changes)
 
 
 def subject(precision: str = "fp32", *entries: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {
-        "label": f"onnx {precision}",
-        "file": f"artifacts/alexnet_{precision}.onnx",
-        "format": "onnx",
-        "precision": precision,
-        "sha256": precision * 16,
-        "bytes": 1000,
-        "device": "cpu",
-        "threads": 2,
-        "parity": {},
-        "skipped": "",
-        "error": "",
-        "details": {},
-        "batches": list(entries) or [entry()],
-        **changes,
-    }
+    return a_subject(*(entries or [entry()]), precision=precision, **changes)
 
 
 class Files:
@@ -295,20 +258,7 @@ class Files:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.base, self.new = (
-            {
-                "schema": results.SCHEMA,
-                "kind": results.KIND,
-                "clock": "host end-to-end",
-                "environment": {"cpu": "Some CPU", "cpus": 2, "gpu": None, "versions": {"onnxruntime": "1.20"}},
-                "settings": {"like": None},
-                "inputs": {"arrays": {"key": {"sha256": "b" * 64}}},
-                "interrupted": False,
-                "power": {"mode": {"nvpmodel": {"name": "MAXN"}, "jetson_clocks": None}},
-                "subjects": [subject()],
-            }
-            for _ in range(2)
-        )
+        self.base, self.new = results_of(subject()), results_of(subject())
 
     def compare(self, **options: Any) -> Comparison:
         for name in ("base", "new"):
@@ -475,7 +425,7 @@ def test_invalid_neither_passes_nor_is_compared(files: Files) -> None:
 def test_an_invalid_cold_figure_is_not_compared_and_does_not_fail(files: Files) -> None:
     cold = {"percentiles_ns": {"p50": 5}, "verdict": "INVALID", "reasons": ["noisy"]}
     for side in (files.base, files.new):
-        side["subjects"] = [subject("fp32", entry(cold=cold, cold_samples=rounds_of()))]
+        side["subjects"] = [subject("fp32", entry(cold=cold, cold_samples=entry()["samples"]))]
     found = files.compare()
     assert [row.verdict for row in found.rows] == ["invalid", "no change seen"]
     assert found.passed
@@ -528,17 +478,7 @@ def test_several_of_one_kind_are_told_apart_by_file(files: Files) -> None:
 
 
 def times(path: Path, factor: float = 1.0, **changes: float) -> Path:
-    trace = [
-        {
-            "startComputeMs": 300 + index,
-            "h2dMs": 0.0,
-            "computeMs": factor * 0.1,
-            "d2hMs": 0.0,
-            "latencyMs": factor * 0.1,
-        }
-        for index in range(100)
-    ]
-    path.write_text(json.dumps([{**one, **changes} for one in trace]), encoding="utf-8")
+    path.write_text(json.dumps(times_of_trtexec(factor=factor, **changes)), encoding="utf-8")
     return path
 
 

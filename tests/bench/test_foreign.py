@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from results_files import a_subject, an_entry, results_of, times_of_trtexec
 
 from alexnet_edge.bench.report import foreign
 from alexnet_edge.bench.report.compare import compare
@@ -26,56 +27,22 @@ def write(path: Path, value: object) -> Path:
     return path
 
 
-def taken(samples_ns: list[int]) -> dict[str, Any]:
-    return {"batch": 1, "samples_ns": samples_ns}
-
-
 def entry(**changes: Any) -> dict[str, Any]:
-    return {
-        "batch": 1,
-        "percentiles_ns": {"p50": 20, "p90": 30, "p95": None},
-        "verdict": "VALID",
-        "reasons": [],
-        "samples": [taken([10, 20, 30]), taken([20, 20, 40])],
-        **changes,
-    }
+    value = an_entry([[10, 20, 30], [20, 20, 40]], 20, **changes)
+    value["percentiles_ns"] |= {"p90": 30, "p95": None}
+    return value
 
 
 def subject(**changes: Any) -> dict[str, Any]:
-    return {
-        "label": "onnx fp32",
-        "file": "artifacts/alexnet_fp32.onnx",
-        "format": "onnx",
-        "precision": "fp32",
-        "sha256": "a" * 64,
-        "bytes": 1000,
-        "device": "cpu",
-        "threads": 2,
-        "parity": {"figures": {"candidate_accuracy": 0.9, "top1_agreement": 0.99}},
-        "skipped": "",
-        "error": "",
-        "details": {},
-        "batches": [entry()],
-        **changes,
-    }
+    figures = {"candidate_accuracy": 0.9, "top1_agreement": 0.99}
+    return a_subject(entry(), **{"sha256": "a" * 64, "parity": {"figures": figures}, **changes})
 
 
 def results(*subjects: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {
-        "schema": own.SCHEMA,
-        "kind": own.KIND,
-        "clock": "host end-to-end",
-        "environment": {"cpu": "Some CPU", "cpus": 2, "cpu_governor": None, "versions": {"numpy": "2.0"}},
-        "settings": {"like": None},
-        "inputs": {"arrays": {"key": {"sha256": "b" * 64}}},
-        "interrupted": False,
-        "pinned_cpus": [0, 1],
-        "power": {
-            "mode": {"nvpmodel": {"id": 0, "name": "MAXN"}, "jetson_clocks": {"locked": True, "gpu_mhz": [1, 2, 3]}}
-        },
-        "subjects": list(subjects),
-        **changes,
-    }
+    clocks = {"locked": True, "gpu_mhz": [1, 2, 3]}
+    value = results_of(*subjects, **{"pinned_cpus": [0, 1], **changes})
+    value["power"]["mode"]["jetson_clocks"] = clocks
+    return value
 
 
 def by_what(found: list[Measurement]) -> dict[str, Measurement]:
@@ -93,7 +60,7 @@ def test_own_results_have_samples_by_round_and_conditions(tmp_path: Path) -> Non
     assert one.figures == {"p50": 20, "p90": 30}
     assert one.verdict == "VALID"
     assert (one.bytes, one.accuracy, one.agreement, one.mj_per_image) == (1000, 0.9, 0.99, None)
-    assert one.versions == {"numpy": "2.0"}
+    assert one.versions == {"onnxruntime": "1.20"}
     assert one.conditions == {
         "clock": "host end-to-end",
         "definition": "as alexnet-edge measures",
@@ -112,12 +79,8 @@ def test_every_clock_of_an_entry_is_a_measurement(tmp_path: Path) -> None:
     value = entry(
         energy={"mj_per_image": 7.5},
         cold={"percentiles_ns": {"p50": 99}, "verdict": "INVALID", "reasons": ["too few samples"]},
-        cold_samples=[taken([98, 100])],
-        device={
-            "latency_ns": {"p50": 19, "p99": 25},
-            "compute_ns": {"p50": 15},
-            "graph": {"compute_ns": {"p50": 12}},
-        },
+        cold_samples=[{"samples_ns": [98, 100]}],
+        device={"latency_ns": {"p50": 19}, "compute_ns": {"p50": 15}, "graph": {"compute_ns": {"p50": 12}}},
         device_samples=[phases],
         pipelined={"in_flight": 2, "queries_per_s": 1e8},
     )
@@ -161,9 +124,6 @@ def test_subjects_that_did_not_run_say_why(tmp_path: Path) -> None:
     assert first.notes == ("it did not finish: only what was measured by then",)
 
 
-# --- trtexec ------------------------------------------------------------------------------------------------------------
-
-
 def test_recorded_times_of_trtexec_8() -> None:
     found = by_what(read_measurements(DATA / "times-8.json"))
     assert found.keys() == {"device", "device compute"}
@@ -185,15 +145,8 @@ def test_older_fields_and_the_warmup_in_the_trace() -> None:
     assert found["device"].notes[0] == "the first 1 of 3 inferences are trtexec's warm-up and left out"
 
 
-def steady_times(count: int, start_ms: float = 300.0) -> list[dict[str, float]]:
-    return [
-        {"startComputeMs": start_ms + index, "h2dMs": 0.0, "computeMs": 0.06, "d2hMs": 0.0, "latencyMs": 0.06}
-        for index in range(count)
-    ]
-
-
 def test_a_log_beside_the_times_tells_version_options_and_warmup(tmp_path: Path) -> None:
-    times = write(tmp_path / "model-trained-exportTimes.json", steady_times(5))
+    times = write(tmp_path / "model-trained-exportTimes.json", times_of_trtexec(5))
     log = (DATA / "model-trained-exportTimes.log").read_text(encoding="utf-8")
     times.with_suffix(".log").write_text(log, encoding="utf-8")
     one = read_measurements(times)[0]
@@ -214,7 +167,7 @@ def test_a_log_beside_the_times_tells_version_options_and_warmup(tmp_path: Path)
 
 
 def test_the_log_of_another_run_is_not_believed(tmp_path: Path) -> None:
-    times = write(tmp_path / "other.json", steady_times(5))
+    times = write(tmp_path / "other.json", times_of_trtexec(5))
     (tmp_path / "other.log").write_bytes((DATA / "model-trained-exportTimes.log").read_bytes())
     one = read_measurements(times)[0]
     assert one.conditions["definition"] is None
@@ -222,7 +175,7 @@ def test_the_log_of_another_run_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_a_log_may_be_named(tmp_path: Path) -> None:
-    times = write(tmp_path / "t.json", steady_times(5))
+    times = write(tmp_path / "t.json", times_of_trtexec(5))
     one = read_measurements(times, log=DATA / "trtexec-10.16.log")[0]
     assert one.versions == {"tensorrt": "10.16.0"}
     assert "transfers on, spin-wait off, CUDA graph off" in one.conditions["definition"]
@@ -237,14 +190,11 @@ def test_a_log_may_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("like", ["trtexec-10", "trtexec-11"])
 def test_like_is_what_trtexec_of_that_version_does(tmp_path: Path, like: str) -> None:
     log = DATA / {"trtexec-10": "trtexec-10.16.log", "trtexec-11": "model-trained-exportTimes.log"}[like]
-    times = read_measurements(write(tmp_path / "t.json", steady_times(5)), log=log)[0]
+    times = read_measurements(write(tmp_path / "t.json", times_of_trtexec(5)), log=log)[0]
     value = entry(device={"latency_ns": {"p50": 15}, "compute_ns": {"p50": 15}, "graph": None})
     ours = results(subject(device="cuda", batches=[value]), settings={"like": like})
     found = by_what(read_measurements(write(tmp_path / "r.json", ours)))
     assert found["device"].conditions["definition"] == times.conditions["definition"]
-
-
-# --- pytest-benchmark ---------------------------------------------------------------------------------------------------
 
 
 def test_recorded_pytest_benchmark_of_other_tests() -> None:
@@ -300,13 +250,10 @@ def test_rounds_are_split_only_where_the_file_says(tmp_path: Path, counts: Any, 
     assert [len(values) for values in one.rounds] == lengths
 
 
-# --- what is none of these ----------------------------------------------------------------------------------------------
-
-
 def damaged() -> dict[str, bytes]:
     good = json.dumps(results(subject())).encode()
     benchmark = json.dumps(own_benchmark()).encode()
-    times = json.dumps(steady_times(3)).encode()
+    times = json.dumps(times_of_trtexec(3)).encode()
     return {
         "empty": b"",
         "blank": b"  \n",
@@ -334,8 +281,8 @@ def damaged() -> dict[str, bytes]:
         "benchmark without stats": b'{"benchmarks": [{"name": "x"}]}',
         "benchmark of nan": benchmark.replace(b"[1e-06,", b"[NaN,"),
         "benchmarks are a number": b'{"benchmarks": 3}',
-        "times of text": times.replace(b'"computeMs": 0.06', b'"computeMs": "fast"'),
-        "times of nothing": times.replace(b'"computeMs": 0.06', b'"computeMs": null'),
+        "times of text": times.replace(b'"computeMs": 0.1', b'"computeMs": "fast"'),
+        "times of nothing": times.replace(b'"computeMs": 0.1', b'"computeMs": null'),
         "one time is no object": times.replace(b"]", b", 3]"),
     }
 
@@ -372,7 +319,7 @@ JSON_VALUES = st.recursive(
 @given(data=st.data())
 def test_any_field_may_be_anything(tmp_path: Path, data: st.DataObject) -> None:
     """One value somewhere in a good file is replaced: the file is read or refused in one line, and never crashes."""
-    value: Any = data.draw(st.sampled_from([results(subject()), own_benchmark(), steady_times(3)]))
+    value: Any = data.draw(st.sampled_from([results(subject()), own_benchmark(), times_of_trtexec(3)]))
     value = json.loads(json.dumps(value))
     at = value
     while True:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -24,10 +22,10 @@ from PIL import Image
 from small_artifacts import QUICK, eight_layers, write_artifact
 
 from alexnet_edge import records
-from alexnet_edge.artifact import TensorSpec, commit
-from alexnet_edge.bench.report.report import write_report
+from alexnet_edge.artifact import TensorSpec, commit, load_artifact
+from alexnet_edge.bench.report.report import _checkpoint_facts, write_report
 from alexnet_edge.bench.report.rows import rows_of
-from alexnet_edge.bench.report.text import csv_of, markdown_of
+from alexnet_edge.bench.report.text import markdown_of
 from alexnet_edge.bench.report.words import headline, open_points
 from alexnet_edge.bench.rounds.results import BenchResult, read_results
 from alexnet_edge.bench.rounds.run import Plan, run_bench
@@ -75,9 +73,7 @@ def files(folder: Path, tiny_checkpoint: Any) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def result(files: list[Path], folder: Path) -> BenchResult:
-    return run_bench(
-        files, QUICK, PLAN, images=synthetic("val").spread(16), out=folder / "results.json", command=["bench", "<x>"]
-    )
+    return bench_here(files, 16, out=folder / "results.json", command=["bench", "<x>"])
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +142,10 @@ class Watcher(QuietReporter):
             self.act(self.steps)
 
 
+def bench_here(files: list[Path], images: int, **options: Any) -> BenchResult:
+    return run_bench(files, QUICK, PLAN, images=synthetic("val").spread(images), **options)
+
+
 def worker_processes() -> list[psutil.Process]:
     children = psutil.Process().children()
     return [child for child in children if "alexnet_edge.bench.rounds.serving" in child.cmdline()]
@@ -174,7 +174,7 @@ def test_a_killed_worker_is_its_subjects_error_only(files: list[Path]) -> None:
             worker_processes()[0].kill()
 
     watcher = Watcher(kill)
-    result = run_bench(files[1:3], QUICK, PLAN, images=synthetic("val").spread(4), reporter=watcher)
+    result = bench_here(files[1:3], 4, reporter=watcher)
     killed, other = result.to_json()["subjects"]
     assert "SIGKILL" in killed["error"]
     assert [entry["batch"] for entry in killed["batches"]] == [1]  # what was finished is kept
@@ -193,7 +193,7 @@ def test_ctrl_c_keeps_what_was_finished(files: list[Path], tmp_path: Path) -> No
             signal.raise_signal(signal.SIGINT)
 
     out = tmp_path / "results.json"
-    result = run_bench(files[1:3], QUICK, PLAN, images=synthetic("val").spread(4), out=out, reporter=Watcher(interrupt))
+    result = bench_here(files[1:3], 4, out=out, reporter=Watcher(interrupt))
     assert result.interrupted
     kept = read_results(out)
     assert kept["interrupted"] is True
@@ -230,7 +230,7 @@ def test_a_file_damaged_since_it_was_opened_is_that_subjects_error(folder: Path)
         if len(steps) == 1:
             path.write_bytes(path.read_bytes()[:-20])
 
-    result = run_bench([path, other], QUICK, PLAN, images=synthetic("val").spread(2), reporter=Watcher(damage))
+    result = bench_here([path, other], 2, reporter=Watcher(damage))
     assert "does not match its manifest" in result.errors["onnx fp32 (damaged.onnx)"]
     assert list(result.errors) == ["onnx fp32 (damaged.onnx)"]
 
@@ -238,7 +238,7 @@ def test_a_file_damaged_since_it_was_opened_is_that_subjects_error(folder: Path)
 def test_a_batch_the_artifact_does_not_take_is_left_out(folder: Path) -> None:
     spec = TensorSpec(name="input", dtype="float32", shape=(3, 227, 227), max_batch=2)
     path = write_artifact(folder / "bounded.onnx", seed=7, input=spec).path
-    (subject,) = run_bench([path], QUICK, PLAN, images=synthetic("val").spread(2)).to_json()["subjects"]
+    (subject,) = bench_here([path], 2).to_json()["subjects"]
     assert [entry["batch"] for entry in subject["batches"]] == [1]
 
 
@@ -278,9 +278,6 @@ def test_what_is_not_a_results_file_is_refused(tmp_path: Path, content: str) -> 
         read_results(tmp_path / "absent.json")
 
 
-# --- tables -------------------------------------------------------------------------------------------------------------
-
-
 def test_rows_take_proof_and_accuracy_from_the_manifests(bench: dict[str, Any]) -> None:
     checkpoint, fp32, int8, engine = rows_of(bench["subjects"], bench["settings"])
     assert (checkpoint.proof, checkpoint.accuracy, checkpoint.accuracy_images) == ("reference", 0.86, 300)
@@ -296,20 +293,6 @@ def test_a_result_without_figures_shows_no_zero(bench: dict[str, Any]) -> None:
     cells = [cell.strip() for cell in engine_line.strip("|").split("|")]
     assert cells[1] == cells[2] == "not run"
     assert cells.count("–") == len(cells) - 4  # all but its name, verdicts and size
-
-
-def test_csv_has_a_line_per_subject_and_batch(bench: dict[str, Any]) -> None:
-    rows = list(csv.DictReader(io.StringIO(csv_of(bench))))
-    assert [(row["label"], row["batch"]) for row in rows] == [
-        *((label, batch) for label in ("torch fp32", "onnx fp32", "onnx int8") for batch in ("1", "4")),
-        ("trt fp16", ""),
-    ]
-    assert rows[-1]["p50_ns"] == rows[-1]["load_ms"] == ""
-    assert float(rows[0]["p50_ns"]) == bench["subjects"][0]["batches"][0]["percentiles_ns"]["p50"]
-    assert all(None not in row.values() for row in rows)
-
-
-# --- the page -----------------------------------------------------------------------------------------------------------
 
 
 HISTORY = [
@@ -367,28 +350,7 @@ def test_report_command_shows_the_run_that_the_checkpoint_came_from(
     assert len(page.pictures) == 1
 
 
-def test_page_loads_nothing(page_text: str) -> None:
-    assert Page(page_text).loads == []
-    styles = " ".join(re.findall(r"<style>(.*?)</style>", page_text, re.DOTALL))
-    assert "url(" not in styles
-    assert "@import" not in styles
-
-
-def test_page_escapes_what_it_is_given(bench: dict[str, Any], tmp_path: Path) -> None:
-    hostile = "</script><script>alert(1)</script><img src=x>"
-    changed = json.loads(json.dumps(bench))
-    changed["subjects"][1]["label"] = hostile
-    changed["subjects"][1]["error"] = hostile
-    text = write_report(tmp_path / "report.html", bench=changed).read_text(encoding="utf-8")
-    assert "<script>alert" not in text
-    page = Page(text)
-    assert page.loads == []
-    assert hostile in page.text
-
-
 def test_page_of_artifacts_that_nobody_measured(files: list[Path], tmp_path: Path) -> None:
-    from alexnet_edge.artifact import load_artifact
-
     artifacts = [load_artifact(path) for path in files[1:]]
     page = Page(write_report(tmp_path / "report.html", artifacts=artifacts).read_text(encoding="utf-8"))
     assert "2 of 3 artifacts proved" in page.text
@@ -399,8 +361,6 @@ def test_page_of_artifacts_that_nobody_measured(files: list[Path], tmp_path: Pat
 
 
 def test_page_does_not_repeat_artifacts_of_the_bench(bench: dict[str, Any], files: list[Path], tmp_path: Path) -> None:
-    from alexnet_edge.artifact import load_artifact
-
     artifacts = [load_artifact(path) for path in files[1:]]
     page = Page(write_report(tmp_path / "report.html", bench=bench, artifacts=artifacts).read_text(encoding="utf-8"))
     assert page.text.count("net_int8.onnx") == 1
@@ -412,8 +372,6 @@ def test_page_without_anything_is_refused(tmp_path: Path) -> None:
 
 
 def test_checkpoint_facts_are_taken_from_its_header() -> None:
-    from alexnet_edge.bench.report.report import _checkpoint_facts
-
     info = CheckpointInfo(
         architecture="one-tower",
         classes=tuple(f"c{index}" for index in range(1000)),

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_results import KINDS, kinds_with_error, make_results
+from bench_results import KINDS, PARTS, kinds_with_error, make_results
 from html_page import Page
 
 from alexnet_edge.bench.report import plots
 from alexnet_edge.bench.report.numbers import NOT_AVAILABLE, show_ms
 from alexnet_edge.bench.report.report import write_report
-from alexnet_edge.bench.report.rows import fastest_of_each, rows_of
+from alexnet_edge.bench.report.rows import Row, fastest_of_each, rows_of
 from alexnet_edge.bench.report.tables import every_table, scorecard
 from alexnet_edge.bench.report.text import csv_of, markdown_of
 from alexnet_edge.bench.report.words import fastest_proved, headline, open_points, threads_of, verdict, worst_overall
@@ -35,6 +35,18 @@ HISTORY = [
 HOSTILE = "</script><script>alert(\"1\")</script><img src=x onerror=y>|`a`\n[b](javascript:c) *d* 'e'"
 
 
+def rows_in(bench: dict[str, Any]) -> list[Row]:
+    return rows_of(bench["subjects"], bench["settings"])
+
+
+def csv_in(bench: dict[str, Any]) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(csv_of(bench))))
+
+
+def labelled(bench: dict[str, Any], label: str) -> dict[str, Any]:
+    return next(subject for subject in bench["subjects"] if subject["label"] == label)
+
+
 def page_of(bench: dict[str, Any], folder: Path, **options: Any) -> Page:
     return Page(write_report(folder / "report.html", bench=bench, **options).read_text(encoding="utf-8"))
 
@@ -47,7 +59,7 @@ def full() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def bare() -> dict[str, Any]:
     """Everything that can be missing is."""
-    return make_results(**SMALL, gpu=False, power=False, cold=False, scenarios=False, roofline=False, harness=False)
+    return make_results(**SMALL, without=frozenset(PARTS))
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +73,15 @@ def full_page(full_text: str) -> Page:
     return Page(full_text)
 
 
-# --- the made-up results ------------------------------------------------------------------------------------------------
-
-
 def test_made_up_results_are_json_and_the_same_for_the_same_seed(full: dict[str, Any]) -> None:
     text = json.dumps(full, allow_nan=False)
     assert text == json.dumps(make_results(**SMALL), allow_nan=False)
     assert text != json.dumps(make_results(**SMALL, seed=1), allow_nan=False)
 
 
-# --- rows ---------------------------------------------------------------------------------------------------------------
-
-
 def test_rows_hold_the_new_figures(full: dict[str, Any]) -> None:
-    rows = {row.label: row for row in rows_of(full["subjects"], full["settings"])}
-    row, subject = rows["onnx int8"], next(one for one in full["subjects"] if one["label"] == "onnx int8")
+    rows = {row.label: row for row in rows_in(full)}
+    row, subject = rows["onnx int8"], labelled(full, "onnx int8")
     first = subject["batches"][0]
     assert (row.device, row.threads, row.group) == ("cpu", 4, "onnx int8")
     assert row.cold_p50_ms == first["cold"]["percentiles_ns"]["p50"] / 1e6
@@ -88,14 +94,14 @@ def test_rows_hold_the_new_figures(full: dict[str, Any]) -> None:
 
 
 def test_rows_of_results_without_the_new_figures_have_none(bare: dict[str, Any]) -> None:
-    for row in rows_of(bare["subjects"], bare["settings"]):
+    for row in rows_in(bare):
         assert (row.cold_p50_ms, row.mj_per_image, row.net_mj_per_image) == (None, None, None)
         assert (row.roofline, row.worst_layer) == (None, None)
 
 
 def test_a_sweep_is_grouped_by_artifact() -> None:
     bench = make_results(**SMALL, threads=(1, 2, 4))
-    rows = rows_of(bench["subjects"], bench["settings"])
+    rows = rows_in(bench)
     fastest = fastest_of_each(rows)
     assert [row.group for row in fastest] == [kind.label for kind in KINDS]
     assert all("thread" not in row.group for row in rows)
@@ -112,7 +118,7 @@ def test_fastest_of_each_prefers_what_is_valid() -> None:
     bench = make_results(**SMALL, threads=(1, 2))
     entry = bench["subjects"][1]["batches"][0]
     entry["valid"], entry["reasons"] = False, ["noisy"]
-    assert fastest_of_each(rows_of(bench["subjects"], bench["settings"]))[0].threads == 1
+    assert fastest_of_each(rows_in(bench))[0].threads == 1
 
 
 def test_two_files_of_one_label_are_told_apart(full: dict[str, Any], tmp_path: Path) -> None:
@@ -120,7 +126,7 @@ def test_two_files_of_one_label_are_told_apart(full: dict[str, Any], tmp_path: P
     other = copy.deepcopy(bench["subjects"][3])
     other |= {"file": "artifacts/again.onnx", "sha256": "ff"}
     bench["subjects"].append(other)
-    rows = rows_of(bench["subjects"], bench["settings"])
+    rows = rows_in(bench)
     assert rows[3].label == "onnx fp32 (alexnet_fp32.onnx)"
     assert rows[-1].label == "onnx fp32 (again.onnx)"
     assert len({row.group for row in rows}) == len(rows)
@@ -128,47 +134,38 @@ def test_two_files_of_one_label_are_told_apart(full: dict[str, Any], tmp_path: P
     assert styles[rows[3].group] != styles[rows[-1].group]
 
 
-# --- the verdict --------------------------------------------------------------------------------------------------------
-
-
 def test_verdict_takes_only_what_is_proved_and_valid(full: dict[str, Any]) -> None:
-    rows = rows_of(full["subjects"], full["settings"])
+    rows = rows_in(full)
     best = fastest_proved(rows)
     assert best is not None
     assert best.label == "trt fp16"  # trt int8 is faster and fails its proof
     assert "trt fp16" in verdict(rows, full["settings"])
     bench = copy.deepcopy(full)
-    entry = next(one for one in bench["subjects"] if one["label"] == "trt fp16")["batches"][0]
-    entry["valid"], entry["reasons"] = False, ["throttled"]
-    assert "openvino int8" in verdict(rows_of(bench["subjects"], bench["settings"]), bench["settings"])
+    labelled(bench, "trt fp16")["batches"][0] |= {"valid": False, "reasons": ["throttled"]}
+    assert "openvino int8" in verdict(rows_in(bench), bench["settings"])
 
 
 def test_verdict_claims_no_speed_up_that_is_not_shown(full: dict[str, Any]) -> None:
-    def told(interval: list[float]) -> str:
-        bench = copy.deepcopy(full)
-        bench["subjects"] = bench["subjects"][:1] + [one for one in bench["subjects"] if one["label"] == "onnx int8"]
+    bench = copy.deepcopy(full)
+    bench["subjects"] = [bench["subjects"][0], labelled(bench, "onnx int8")]
+    for interval, text in (([1.2, 1.6], "1.4 times as fast"), ([0.9, 1.9], "about as fast"), ([0.7, 0.9], "slower")):
         bench["subjects"][1]["batches"][0]["speed_up"] |= {"ratio": 1.4, "interval": interval}
-        return verdict(rows_of(bench["subjects"], bench["settings"]), bench["settings"])
-
-    assert "1.4 times as fast" in told([1.2, 1.6])
-    assert "about as fast" in told([0.9, 1.9])
-    assert "slower" in told([0.7, 0.9])
+        assert text in verdict(rows_in(bench), bench["settings"])
 
 
 def test_verdict_of_nothing_proved_or_nothing_valid() -> None:
     bench = make_results(**SMALL, kinds=kinds_with_error())
-    rows = rows_of(bench["subjects"], bench["settings"])
-    assert (
-        verdict(rows, bench["settings"]) == "2 of 2 artifacts answer as the checkpoint does; none is validly timed yet"
-    )
+    rows = rows_in(bench)
+    expected = "2 of 2 artifacts answer as the checkpoint does; none is validly timed yet"
+    assert verdict(rows, bench["settings"]) == expected
     assert fastest_proved(rows) is None
     for subject in bench["subjects"]:
         subject["parity"] = {}
-    assert "none can be advised" in verdict(rows_of(bench["subjects"], bench["settings"]), bench["settings"])
+    assert "none can be advised" in verdict(rows_in(bench), bench["settings"])
 
 
 def test_the_layer_with_most_time_above_its_floor_is_named(full: dict[str, Any]) -> None:
-    rows = rows_of(full["subjects"], full["settings"])
+    rows = rows_in(full)
     text = worst_overall(rows, full["subjects"])
     above = {
         (layer["name"], subject["label"]): layer["above_ns"]
@@ -183,10 +180,7 @@ def test_the_layer_with_most_time_above_its_floor_is_named(full: dict[str, Any])
 
 
 def test_no_layer_is_named_where_none_was_timed(bare: dict[str, Any]) -> None:
-    assert worst_overall(rows_of(bare["subjects"], bare["settings"]), bare["subjects"]) == ""
-
-
-# --- figures as text ----------------------------------------------------------------------------------------------------
+    assert worst_overall(rows_in(bare), bare["subjects"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -236,11 +230,9 @@ def test_every_figure_in_the_tables_is_in_the_results(full: dict[str, Any], full
     assert checked > 500
 
 
-def changed_everywhere(bench: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def with_change(bench: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     result = copy.deepcopy(bench)
-    for subject in result["subjects"]:
-        if subject["label"] == "trt fp16":
-            change(subject)
+    change(labelled(result, "trt fp16"))
     return result
 
 
@@ -266,7 +258,7 @@ def changed_everywhere(bench: dict[str, Any], change: Callable[[dict[str, Any]],
 def test_each_figure_is_read_from_the_results(
     full: dict[str, Any], tmp_path: Path, where: str, change: Callable[[dict[str, Any]], None], text: str
 ) -> None:
-    bench = changed_everywhere(full, change)
+    bench = with_change(full, change)
     page = page_of(bench, tmp_path)
     assert text in page.text, where
     if where != "layer":  # Markdown has no plots and no panels
@@ -277,9 +269,6 @@ def test_no_figure_is_nan_or_none(full_text: str, full: dict[str, Any], bare: di
     data = "".join(re.findall(r"Plotly\.newPlot\((.*?)\)\s*\}", full_text, re.DOTALL))
     for text in (Page(full_text).text, data, markdown_of(full), markdown_of(bare), csv_of(full), csv_of(bare)):
         assert not re.search(r"\b(nan|NaN|None|inf|Infinity)\b", text)
-
-
-# --- what is not available ----------------------------------------------------------------------------------------------
 
 
 def test_what_is_unavailable_is_said_with_its_reason_and_is_no_zero(bare: dict[str, Any], tmp_path: Path) -> None:
@@ -295,52 +284,40 @@ def test_what_is_unavailable_is_said_with_its_reason_and_is_no_zero(bare: dict[s
         ):
             assert what in text
     assert "meter unavailable: this machine has no power meter" in page.text
-    assert not any(
-        heading in page.headings for heading in ("Roofline", "On the device's clock", "What measuring costs")
-    )
+    assert not {"Roofline", "On the device's clock", "What measuring costs"} & set(page.headings)
     for cell in page.cells:
         assert cell.split()[:1] not in (["0"], ["0.0"], ["0.00"], ["0.000"])
 
 
 def test_columns_of_nothing_are_left_out(full: dict[str, Any], bare: dict[str, Any]) -> None:
     def heads(bench: dict[str, Any]) -> set[str]:
-        return {
-            column.head
-            for column in scorecard(rows_of(bench["subjects"], bench["settings"]), bench["settings"]).columns
-        }
+        return {column.head for column in scorecard(rows_in(bench), bench["settings"]).columns}
 
     assert heads(full) - heads(bare) == {"cold p50", "roofline", "energy"}
     assert {"subject", "proof", "measured", "p50", "load", "file"} <= heads(bare)
 
 
 def test_csv_says_why(bare: dict[str, Any]) -> None:
-    for row in csv.DictReader(io.StringIO(csv_of(bare))):
+    for row in csv_in(bare):
         if row["measured"] == "not run":
-            assert row["p50_ns"] == row["batch"] == ""
+            assert row["p50_ns"] == row["batch"] == row["load_ms"] == ""
             continue
         assert row["cold_p50_ns"] == row["energy_watts"] == row["device_compute_p50_ns"] == row["floor_ns"] == ""
         assert "cold: switched off" in row["unavailable"]
 
 
 def test_energy_that_is_partly_known(full: dict[str, Any], tmp_path: Path) -> None:
-    bench = changed_everywhere(
-        full,
-        lambda one: one["batches"][0]["energy"].update(
-            net_mj_per_image=None,
-            idle_watts=None,
-            temperature_c=None,
-            clocks={},
-            reasons=["idle power was not measured"],
-        ),
-    )
+    unknown: dict[str, Any] = {"clocks": {}, "reasons": ["idle power was not measured"]}
+    unknown |= dict.fromkeys(("net_mj_per_image", "idle_watts", "temperature_c"))
+    bench = with_change(full, lambda one: one["batches"][0]["energy"].update(unknown))
     assert "idle power was not measured" in page_of(bench, tmp_path).text
     bench["power"]["idle"] = {"watts": None, "reasons": ["two samples in the window"]}
     assert "idle unavailable: two samples in the window" in page_of(bench, tmp_path).text
 
 
 def test_device_phases_that_are_partly_known(full: dict[str, Any], tmp_path: Path) -> None:
-    bench = changed_everywhere(full, lambda one: one["batches"][0]["device"].update(h2d_ns=None, graph=None))
-    bench = changed_everywhere(bench, lambda one: one["batches"][0]["unavailable"].update(graph="capture failed"))
+    bench = with_change(full, lambda one: one["batches"][0]["device"].update(h2d_ns=None, graph=None))
+    bench = with_change(bench, lambda one: one["batches"][0]["unavailable"].update(graph="capture failed"))
     text = page_of(bench, tmp_path).text
     assert "graph: unavailable: capture failed (trt fp16 at batch 1)" in text
 
@@ -350,11 +327,8 @@ def test_layers_without_a_floor_or_a_time(full: dict[str, Any], tmp_path: Path) 
         layer = subject["roofline"]["layers"][2]
         layer |= {"measured_ns": None, "above_ns": None, "share": None, "compute_floor_ns": None}
 
-    page = page_of(changed_everywhere(full, change), tmp_path)
+    page = page_of(with_change(full, change), tmp_path)
     assert f"{NOT_AVAILABLE} (" in page.text
-
-
-# --- Markdown and CSV ---------------------------------------------------------------------------------------------------
 
 
 def test_markdown_tables_are_rectangular_and_complete(full: dict[str, Any]) -> None:
@@ -363,16 +337,12 @@ def test_markdown_tables_are_rectangular_and_complete(full: dict[str, Any]) -> N
         lines = block.splitlines()
         assert re.fullmatch(r"\|( -+:? \|)+", lines[1])
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-    names = [
-        table
-        for table in every_table(full, rows_of(full["subjects"], full["settings"]), full["subjects"])
-        if table.rows
-    ]
-    assert len(blocks) == 1 + len(names) == 9
+    tables = [table for table in every_table(full, rows_in(full), full["subjects"]) if table.rows]
+    assert len(blocks) == 1 + len(tables) == 9
 
 
 def test_csv_has_a_line_per_subject_and_batch(full: dict[str, Any]) -> None:
-    rows = list(csv.DictReader(io.StringIO(csv_of(full))))
+    rows = csv_in(full)
     entries = [(subject, entry) for subject in full["subjects"] for entry in subject["batches"]]
     assert len(rows) == len(entries)
     for row, (subject, entry) in zip(rows, entries, strict=True):
@@ -440,16 +410,13 @@ def test_markdown_shows_hostile_text_and_obeys_none_of_it() -> None:
 
 def test_csv_keeps_hostile_text_in_its_cell() -> None:
     bench = hostile_results()
-    rows = list(csv.DictReader(io.StringIO(csv_of(bench))))
+    rows = csv_in(bench)
     entries = [(subject, entry) for subject in bench["subjects"] for entry in subject["batches"]]
     assert len(rows) == len(entries)
     for row, (subject, _) in zip(rows, entries, strict=True):
         assert None not in row.values()
         assert row["label"] == f"'{subject['label']}"  # no formula
         assert row["reasons"] == HOSTILE
-
-
-# --- the page -----------------------------------------------------------------------------------------------------------
 
 
 def test_page_has_every_part(full: dict[str, Any], full_page: Page) -> None:
@@ -517,7 +484,7 @@ def test_page_of_unfinished_and_failed_results(tmp_path: Path) -> None:
 
 
 def test_page_of_long_labels(full: dict[str, Any], tmp_path: Path) -> None:
-    bench = changed_everywhere(full, lambda one: one.update(label="trt fp16 " + "of a very long name " * 12))
+    bench = with_change(full, lambda one: one.update(label="trt fp16 " + "of a very long name " * 12))
     text = write_report(tmp_path / "report.html", bench=bench).read_text(encoding="utf-8")
     assert bench["subjects"][8]["label"].strip() in Page(text).text
     data = "".join(re.findall(r'"categoryarray":\[(.*?)\]', text))
@@ -526,18 +493,15 @@ def test_page_of_long_labels(full: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_page_without_one_measured_subject(tmp_path: Path) -> None:
-    bench = make_results(**SMALL, kinds=(KINDS[8], KINDS[9]), gpu=False)
+    bench = make_results(**SMALL, kinds=(KINDS[8], KINDS[9]), without=frozenset({"gpu"}))
     page = page_of(bench, tmp_path)
     assert not [name for name in page.ids if name.startswith("plot-")]
     assert "No artifact is proved" in page.text
 
 
-# --- plots --------------------------------------------------------------------------------------------------------------
-
-
 def test_styles_differ_and_stay_the_same_in_every_plot(full_text: str) -> None:
     bench = make_results(**SMALL, threads=(1, 2))
-    rows = rows_of(bench["subjects"], bench["settings"])
+    rows = rows_in(bench)
     styles = plots.styles_of(rows)
     assert len({(one.colour, one.marker) for one in styles.values()}) == len(styles) == len(KINDS)
     assert styles["onnx int8"].colour == styles["onnx fp32"].colour
@@ -552,10 +516,16 @@ def test_styles_differ_and_stay_the_same_in_every_plot(full_text: str) -> None:
             assert style.colour in plot.html
 
 
-def test_only_what_is_proved_and_valid_is_on_the_front(full: dict[str, Any]) -> None:
-    rows = rows_of(full["subjects"], full["settings"])
+def tradeoff_of(bench: dict[str, Any]) -> plots.Plot:
+    rows = rows_in(bench)
     plot = plots.tradeoff(rows, plots.styles_of(rows))
     assert plot is not None
+    return plot
+
+
+def test_only_what_is_proved_and_valid_is_on_the_front(full: dict[str, Any]) -> None:
+    rows = rows_in(full)
+    plot = tradeoff_of(full)
     assert "trt int8 (not proved)" in plot.html
     assert "ts fp32 (invalid)" in plot.html
     assert "Beyond chance (McNemar's test, 5 %) only trt int8" in plot.caption
@@ -573,10 +543,7 @@ def test_what_is_invalid_or_unproved_leaves_the_front(full: dict[str, Any], faul
         else:
             subject["parity"]["verdict"] = "failed"
 
-    bench = changed_everywhere(full, change)
-    rows = rows_of(bench["subjects"], bench["settings"])
-    plot = plots.tradeoff(rows, plots.styles_of(rows))
-    assert plot is not None
+    plot = tradeoff_of(with_change(full, change))
     assert '"mode":"lines"' not in plot.html, "openvino int8 is then the fastest and the most accurate"
 
 
@@ -585,18 +552,15 @@ def test_agreement_stands_in_for_accuracy_that_nobody_labelled(full: dict[str, A
     for subject in bench["subjects"]:
         for name in ("candidate_accuracy", "reference_accuracy"):
             subject["parity"].get("figures", {}).pop(name, None)
-    rows = rows_of(bench["subjects"], bench["settings"])
-    plot = plots.tradeoff(rows, plots.styles_of(rows))
-    assert plot is not None
-    assert "top-1 agreement with the checkpoint" in plot.caption
+    assert "top-1 agreement with the checkpoint" in tradeoff_of(bench).caption
 
 
 def test_no_plot_without_data(bare: dict[str, Any]) -> None:
-    rows = rows_of(bare["subjects"], bare["settings"])
+    rows = rows_in(bare)
     styles = plots.styles_of(rows)
     timed = [(row, subject) for row, subject in zip(rows, bare["subjects"], strict=True) if subject["batches"]]
     assert plots.over_threads(timed, bare["settings"], styles) is None
     one_batch = make_results(samples=60, batches=(1,))
-    rows = rows_of(one_batch["subjects"], one_batch["settings"])
+    rows = rows_in(one_batch)
     assert plots.over_batch(list(zip(rows, one_batch["subjects"], strict=True)), plots.styles_of(rows)) == []
     assert plots.tradeoff([], {}) is None

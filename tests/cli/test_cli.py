@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from alexnet_edge.artifact import load_artifact
 from alexnet_edge.cli import app, main
 from alexnet_edge.errors import install_command
 from alexnet_edge.files import sha256_file
-from alexnet_edge.network.checkpoint import CheckpointInfo, save_checkpoint
+from alexnet_edge.network.checkpoint import save_checkpoint
 from alexnet_edge.network.load import load_checkpoint
 
 MakeCheckpoint = Callable[..., Path]
@@ -52,11 +53,15 @@ class InProcess:
         assert "Traceback" not in line
         return line
 
-    def json(self, *arguments: str | Path) -> Any:
-        """The JSON of a command that must succeed without a word on standard error."""
-        code, out, err = self(*arguments, "--json")
+    def text(self, *arguments: str | Path) -> str:
+        """What a command prints that must succeed without a word on standard error."""
+        code, out, err = self(*arguments)
         assert (code, err) == (0, ""), err
-        return json.loads(out)
+        return out
+
+    def json(self, *arguments: str | Path) -> Any:
+        """The same as JSON."""
+        return json.loads(self.text(*arguments, "--json"))
 
 
 @pytest.fixture
@@ -83,9 +88,6 @@ def truncated_jpeg(photo: Path, tmp_path: Path) -> Path:
     path = tmp_path / "cut.jpg"
     path.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
     return path
-
-
-# --- mistakes ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -268,8 +270,7 @@ def test_truncated_jpeg_fails_or_is_skipped(cli: InProcess, model: Path, photo: 
     found = cli.json(*skip)
     assert [entry["image"] for entry in found["predictions"]] == [str(photo)]
     assert len(found["skipped"]) == 1
-    code, out, err = cli(*skip)
-    assert (code, err) == (0, "")
+    out = cli.text(*skip)
     assert "1 images skipped:" in out
     assert str(truncated_jpeg) in out
 
@@ -302,12 +303,7 @@ def test_checkpoint_of_another_class_count(cli: InProcess, exported: Exported, m
     weights = {**loaded.weights}
     for name in ("fc8.weight", "fc8.bias"):
         weights[name] = np.concatenate([weights[name], weights[name][:1]])
-    info = CheckpointInfo(
-        architecture=loaded.info.architecture,
-        classes=(*loaded.info.classes, "white"),
-        preprocessing=loaded.info.preprocessing,
-    )
-    save_checkpoint(Path("five.safetensors"), weights, info)
+    save_checkpoint(Path("five.safetensors"), weights, replace(loaded.info, classes=(*loaded.info.classes, "white")))
     line = cli.refuses("check", exported["onnx", "fp16"], "--checkpoint", "five.safetensors", "--images", photo)
     assert "the checkpoint is of another network than" in line
     assert "five.safetensors" in line
@@ -424,9 +420,6 @@ def test_a_missing_extra(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-# --- results ----------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("arch", "parameters", "multiply_adds"),
     [
@@ -437,8 +430,7 @@ def test_a_missing_extra(
     ],
 )
 def test_inspect_an_architecture(cli: InProcess, arch: str, parameters: str | None, multiply_adds: str | None) -> None:
-    code, out, err = cli("inspect", "--arch", arch)
-    assert (code, err) == (0, "")
+    out = cli.text("inspect", "--arch", arch)
     total = next(line for line in out.splitlines() if line.startswith("total"))
     for figure in (parameters, multiply_adds):
         assert figure is None or figure in total.split()
@@ -449,8 +441,7 @@ def test_inspect_an_architecture(cli: InProcess, arch: str, parameters: str | No
 
 
 def test_inspect_a_checkpoint(cli: InProcess, model: Path) -> None:
-    code, out, err = cli("inspect", model)
-    assert (code, err) == (0, "")
+    out = cli.text("inspect", model)
     assert f"sha256: {sha256_file(model)}" in out
     assert "classes: 4 (blue, green, red, yellow)" in out
     value = cli.json("inspect", model)
@@ -460,8 +451,7 @@ def test_inspect_a_checkpoint(cli: InProcess, model: Path) -> None:
 
 def test_inspect_an_artifact(cli: InProcess, exported: Exported) -> None:
     path = exported["onnx", "int8"]
-    code, out, err = cli("inspect", path)
-    assert (code, err) == (0, "")
+    out = cli.text("inspect", path)
     assert "precision: int8" in out
     assert "conv1: asked int8, built int8" in out
     value = cli.json("inspect", path)
@@ -473,9 +463,7 @@ def test_inspect_an_artifact(cli: InProcess, exported: Exported) -> None:
 def test_doctor(cli: InProcess) -> None:
     import torch
 
-    code, out, err = cli("doctor")
-    assert (code, err) == (0, "")
-    assert torch.__version__ in out
+    assert torch.__version__ in cli.text("doctor")
     value = cli.json("doctor")
     assert value["environment"]["cpus"] >= 1
     assert {"PyTorch", "ONNX", "NVIDIA GPU"} <= {entry["name"] for entry in value["components"]}
@@ -492,8 +480,7 @@ def test_predict_gives_probabilities(cli: InProcess, exported: Exported, model: 
             assert {guess["name"] for guess in entry["guesses"]} == {"blue", "green", "red", "yellow"}
         best.append([entry["guesses"][0]["name"] for entry in value["predictions"]])
     assert best[0] == best[1] == best[2]
-    code, out, _ = cli("predict", image_folder / "val" / "red" / "0.jpg", "--artifact", model, "--top", "1")
-    assert code == 0
+    out = cli.text("predict", image_folder / "val" / "red" / "0.jpg", "--artifact", model, "--top", "1")
     assert out.count(" %") == 1
 
 
@@ -502,8 +489,7 @@ def test_evaluate(cli: InProcess, exported: Exported, image_folder: Path) -> Non
     assert value["count"] == 12
     assert sum(entry["correct"] for entry in value["classes"]) == round(12 * value["top1"])
     assert cli.json("evaluate", exported["onnx", "fp32"], "--images", image_folder, "--limit", "4")["count"] == 4
-    code, out, err = cli("evaluate", exported["onnx", "fp32"], "--images", image_folder)
-    assert (code, err) == (0, "")
+    out = cli.text("evaluate", exported["onnx", "fp32"], "--images", image_folder)
     assert f"top-1 {value['top1']:.2%}" in out
 
 
@@ -549,12 +535,8 @@ def test_a_photo_of_another_kind_is_still_predicted(cli: InProcess, model: Path)
 
 def test_version_and_help(cli: InProcess) -> None:
     assert cli("--version") == (0, f"{__version__}\n", "")
-    code, out, err = cli()
-    assert (code, err) == (0, "")
-    assert "Usage: alexnet-edge" in out
-    code, out, err = cli("export", "--help")
-    assert (code, err) == (0, "")
-    assert "--format" in out
+    assert "Usage: alexnet-edge" in cli.text()
+    assert "--format" in cli.text("export", "--help")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -12,6 +12,11 @@ from tensorrt_library import MANIFEST
 from alexnet_edge.cli.rebuild import rebuild_command, with_rebuild_command
 from alexnet_edge.errors import ArtifactError, UserError
 
+RECORDED = {
+    **{"max_batch": 8, "workspace_mib": 512, "pools": {"dla-local-dram": 64}, "dla_core": 0, "gpu_fallback": True},
+    **{"calibrator": "entropy2", "stripped": True, "timing_cache": "cache.bin", "compute_capabilities": ["sm89"]},
+}
+
 
 @pytest.mark.parametrize(
     ("change", "expected"),
@@ -23,21 +28,7 @@ from alexnet_edge.errors import ArtifactError, UserError
         ({"precision": "int4-fc", "runtime": "tensorrt-rtx"}, "--int4-fc --runtime rtx"),
         ({"build": {"builder": "trtexec"}}, "--int8 --runtime trtexec"),
         (
-            {
-                "build": {
-                    "options": {
-                        "max_batch": 8,
-                        "workspace_mib": 512,
-                        "pools": {"dla-local-dram": 64},
-                        "dla_core": 0,
-                        "gpu_fallback": True,
-                        "calibrator": "entropy2",
-                        "stripped": True,
-                        "timing_cache": "cache.bin",
-                        "compute_capabilities": ["sm89"],
-                    }
-                }
-            },
+            {"build": {"options": RECORDED}},
             "--int8 --runtime tensorrt --max-batch 8 --workspace 512 --pool dla-local-dram=64 --dla-core 0 --gpu-fallback "
             "--calibrator entropy2",
         ),
@@ -62,23 +53,17 @@ def test_rebuild_command_has_options_of_the_command_line() -> None:
     """Every option that a build can record, in the command line's own spelling."""
     from alexnet_edge.export.engines.options import EngineOptions
 
-    options = EngineOptions(
-        min_batch=2,
-        opt_batch=3,
-        max_batch=4,
-        workspace=1,
-        optimization_level=1,
-        tf32=True,
-        sparsity=True,
-        version_compatible=True,
-        hardware_compatibility="ampere-plus",
-        refit=True,
-        weight_streaming=True,
-        memory_cap=64,
-        allow_fallback=True,
-        pool=("tactic-dram=64",),
-        calibrator="minmax",
-    ).changed()
+    switches = ("tf32", "sparsity", "version_compatible", "refit", "weight_streaming", "allow_fallback")
+    values: dict[str, Any] = {
+        "min_batch": 2,
+        "opt_batch": 3,
+        "max_batch": 4,
+        "workspace": 1,
+        "optimization_level": 1,
+        "memory_cap": 64,
+    }
+    values |= {"hardware_compatibility": "ampere-plus", "pool": ("tactic-dram=64",), "calibrator": "minmax"}
+    options = EngineOptions(**dict.fromkeys(switches, True), **values).changed()
     words = rebuild_command(replace(MANIFEST, build={"options": options})).split()
     flags = [word for word in words if word.startswith("--")]
     assert set(flags) <= options_of("export")

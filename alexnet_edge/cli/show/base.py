@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from alexnet_edge.bench.report.numbers import NOT_AVAILABLE
 from alexnet_edge.progress import ConsoleReporter, QuietReporter, Reporter
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 LOG_WIDTH = 130
 """Columns where the output is not a terminal."""
 
-NONE = "–"
+NONE = NOT_AVAILABLE
 _VERDICT_STYLE = {"passed": "green", "VALID": "green", "failed": "bold red", "INVALID": "bold red", "error": "bold red"}
 
 
@@ -39,6 +40,14 @@ def figure_table(*columns: str, title: str | None = None, left: int = 1) -> Tabl
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < left else "right", header_style="dim", overflow="fold")
+    return table
+
+
+def table_of(columns: Mapping[str, Callable[[Any], str]], entries: Iterable[Any], *, left: int = 1) -> Table:
+    """A row for each entry: `columns` make its cells, by their heads."""
+    table = figure_table(*columns, left=left)
+    for entry in entries:
+        table.add_row(*(make(entry) for make in columns.values()))
     return table
 
 

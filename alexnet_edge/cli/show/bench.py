@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from alexnet_edge.bench.report.numbers import show, show_ms, show_percent
+from alexnet_edge.bench.report.numbers import show, show_ms, show_ns, show_percent, show_ratio
 from alexnet_edge.bench.report.rows import Row, rows_of, tail_of
 from alexnet_edge.bench.report.words import (
     headline,
@@ -22,15 +22,17 @@ from alexnet_edge.bench.report.words import (
 
 if TYPE_CHECKING:
     from alexnet_edge.bench.report.compare import Comparison
+    from alexnet_edge.bench.report.judgement import Judgement
     from alexnet_edge.demo import DemoResult
-from alexnet_edge.cli.show.base import NONE, figure_table, output, styled
+from alexnet_edge.cli.show.base import NONE, output, styled, table_of
+
+_STYLES = {"regression": "bold red", "invalid": "bold red", "improvement": "green"}
 
 
 def show_bench(bench: Mapping[str, Any], written: Sequence[Path]) -> None:
     """The scorecard, what is not valid and why, and where everything was written."""
     console = output()
-    rows = rows_of(bench["subjects"], bench["settings"])
-    _show_rows(console, rows, bench)
+    _show_rows(console, rows_of(bench["subjects"], bench["settings"]), bench)
     console.print("Written: " + ", ".join(escape(str(path)) for path in written), soft_wrap=True)
 
 
@@ -39,22 +41,17 @@ def show_comparison(comparison: Comparison) -> None:
     console = output()
     passed = "[green]passed[/]" if comparison.passed else "[bold red]FAILED[/]"
     console.print(f"{passed}: {escape(comparison.headline())}", soft_wrap=True)
-    table = figure_table(
-        "measurement", "verdict", "base ms", "new ms", "new / base", "95 % interval", "P(slower)", "tail", left=2
-    )
-    for row in comparison.rows:
-        style = {"regression": "bold red", "invalid": "bold red", "improvement": "green"}.get(row.verdict)
-        table.add_row(
-            escape(row.name),
-            f"[{style}]{row.verdict}[/]" if style else row.verdict,
-            show_ms(None if row.base_ns is None else row.base_ns / 1e6),
-            show_ms(None if row.new_ns is None else row.new_ns / 1e6),
-            show(row.ratio, ".3f"),
-            NONE if row.interval is None else f"{row.interval[0]:.3f} to {row.interval[1]:.3f}",
-            show(row.superiority, ".2f"),
-            NONE if row.tail is None else f"{row.tail.name} x {row.tail.ratio:.2f}",
-        )
-    console.print(table)
+    columns: dict[str, Callable[[Judgement], str]] = {
+        "measurement": lambda row: escape(row.name),
+        "verdict": lambda row: f"[{_STYLES[row.verdict]}]{row.verdict}[/]" if row.verdict in _STYLES else row.verdict,
+        "base ms": lambda row: show_ns(row.base_ns),
+        "new ms": lambda row: show_ns(row.new_ns),
+        "new / base": lambda row: show(row.ratio, ".3f"),
+        "95 % interval": lambda row: NONE if row.interval is None else "{:.3f} to {:.3f}".format(*row.interval),
+        "P(slower)": lambda row: show_ratio(row.superiority),
+        "tail": lambda row: NONE if row.tail is None else f"{row.tail.name} x {row.tail.ratio:.2f}",
+    }
+    console.print(table_of(columns, comparison.rows, left=2))
     for row in comparison.rows:
         for note in row.notes:
             console.print(f"[bold]{escape(row.name)}[/]: {escape(note)}", soft_wrap=True)
@@ -69,39 +66,25 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def _show_rows(console: Console, rows: Sequence[Row], bench: Mapping[str, Any]) -> None:
-    batch = bench["settings"]["batches"][0]
-    table = figure_table(
-        "subject",
-        "proof",
-        "measured",
-        f"p50 ms, batch {batch}",
-        f"{tail_of(bench['settings'])} ms",
-        "cold ms",
-        "roofline %",
-        "images/s (batch)",
-        "MB",
-        "load ms",
-        "x torch",
-        "agree %",
-        left=3,
-    )
-    for row in rows:
-        table.add_row(
-            row.label,
-            styled(row.proof),
-            styled(row.measured) or NONE,
-            show_ms(row.p50_ms),
-            show_ms(row.tail_ms),
-            show_ms(row.cold_p50_ms),
-            show(row.roofline, ".0f", 100),
-            NONE if row.images_per_s is None else f"{row.images_per_s:.1f} ({row.images_per_s_batch})",
-            f"{row.megabytes:.1f}",
-            show_ms(row.load_ms),
-            NONE if row.speed_up is None else f"{row.speed_up:.2f}",
-            show_percent(row.agreement),
-        )
-    console.print(f"[bold]{escape(verdict(rows, bench['settings']))}.[/]", soft_wrap=True)
-    console.print(table)
+    settings = bench["settings"]
+    columns: dict[str, Callable[[Row], str]] = {
+        "subject": lambda row: row.label,
+        "proof": lambda row: styled(row.proof),
+        "measured": lambda row: styled(row.measured) or NONE,
+        f"p50 ms, batch {settings['batches'][0]}": lambda row: show_ms(row.p50_ms),
+        f"{tail_of(settings)} ms": lambda row: show_ms(row.tail_ms),
+        "cold ms": lambda row: show_ms(row.cold_p50_ms),
+        "roofline %": lambda row: show(row.roofline, ".0f", 100),
+        "images/s (batch)": lambda row: (
+            show(row.images_per_s, ".1f") + ("" if row.images_per_s is None else f" ({row.images_per_s_batch})")
+        ),
+        "MB": lambda row: f"{row.megabytes:.1f}",
+        "load ms": lambda row: show_ms(row.load_ms),
+        "x torch": lambda row: show_ratio(row.speed_up),
+        "agree %": lambda row: show_percent(row.agreement),
+    }
+    console.print(f"[bold]{escape(verdict(rows, settings))}.[/]", soft_wrap=True)
+    console.print(table_of(columns, rows, left=3))
     console.print(
         f"{headline(rows)}; {threads_of(bench)} on {escape(str(bench['environment']['cpu'] or 'this processor'))}; "
         "host end-to-end"
@@ -117,35 +100,34 @@ def _show_rows(console: Console, rows: Sequence[Row], bench: Mapping[str, Any]) 
 
 
 def _show_scenarios(console: Console, subjects: Sequence[Mapping[str, Any]]) -> None:
-    ran = [(subject, found) for subject in subjects for found in subject["scenarios"]]
+    ran = [(escape(subject["label"]), scenario) for subject in subjects for scenario in subject["scenarios"]]
     if not ran:
         return
-    table = figure_table("subject", "scenario", "LoadGen", "metric", "", "queries", "harness %", left=4)
-    for subject, found in ran:
-        metric = found["metric"]
-        scale = 1e6 if metric["unit"] == "ns" else 1.0
-        table.add_row(
-            escape(subject["label"]),
-            found["scenario"],
-            styled(found["verdict"]),
-            escape(metric["name"]),
-            show(metric["value"], ".4g", 1 / scale) + (" ms" if scale > 1 else f" {metric['unit']}"),
-            str(found["queries"]),
-            show(found["harness_share"], ".3f", 100),
-        )
-    console.print(table)
-    for subject, found in ran:
-        for reason in found["reasons"]:
-            console.print(f"[bold]{escape(subject['label'])}[/], {found['scenario']}: {escape(reason)}", soft_wrap=True)
-    console.print(escape("; ".join(dict.fromkeys(found["note"] for _, found in ran))), soft_wrap=True)
+    columns: dict[str, Callable[[tuple[str, Any]], str]] = {
+        "subject": lambda pair: pair[0],
+        "scenario": lambda pair: str(pair[1]["scenario"]),
+        "LoadGen": lambda pair: styled(pair[1]["verdict"]),
+        "metric": lambda pair: escape(pair[1]["metric"]["name"]),
+        "": lambda pair: _metric(**pair[1]["metric"]),
+        "queries": lambda pair: str(pair[1]["queries"]),
+        "harness %": lambda pair: show(pair[1]["harness_share"], ".3f", 100),
+    }
+    console.print(table_of(columns, ran, left=4))
+    for label, scenario in ran:
+        for reason in scenario["reasons"]:
+            console.print(f"[bold]{label}[/], {scenario['scenario']}: {escape(reason)}", soft_wrap=True)
+    console.print(escape("; ".join(dict.fromkeys(scenario["note"] for _, scenario in ran))), soft_wrap=True)
+
+
+def _metric(value: float | None, unit: str, **_: Any) -> str:
+    return f"{show(value, '.4g', 1 / 1e6)} ms" if unit == "ns" else f"{show(value, '.4g')} {unit}"
 
 
 def show_demo(result: DemoResult) -> None:
     """The scorecard, the page, and what to try next."""
     console = output()
     console.print()
-    rows = rows_of(result.bench["subjects"], result.bench["settings"])
-    _show_rows(console, rows, result.bench)
+    _show_rows(console, rows_of(result.bench["subjects"], result.bench["settings"]), result.bench)
     for outcome in result.outcomes:
         if outcome.error is not None:
             console.print(f"[bold]{outcome.label}[/]: {escape(str(outcome.error))}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.markup import escape
 
 from alexnet_edge.deploy.link import number, printable
@@ -52,19 +53,19 @@ def show_deployed(results: Mapping[str, Deployed | AlexNetEdgeError]) -> None:
     console.print(rows)
     for name, result in results.items():
         if isinstance(result, AlexNetEdgeError):
-            console.print(f"[bold]{escape(name)}[/]: {escape(str(result))}", soft_wrap=True)
+            _say(console, name, str(result))
             continue
         if result.emulated is not None:
-            console.print(f"[bold]{escape(name)}[/]: {EMULATED_FIGURES} ({escape(result.emulated)})", soft_wrap=True)
-        console.print(f"[bold]{escape(name)}[/]: {escape(str(result.page or result.reports))}", soft_wrap=True)
+            _say(console, name, f"{EMULATED_FIGURES} ({result.emulated})")
+        _say(console, name, str(result.page or result.reports))
 
 
-def show_status(found: Mapping[str, Any]) -> None:
+def show_status(devices: Mapping[str, Any]) -> None:
     """The releases of each device, the one that serves first."""
     console = output()
     rows = figure_table("device", "release", "", "made", "proof", "top-1 agree %", "bench", "p50 ms", "MB", left=5)
     notes = []
-    for name, value in found.items():
+    for name, value in devices.items():
         if isinstance(value, AlexNetEdgeError):
             rows.add_row(escape(name), styled("failed"), *[NONE] * 7)
             notes.append((name, str(value)))
@@ -90,26 +91,28 @@ def show_status(found: Mapping[str, Any]) -> None:
                 notes.append((name, f"{printable(entry.get('id'), 64)}: {printable(failed.get('problem'))}"))
     console.print(rows)
     for name, text in notes:
-        console.print(f"[bold]{escape(name)}[/]: {escape(text)}", soft_wrap=True)
+        _say(console, name, text)
 
 
-def show_rollbacks(found: Mapping[str, Any]) -> None:
+def show_rollbacks(devices: Mapping[str, Any]) -> None:
     """What serves now on each device, and what served until now."""
     console = output()
-    for name, value in found.items():
+    for name, value in devices.items():
         if isinstance(value, AlexNetEdgeError):
-            console.print(f"[bold]{escape(name)}[/]: {escape(str(value))}", soft_wrap=True)
+            _say(console, name, str(value))
         else:
             now, before = printable(value.get("current"), 64), printable(value.get("before"), 64)
-            console.print(
-                f"[bold]{escape(name)}[/]: {escape(now)} serves now, {escape(before)} until now", soft_wrap=True
-            )
+            _say(console, name, f"{now} serves now, {before} until now")
+
+
+def _say(console: Console, name: str, text: str) -> None:
+    console.print(f"[bold]{escape(name)}[/]: {escape(text)}", soft_wrap=True)
 
 
 def _step_of(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     steps = entry.get("steps")
-    found = steps.get(name) if isinstance(steps, dict) else None
-    return found if isinstance(found, dict) else {}
+    step = steps.get(name) if isinstance(steps, dict) else None
+    return step if isinstance(step, dict) else {}
 
 
 def _figures(build: Mapping[str, Any], bench: Mapping[str, Any]) -> tuple[str, str, str, str, str]:

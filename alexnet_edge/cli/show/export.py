@@ -2,87 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from alexnet_edge.bench.report.numbers import show_percent
+from alexnet_edge.bench.report.numbers import show, show_percent
 from alexnet_edge.errors import MissingComponentError
 from alexnet_edge.network.layers import LAYER_NAMES, Architecture, LayerCost
 
 if TYPE_CHECKING:
-    from alexnet_edge.bench.search import SearchResult
+    from alexnet_edge.artifact import Artifact, Manifest
+    from alexnet_edge.bench.search import Change, SearchResult
     from alexnet_edge.export.exporter import Outcome
     from alexnet_edge.export.lint import LintReport
-    from alexnet_edge.export.quantising.sweep import Sweep
+    from alexnet_edge.export.quantising.sweep import Sweep, SweepRow
     from alexnet_edge.export.triton import TritonModel
-from alexnet_edge.cli.show.base import NONE, figure_table, output, styled
+from alexnet_edge.cli.show.base import figure_table, output, styled, table_of
 
 
 def show_exports(outcomes: Sequence[Outcome]) -> None:
     """One line per artifact: its proof and its figures; then what was not written, and why."""
     console = output()
-    table = figure_table(
-        "artifact", "file", "built as", "proof", "MB", "top-1 agree %", "max abs error", "top-1 %", left=4
-    )
-    for outcome in outcomes:
-        if outcome.artifact is None:
-            continue
-        manifest = outcome.artifact.manifest
-        figures = manifest.parity.get("figures", {})
-        built = sorted({layer.built for layer in manifest.layers})
-        error = figures.get("max_abs_error")
-        table.add_row(
-            outcome.label,
-            escape(str(outcome.artifact.path)),
-            f"{', '.join(built)} ({len(manifest.layers)} of 8 layers)",
-            styled(str(manifest.parity["verdict"])),
-            f"{manifest.bytes / 1e6:.1f}",
-            show_percent(figures.get("top1_agreement")),
-            NONE if error is None else f"{error:.1e}",
-            show_percent(figures.get("candidate_accuracy")),
-        )
-    if table.row_count:
-        console.print(table)
-    engines = [outcome for outcome in outcomes if outcome.artifact is not None and outcome.format == "trt"]
+    written = [(outcome, outcome.artifact) for outcome in outcomes if outcome.artifact is not None]
+    columns: dict[str, Callable[[tuple[Outcome, Artifact]], str]] = {
+        "artifact": lambda pair: pair[0].label,
+        "file": lambda pair: escape(str(pair[1].path)),
+        "built as": lambda pair: _built_as(pair[1].manifest),
+        "proof": lambda pair: styled(str(pair[1].manifest.parity["verdict"])),
+        "MB": lambda pair: f"{pair[1].manifest.bytes / 1e6:.1f}",
+        "top-1 agree %": lambda pair: show_percent(_figure(pair[1], "top1_agreement")),
+        "max abs error": lambda pair: show(_figure(pair[1], "max_abs_error"), ".1e"),
+        "top-1 %": lambda pair: show_percent(_figure(pair[1], "candidate_accuracy")),
+    }
+    if written:
+        console.print(table_of(columns, written, left=4))
+    engines = [(outcome.label, artifact.manifest) for outcome, artifact in written if outcome.format == "trt"]
     if engines:
         console.print()
         console.print(_layer_table(engines))
     notes: dict[str, list[str]] = {}
-    for outcome in engines:
-        assert outcome.artifact is not None
-        build = outcome.artifact.manifest.build
-        notes.setdefault(f"layers read from {build['proof']}", []).append(outcome.label)
-        for text in (*build["fallback"], *build["warnings"]):
-            notes.setdefault(str(text), []).append(outcome.label)
+    for label, manifest in engines:
+        build = manifest.build
+        for text in (f"layers read from {build['proof']}", *build["fallback"], *build["warnings"]):
+            notes.setdefault(str(text), []).append(label)
     for outcome in outcomes:
-        if outcome.artifact is not None:
-            parity = outcome.artifact.manifest.parity
-            for warning in ((outcome.artifact.manifest.calibration or {}).get("audit") or {}).get("warnings", ()):
-                notes.setdefault(warning, []).append(outcome.label)
-            if outcome.format == "openvino":
-                for text in outcome.artifact.manifest.build.get("warnings", ()):
-                    notes.setdefault(str(text), []).append(outcome.label)
-            for note in (*parity["reasons"], *parity["warnings"]):
-                notes.setdefault(note, []).append(outcome.label)
-            proved = parity.get("stand_in")
-            if proved:
-                agreement = show_percent(proved["figures"]["top1_agreement"])
-                notes.setdefault(
-                    f"proved instead: {proved['what']} "
-                    f"(top-1 agreement {agreement} %, images: {proved['images']['count']})",
-                    [],
-                ).append(outcome.label)
-                for warning in proved["warnings"]:
-                    notes.setdefault(warning, []).append(outcome.label)
-        else:
-            kind = "not written" if isinstance(outcome.error, MissingComponentError) else "failed"
-            notes.setdefault(f"{kind}: {outcome.error}", []).append(outcome.label)
+        for text in _notes_of(outcome):
+            notes.setdefault(text, []).append(outcome.label)
     for note, labels in notes.items():
         console.print(f"[bold]{', '.join(labels)}[/]: {escape(note)}")
+
+
+def _figure(artifact: Artifact, name: str) -> float | None:
+    value: float | None = artifact.manifest.parity.get("figures", {}).get(name)
+    return value
+
+
+def _built_as(manifest: Manifest) -> str:
+    return f"{', '.join(sorted({layer.built for layer in manifest.layers}))} ({len(manifest.layers)} of 8 layers)"
+
+
+def _notes_of(outcome: Outcome) -> Iterator[str]:
+    """What weakens the proof of an artifact, or why there is none."""
+    if outcome.artifact is None:
+        yield f"{'not written' if isinstance(outcome.error, MissingComponentError) else 'failed'}: {outcome.error}"
+        return
+    manifest = outcome.artifact.manifest
+    yield from ((manifest.calibration or {}).get("audit") or {}).get("warnings", ())
+    if outcome.format == "openvino":
+        yield from map(str, manifest.build.get("warnings", ()))
+    yield from (*manifest.parity["reasons"], *manifest.parity["warnings"])
+    if proved := manifest.parity.get("stand_in"):
+        agreement, count = show_percent(proved["figures"]["top1_agreement"]), proved["images"]["count"]
+        yield f"proved instead: {proved['what']} (top-1 agreement {agreement} %, images: {count})"
+        yield from proved["warnings"]
 
 
 def show_triton_model(model: TritonModel) -> None:
@@ -95,14 +90,13 @@ def show_triton_model(model: TritonModel) -> None:
     console.print(f"Next: tritonserver --model-repository {escape(str(model.folder.parent))}", highlight=False)
 
 
-def _layer_table(engines: Sequence[Outcome]) -> Table:
+def _layer_table(engines: Sequence[tuple[str, Manifest]]) -> Table:
     """What each layer was built as: one row per layer, one column per engine."""
-    table = figure_table("layer", *(engine.label for engine in engines), left=1 + len(engines))
+    table = figure_table("layer", *(label for label, _ in engines), left=1 + len(engines))
     for name in LAYER_NAMES:
         cells = []
-        for engine in engines:
-            assert engine.artifact is not None
-            layer = next(entry for entry in engine.artifact.manifest.layers if entry.name == name)
+        for _, manifest in engines:
+            layer = next(entry for entry in manifest.layers if entry.name == name)
             cell = layer.built if layer.holds else f"[bold red]{layer.built}[/] (asked {layer.requested})"
             cells.append(" ".join(filter(None, (cell, layer.placement, escape(layer.kernel)))))
         table.add_row(name, *cells)
@@ -130,28 +124,24 @@ def show_search(result: SearchResult, as_json: bool = False) -> None:
     if as_json:
         return
     console = output()
-    what = "accuracy" if result.labelled else "agreement"
-    table = figure_table(
-        "layer", "type", "", "x FP32", "95 %", "gain ms", "MB saved", f"{what} drop", "SQNR dB", "why", left=3
-    )
-    for one in result.changes:
-        table.add_row(
-            one.layer,
-            one.type,
-            "[green]taken[/]" if one.taken else "",
-            f"{one.speedup:.3f}",
-            "{:.3f}-{:.3f}".format(*one.speedup_interval),
-            f"{one.gain_ms:+.2f}",
-            f"{one.bytes_saved / 1e6:.1f}",
-            f"{100 * one.drop:.2f}",
-            NONE if one.sqnr_db is None else f"{one.sqnr_db:.1f}",
-            one.why,
-        )
-    console.print(table)
+    quality = "accuracy" if result.labelled else "agreement"
+    columns: dict[str, Callable[[Change], str]] = {
+        "layer": lambda change: change.layer,
+        "type": lambda change: change.type,
+        "": lambda change: "[green]taken[/]" if change.taken else "",
+        "x FP32": lambda change: f"{change.speedup:.3f}",
+        "95 %": lambda change: "{:.3f}-{:.3f}".format(*change.speedup_interval),
+        "gain ms": lambda change: f"{change.gain_ms:+.2f}",
+        "MB saved": lambda change: f"{change.bytes_saved / 1e6:.1f}",
+        f"{quality} drop": lambda change: f"{100 * change.drop:.2f}",
+        "SQNR dB": lambda change: show(change.sqnr_db, ".1f"),
+        "why": lambda change: change.why,
+    }
+    console.print(table_of(columns, result.changes, left=3))
     low, high = result.speedup_interval
     console.print(
         f"plan: {', '.join(f'{name} {kind}' for name, kind in result.plan.items())}\n"
-        f"{what} drop {100 * result.drop:.2f} of {100 * result.max_drop:g} points allowed, on {result.num_images} images "
+        f"{quality} drop {100 * result.drop:.2f} of {100 * result.max_drop:g} points allowed, on {result.num_images} images "
         f"(plain INT8 {100 * result.plain_drop:.2f}); {result.speedup:.2f} ({low:.2f} to {high:.2f}) times as fast as FP32",
         soft_wrap=True,
     )
@@ -165,25 +155,19 @@ def show_search(result: SearchResult, as_json: bool = False) -> None:
 def show_sweep(sweep: Sweep) -> None:
     """One line per calibration, and the best of them."""
     console = output()
-    table = figure_table(
-        "calibrated on", "images", "method", "top-1 agree %", "flips", "top-1 %", "change", "SQNR dB", "saturated %",
-        "in", left=1,
-    )  # fmt: skip
-    for row in sweep.rows:
-        figures = row.figures
-        table.add_row(
-            escape(row.images),
-            str(row.num_images),
-            row.method,
-            show_percent(figures.top1_agreement),
-            NONE if figures.flips is None else str(figures.flips),
-            show_percent(figures.candidate_accuracy),
-            NONE if figures.accuracy_change is None else f"{100 * figures.accuracy_change:+.1f}",
-            NONE if figures.sqnr_db is None else f"{figures.sqnr_db:.1f}",
-            f"{100 * row.worst_saturation:.3f}",
-            row.worst_layer,
-        )
-    console.print(table)
+    columns: dict[str, Callable[[SweepRow], str]] = {
+        "calibrated on": lambda row: escape(row.images),
+        "images": lambda row: str(row.num_images),
+        "method": lambda row: row.method,
+        "top-1 agree %": lambda row: show_percent(row.figures.top1_agreement),
+        "flips": lambda row: show(row.figures.flips, ".0f"),
+        "top-1 %": lambda row: show_percent(row.figures.candidate_accuracy),
+        "change": lambda row: show(row.figures.accuracy_change, "+.1f", 100),
+        "SQNR dB": lambda row: show(row.figures.sqnr_db, ".1f"),
+        "saturated %": lambda row: f"{100 * row.worst_saturation:.3f}",
+        "in": lambda row: row.worst_layer,
+    }
+    console.print(table_of(columns, sweep.rows))
     best = sweep.best
     console.print(
         f"best of {len(sweep.rows)} on {sweep.num_proof_images} images: {best.method} on {best.num_images} images of "
@@ -218,33 +202,22 @@ def show_network(arch: Architecture, costs: Sequence[LayerCost], batch: int, fac
             markup=False,
         )
     table = figure_table(
-        "layer",
-        "output",
-        "passed on",
-        "parameters",
-        "multiply-adds",
-        "weight bytes",
-        "activation bytes",
+        *("layer", "output", "passed on", "parameters", "multiply-adds", "weight bytes", "activation bytes"),
         "multiply-adds / byte",
         title=f"{arch.name}: {arch.summary}; input 3x{arch.input_size}x{arch.input_size}, batch {batch}; costs in FP32",
         left=3,
     )
     for cost in costs:
-        table.add_row(
-            cost.name,
-            "x".join(map(str, cost.output_shape)),
-            "x".join(map(str, cost.passed_on_shape)),
-            f"{cost.parameters:,}",
-            f"{cost.multiply_adds:,}",
-            f"{cost.weight_bytes:,}",
-            f"{cost.activation_bytes:,}",
-            f"{cost.multiply_adds / cost.total_bytes:.2f}",
-        )
-    totals = [
+        shapes = ("x".join(map(str, shape)) for shape in (cost.output_shape, cost.passed_on_shape))
+        table.add_row(cost.name, *shapes, *_cost_cells([cost]))
+    table.add_row("total", "", "", *_cost_cells(costs), style="bold")
+    console.print(table)
+
+
+def _cost_cells(costs: Sequence[LayerCost]) -> list[str]:
+    parameters, multiply_adds, weights, activations, moved = (
         sum(getattr(cost, name) for cost in costs)
         for name in ("parameters", "multiply_adds", "weight_bytes", "activation_bytes", "total_bytes")
-    ]
-    table.add_row(
-        "total", "", "", *[f"{total:,}" for total in totals[:4]], f"{totals[1] / totals[4]:.2f}", style="bold"
     )
-    console.print(table)
+    counts = (parameters, multiply_adds, weights, activations)
+    return [*(f"{count:,}" for count in counts), f"{multiply_adds / moved:.2f}"]

@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from alexnet_edge.bench.report.numbers import show_percent
+from alexnet_edge.bench.report.numbers import show, show_percent, show_ratio
 from alexnet_edge.errors import ImageError
 
 if TYPE_CHECKING:
     from alexnet_edge.predict import Prediction
     from alexnet_edge.proof.bisect import Bisection
     from alexnet_edge.proof.decoders import PreprocessingReport
-    from alexnet_edge.proof.parity import ParityReport
+    from alexnet_edge.proof.parity import ParityFigures, ParityReport
 from alexnet_edge.cli.show.base import NONE, figure_table, output, show_skipped, styled
+
+FIGURES: dict[str, Callable[[ParityFigures], str]] = {
+    "images": lambda figures: str(figures.num_images),
+    "top-1 agree %": lambda figures: show_percent(figures.top1_agreement),
+    "max abs error": lambda figures: show(figures.max_abs_error, ".1e"),
+    "SQNR dB": lambda figures: show(figures.sqnr_db, ".1f"),
+    "top-1 %": lambda figures: show_percent(figures.candidate_accuracy),
+    "change": lambda figures: show(figures.accuracy_change, "+.1f", 100),
+}
+"""The columns of a proof, and how their cells are made."""
 
 
 def show_parity(reports: Sequence[tuple[Path, ParityReport | str]]) -> None:
     """One line per artifact; a text in place of a report is why it could not be run."""
     console = output()
-    table = figure_table(
-        "artifact", "proof", "images", "top-1 agree %", "max abs error", "SQNR dB", "top-1 %", "change", left=2
-    )
-    notes = []
+    table = figure_table("artifact", "proof", *FIGURES, left=2)
     for path, report in reports:
+        name = escape(str(path))
         if isinstance(report, str):
-            table.add_row(escape(str(path)), "not run", *[NONE] * 6)
-            notes.append((path, report))
-            continue
-        figures = report.figures
-        table.add_row(
-            escape(str(path)),
-            styled("passed" if report.passed else "failed"),
-            str(figures.num_images),
-            show_percent(figures.top1_agreement),
-            NONE if figures.max_abs_error is None else f"{figures.max_abs_error:.1e}",
-            NONE if figures.sqnr_db is None else f"{figures.sqnr_db:.1f}",
-            show_percent(figures.candidate_accuracy),
-            NONE if figures.accuracy_change is None else f"{100 * figures.accuracy_change:+.1f}",
-        )
-        notes += [(path, note) for note in (*report.reasons, *report.warnings)]
+            table.add_row(name, "not run", *[NONE] * len(FIGURES))
+        else:
+            cells = [make(report.figures) for make in FIGURES.values()]
+            table.add_row(name, styled("passed" if report.passed else "failed"), *cells)
     console.print(table)
-    for path, note in notes:
-        console.print(f"[bold]{escape(str(path))}[/]: {escape(note)}")
+    for path, report in reports:
+        for note in (report,) if isinstance(report, str) else (*report.reasons, *report.warnings):
+            console.print(f"[bold]{escape(str(path))}[/]: {escape(note)}")
 
 
 def show_bisections(found: Sequence[tuple[Path, Bisection | str]]) -> None:
@@ -62,7 +60,7 @@ def show_bisections(found: Sequence[tuple[Path, Bisection | str]]) -> None:
         for point in entry.points:
             mark = "[green]ok[/]" if point.holds else "[bold red]out[/]" if point is entry.first else "[yellow]out[/]"
             figures = (point.own_error, point.tolerance, point.worst_channel, point.worst_channel_error)
-            cells = [NONE if value is None else f"{value:.1e}" for value in (*figures, point.total_error)]
+            cells = [show(value, ".1e") for value in (*figures, point.total_error)]
             cells[2] = NONE if point.worst_channel is None else str(point.worst_channel)
             table.add_row(point.name, point.type, mark, *cells)
         console.print(table)
@@ -86,16 +84,9 @@ def show_preprocessing(report: PreprocessingReport) -> None:
         "top-1 agree %", "flips", "top-1 %",
     )  # fmt: skip
     for way in report.ways:
-        table.add_row(
-            escape(way.name),
-            *[
-                NONE if value is None else f"{value:.2f}"
-                for value in (way.decode_mean, way.decode_max, way.resize_mean, way.input_mean, way.input_max)
-            ],
-            show_percent(way.top1_agreement),
-            str(way.flips),
-            show_percent(way.accuracy),
-        )
+        pixels = (way.decode_mean, way.decode_max, way.resize_mean, way.input_mean, way.input_max)
+        answers = (show_percent(way.top1_agreement), str(way.flips), show_percent(way.accuracy))
+        table.add_row(escape(way.name), *map(show_ratio, pixels), *answers)
     console.print(table)
     console.print(
         f"differences in steps of 8-bit pixels, on {report.num_images} images; answers by the FP32 checkpoint"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from alexnet_edge.bench.report.numbers import show_percent
 if TYPE_CHECKING:
     from alexnet_edge.proof.evaluate import Confusion, Evaluation
     from alexnet_edge.training.history import TrainResult
-from alexnet_edge.cli.show.base import figure_table, output, show_skipped
+from alexnet_edge.cli.show.base import figure_table, output, show_skipped, table_of
 
 MOST_CLASSES = 20
 """Longest per-class table; the rest is in the JSON."""
@@ -58,8 +58,8 @@ def show_evaluation(source: Path, result: Evaluation, interval: tuple[float, flo
     seen = sorted(result.classes, key=lambda row: (row.top1, row.name))
     table = figure_table("class", "images", "right", "top-1 (recall) %", "precision %", "F1 %")
     for row in seen[:MOST_CLASSES]:
-        cells = (show_percent(row.top1), show_percent(row.precision), show_percent(row.f1))
-        table.add_row(escape(row.name), str(row.count), str(row.correct), *cells)
+        shares = map(show_percent, (row.top1, row.precision, row.f1))
+        table.add_row(escape(row.name), str(row.count), str(row.correct), *shares)
     console.print(table)
     if len(seen) > MOST_CLASSES:
         console.print(f"... and {len(seen) - MOST_CLASSES} classes more: see --json")
@@ -84,31 +84,24 @@ def _show_confusion(console: Console, confusion: Confusion) -> None:
     console.print(table)
 
 
-def show_loader(found: Mapping[str, Any], verdict: str, out: Path) -> None:
+def show_loader(result: Mapping[str, Any], verdict: str, out: Path) -> None:
     """The verdict, the training step alone, and one line per way to read images: medians over the rounds."""
-    console = output()
-
-    middle = statistics.median
+    console, middle = output(), statistics.median
     console.print(f"[bold]{escape(verdict[:1].upper() + verdict[1:])}.[/]", soft_wrap=True)
-    table = figure_table(
-        "read by", "images", "feed images/s", "training images/s", "of the step alone %", "waits %", left=2
-    )
-    alone = middle(found["step_images_per_s"])
-    for row in found["rows"]:
-        training = middle(row["training_images_per_s"])
-        table.add_row(
-            row["label"],
-            "kept" if row["kept"] else "decoded",
-            f"{middle(row['feed_images_per_s']):.0f}",
-            f"{training:.1f}",
-            f"{100 * training / alone:.0f}",
-            f"{100 * middle(row['wait_share']):.1f}",
-        )
-    console.print(table)
-    settings, environment = found["settings"], found["environment"]
+    alone = middle(result["step_images_per_s"])
+    columns: dict[str, Callable[[Any], str]] = {
+        "read by": lambda row: str(row["label"]),
+        "images": lambda row: "kept" if row["kept"] else "decoded",
+        "feed images/s": lambda row: f"{middle(row['feed_images_per_s']):.0f}",
+        "training images/s": lambda row: f"{middle(row['training_images_per_s']):.1f}",
+        "of the step alone %": lambda row: f"{100 * middle(row['training_images_per_s']) / alone:.0f}",
+        "waits %": lambda row: f"{100 * middle(row['wait_share']):.1f}",
+    }
+    console.print(table_of(columns, result["rows"], left=2))
+    settings, environment = result["settings"], result["environment"]
     console.print(
-        f"The training step alone: {alone:.1f} images/s ({found['architecture']}, batch {settings['batch']}, "
+        f"The training step alone: {alone:.1f} images/s ({result['architecture']}, batch {settings['batch']}, "
         f"{environment['gpu'] if settings['device'] == 'cuda' else environment['cpu']}); "
-        f"{found['data']['images']} images, medians of {settings['rounds']} rounds"
+        f"{result['data']['images']} images, medians of {settings['rounds']} rounds"
     )
     console.print(f"Written: {escape(str(out))}", soft_wrap=True)
