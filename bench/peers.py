@@ -5,14 +5,13 @@ other. A peer receives the checkpoint as a `torch.nn.Module`, the images, the ba
 is the tool's own default, see `peer_tools.py`. A prepared peer is a small JSON file, `NAME.peer`, beside the files that the
 tool wrote; `alexnet-edge bench` measures it as it does an artifact.
 
-    python -m alexnet_edge.bench.peers prepare NAME --checkpoint FILE --folder FOLDER --batches 1,16 --reference FILE
+    python -m alexnet_edge.bench.peers '{"peer": NAME, "checkpoint": FILE, "folder": FOLDER, "batches": [1, 16], ...}'
 
 Letters: N images, C channels, H height, W width, K classes.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
@@ -172,8 +171,8 @@ def prepare_peers(
     paths, left_out = list[Path](), dict[str, str]()
     with tempfile.TemporaryDirectory(prefix="alexnet-edge-peers-") as scratch:
         reference = Path(scratch) / "reference.npy"
-        common = ["--checkpoint", str(checkpoint.resolve()), "--batches", ",".join(map(str, sizes))]
-        common += ["--reference", str(reference), "--images", json.dumps(dict(images.source))]
+        common = {"checkpoint": str(checkpoint.resolve()), "batches": sizes, "reference": str(reference)}
+        common["images"] = dict(images.source)
         reporter.start("peers", len(chosen))
         for done, name in enumerate(chosen):
             reporter.update(done, name)
@@ -183,7 +182,7 @@ def prepare_peers(
             if not path.is_file():
                 if not reference.is_file():
                     _write_reference(reference, checkpoint, images)
-                if reason := _prepare_elsewhere(interpreter, [name, "--folder", str(path.parent), *common]):
+                if reason := _prepare_elsewhere(interpreter, {"peer": name, "folder": str(path.parent), **common}):
                     left_out[name] = reason
                     reporter.note(f"peer {name} is left out: {reason}")
                     continue
@@ -225,12 +224,12 @@ def environment_of(python: str, scratch: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(scratch)}
 
 
-def _prepare_elsewhere(python: str, arguments: Sequence[str]) -> str:
+def _prepare_elsewhere(python: str, options: Mapping[str, Any]) -> str:
     """Why it could not be prepared; empty when it was."""
     with tempfile.TemporaryDirectory(prefix="alexnet-edge-") as scratch:
         try:
             done = subprocess.run(
-                [python, "-m", "alexnet_edge.bench.peers", "prepare", *arguments],
+                [python, "-m", "alexnet_edge.bench.peers", json.dumps(options)],
                 env=environment_of(python, Path(scratch)),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -259,28 +258,27 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
     return versions
 
 
-def _prepare_here(options: argparse.Namespace) -> None:
+def _prepare_here(options: Mapping[str, Any]) -> None:
     from alexnet_edge.proof.parity import Tolerance, check_parity
     from alexnet_edge.proof.recorded import training_images
 
-    peer = PEERS[options.name]
+    peer = PEERS[options["peer"]]
     versions = _versions(peer.packages)
-    checkpoint = load_checkpoint(Path(options.checkpoint))
-    images = reopen(json.loads(options.images))
-    sizes = tuple(int(batch) for batch in options.batches.split(","))
-    folder = Path(options.folder)
+    checkpoint = load_checkpoint(Path(options["checkpoint"]))
+    images = reopen(options["images"])
+    folder = Path(options["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     quantise_on = training_images(checkpoint) if isinstance(peer, NNCF) else images
-    peer.prepare(Source(checkpoint=checkpoint, folder=folder, batches=sizes, images=quantise_on))
+    peer.prepare(Source(checkpoint=checkpoint, folder=folder, batches=tuple(options["batches"]), images=quantise_on))
     written = sum((folder / name).stat().st_size for name in peer.deployed)
     value: dict[str, Any] = {
         "schema": SCHEMA,
         "peer": peer.name,
         "python": sys.executable,
-        "checkpoint": options.checkpoint,
+        "checkpoint": options["checkpoint"],
         "checkpoint_sha256": checkpoint.sha256,
         "info": records.to_builtins(checkpoint.info),
-        "batches": list(sizes),
+        "batches": options["batches"],
         "bytes": written or checkpoint.path.stat().st_size,
         "parity": {},
         "versions": versions,
@@ -291,7 +289,7 @@ def _prepare_here(options: argparse.Namespace) -> None:
     with PeerSession(read_peer(staged)) as session:
         report = check_parity(
             session,
-            np.load(options.reference),
+            np.load(options["reference"]),
             images,
             tolerance=Tolerance(reason="a peer's answers are shown, not judged"),
             batch=1,
@@ -300,15 +298,9 @@ def _prepare_here(options: argparse.Namespace) -> None:
     write_json(path, {**value, "parity": report.to_json()})
 
 
-def _main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m alexnet_edge.bench.peers")
-    prepare = parser.add_subparsers(required=True).add_parser("prepare", help="prepare one peer in this interpreter")
-    prepare.add_argument("name", choices=list(PEERS))
-    for name in ("checkpoint", "folder", "batches", "reference", "images"):
-        prepare.add_argument(f"--{name}", required=True)
-    options = parser.parse_args(arguments)
+def _main(options: str) -> int:
     try:
-        _prepare_here(options)
+        _prepare_here(json.loads(options))
     except AlexNetEdgeError as error:
         print(error)
         return 2
@@ -319,4 +311,4 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))
+    sys.exit(_main(sys.argv[1]))

@@ -36,6 +36,10 @@ RESAMPLES = 100
 """Fewer than usual, for speed: Student's interval is nearly always the wider one."""
 
 
+def verdict_of(base: Measurement, new: Measurement) -> str:
+    return judge(base, new, max_slowdown=LIMIT, resamples=RESAMPLES).verdict
+
+
 def measured(*rounds: Any, **changes: Any) -> Measurement:
     samples = tuple(tuple(float(value) for value in taken) for taken in rounds)
     return Measurement(**{"key": KEY, "label": "onnx fp32", "file": "a.onnx", "rounds": samples, **changes})
@@ -59,12 +63,12 @@ def noisy(rng: np.random.Generator, *, rounds: int, spread: float, factor: float
 
 
 def verdicts(*, rounds: int, spread: float, factor: float, repetitions: int) -> Counter[str]:
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for seed in range(repetitions):
         rng = np.random.default_rng([seed, rounds, round(100 * spread), round(100 * factor)])
         base, new = (noisy(rng, rounds=rounds, spread=spread, factor=by) for by in (1.0, factor))
-        found[judge(base, new, max_slowdown=LIMIT, resamples=RESAMPLES).verdict] += 1
-    return found
+        counts[verdict_of(base, new)] += 1
+    return counts
 
 
 @pytest.mark.slow
@@ -156,8 +160,8 @@ def test_twenty_repetitions_of_real_samples(
                     runs[name].append(measure.measure_latency(session, x, batch=1, settings=settings).samples_ns)
             base, again, planted = (measured(*rounds) for rounds in runs.values())
             spreads += [np.std(np.log([np.median(taken) for taken in rounds]), ddof=1) for rounds in runs.values()]
-            alarms += judge(base, again, max_slowdown=LIMIT, resamples=RESAMPLES).verdict == "regression"
-            caught += judge(base, planted, max_slowdown=LIMIT, resamples=RESAMPLES).verdict == "regression"
+            alarms += verdict_of(base, again) == "regression"
+            caught += verdict_of(base, planted) == "regression"
     gc.unfreeze()
     assert alarms <= 1
     if (spread := float(np.sqrt(np.mean(np.square(spreads))))) > 0.035:
@@ -331,10 +335,7 @@ def test_energy_size_and_answers_are_shown_beside(files: Files) -> None:
 
 
 CONDITIONS: dict[str, tuple[Any, str]] = {
-    "power mode": (
-        lambda new: new["power"].update(mode={"nvpmodel": {"name": "15W"}}),
-        "'MAXN' there and '15W' here",
-    ),
+    "power mode": (lambda new: new["power"].update(mode={"nvpmodel": {"name": "15W"}}), "'MAXN' there and '15W' here"),
     "clock": (lambda new: new.update(clock="device"), "clock 'host end-to-end' there and 'device' here"),
     "definition": (
         lambda new: new["settings"].update(like="trtexec-10"),

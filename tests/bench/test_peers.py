@@ -73,7 +73,7 @@ def test_what_is_there_is_taken(
 def test_one_that_is_left_out_is_in_the_results_with_the_reason(
     prepared: list[Path], checkpoint: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(peers, "_prepare_elsewhere", lambda python, given: "no such operator")
+    monkeypatch.setattr(peers, "_prepare_elsewhere", lambda python, options: "no such operator")
     folder = prepared[0].parents[1]
     found, left_out = prepare_peers([*NAMES, "executorch"], checkpoint, batches=(1,), folder=folder, images=images)
     assert (found, left_out) == (prepared, {"executorch": "no such operator"})
@@ -117,8 +117,7 @@ def test_a_tool_that_is_not_here(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(PEERS["litert"], "packages", ("no-such-tool",), raising=False)
-    options = ["--folder", str(tmp_path), "--batches", "1", "--reference", "none", "--images", "{}"]
-    assert peers._main(["prepare", "litert", "--checkpoint", str(checkpoint), *options]) == 2
+    assert peers._main(json.dumps({"peer": "litert", "checkpoint": str(checkpoint), "folder": str(tmp_path)})) == 2
     assert capsys.readouterr().out == "no-such-tool is not installed; pip install no-such-tool\n"
 
 

@@ -84,6 +84,11 @@ def photo(image_folder: Path) -> Path:
 
 
 @pytest.fixture
+def paths(model: Path, image_folder: Path, photo: Path) -> dict[str, Path]:
+    return {"model": model, "images": image_folder / "val", "photo": photo}
+
+
+@pytest.fixture
 def truncated_jpeg(photo: Path, tmp_path: Path) -> Path:
     path = tmp_path / "cut.jpg"
     path.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
@@ -229,19 +234,13 @@ def test_mistakes_without_any_file(cli: InProcess, arguments: str, expected: str
         ("report {photo}", "0.jpg"),
     ],
 )
-def test_mistakes_with_files(
-    cli: InProcess, model: Path, image_folder: Path, photo: Path, arguments: str, expected: str
-) -> None:
-    names = {"model": model, "images": image_folder / "val", "photo": photo}
-    code, out, err = cli(*[part.format(**names) for part in arguments.split()], *_quiet(arguments))
+def test_mistakes_with_files(cli: InProcess, paths: dict[str, Path], arguments: str, expected: str) -> None:
+    quiet = ["--quiet"] if arguments.startswith(("export", "bench")) else []
+    code, out, err = cli(*[part.format(**paths) for part in arguments.split()], *quiet)
     assert code == 2, out + err
     (line,) = err.strip().splitlines()
     assert expected in line
     assert not [path for path in Path().rglob("*") if path.is_file()], "a mistake leaves nothing behind"
-
-
-def _quiet(arguments: str) -> list[str]:
-    return ["--quiet"] if arguments.startswith(("export", "bench")) else []
 
 
 def test_folders_without_images(cli: InProcess, model: Path) -> None:
@@ -396,16 +395,9 @@ main()
     ],
 )
 def test_a_missing_extra(
-    tmp_path: Path,
-    model: Path,
-    image_folder: Path,
-    photo: Path,
-    exported: Exported,
-    blocked: str,
-    extra: str,
-    arguments: str,
+    tmp_path: Path, paths: dict[str, Path], exported: Exported, blocked: str, extra: str, arguments: str
 ) -> None:
-    names = {"model": model, "images": image_folder / "val", "photo": photo, "onnx": exported["onnx", "fp16"]}
+    names = {**paths, "onnx": exported["onnx", "fp16"]}
     run = subprocess.run(
         [sys.executable, "-c", BLOCKED, blocked, *[part.format(**names) for part in arguments.split()]],
         cwd=tmp_path,
