@@ -171,8 +171,8 @@ def prepare_peers(
     paths, left_out = list[Path](), dict[str, str]()
     with tempfile.TemporaryDirectory(prefix="alexnet-edge-peers-") as scratch:
         reference = Path(scratch) / "reference.npy"
-        common = {"checkpoint": str(checkpoint.resolve()), "batches": sizes, "reference": str(reference)}
-        common["images"] = dict(images.source)
+        common: dict[str, Any] = {"checkpoint": str(checkpoint.resolve()), "batches": sizes}
+        common |= {"reference": str(reference), "images": dict(images.source)}
         reporter.start("peers", len(chosen))
         for done, name in enumerate(chosen):
             reporter.update(done, name)
