@@ -47,18 +47,14 @@ class Backend:
     """The name that Triton had before there were backends, which other tools still look for; empty for those without."""
     file: str
     """The file's name in a version folder."""
-    kind: InstanceKind
-    """Where an instance runs unless it is said otherwise."""
     kinds: tuple[InstanceKind, ...]
-    """Where one can run."""
+    """Where an instance can run; the first unless it is said otherwise."""
 
 
 BACKENDS: dict[str, Backend] = {
-    "onnx": Backend(
-        backend="onnxruntime", platform="onnxruntime_onnx", file="model.onnx", kind="cpu", kinds=("cpu", "gpu")
-    ),
-    "openvino": Backend(backend="openvino", platform="", file="model.xml", kind="cpu", kinds=("cpu",)),
-    "trt": Backend(backend="tensorrt", platform="tensorrt_plan", file="model.plan", kind="gpu", kinds=("gpu",)),
+    "onnx": Backend(backend="onnxruntime", platform="onnxruntime_onnx", file="model.onnx", kinds=("cpu", "gpu")),
+    "openvino": Backend(backend="openvino", platform="", file="model.xml", kinds=("cpu",)),
+    "trt": Backend(backend="tensorrt", platform="tensorrt_plan", file="model.plan", kinds=("gpu",)),
 }
 """By the format of the artifact."""
 
@@ -212,7 +208,7 @@ def _check(artifact: Artifact, options: TritonOptions, max_batch: int | None) ->
 
 
 def _kind(options: TritonOptions, backend: Backend) -> InstanceKind:
-    return backend.kind if options.instance_kind == "auto" else options.instance_kind
+    return backend.kinds[0] if options.instance_kind == "auto" else options.instance_kind
 
 
 def _batches(manifest: Manifest, max_batch: int | None) -> tuple[int, int]:
