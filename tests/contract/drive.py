@@ -33,6 +33,7 @@ from alexnet_edge.errors import AlexNetEdgeError
 from alexnet_edge.export.engines.features import Features, check
 from alexnet_edge.export.engines.options import EngineOptions
 from alexnet_edge.network.layers import LAYER_NAMES
+from alexnet_edge.progress import QuietReporter
 
 ONE_TYPE = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8", "INT4": "int4"}
 SIZE = 227
@@ -61,7 +62,7 @@ class Job:
         gpu: bool = True,
         built: Mapping[str, str] | None = None,
         make_calibrator: Callable[[], Any] | None = None,
-        prepare: Callable[[], None] | None = None,
+        state: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """One engine, through the same steps as an export.
@@ -72,7 +73,7 @@ class Job:
             gpu: whether the machine has one.
             built: what the engine inspector is to find instead of what was asked for.
             make_calibrator: makes TensorRT's own calibrator.
-            prepare: called just before the build.
+            state: attributes of the simulation.
             options: those of `EngineOptions`.
         """
         from alexnet_edge.export.engines.tensorrt import build_engine
@@ -87,11 +88,9 @@ class Job:
         try:
             asked = EngineOptions(**options)
             spec = check(asked, precision, self.features, "tensorrt")
-            answer["warnings"] = list(spec.warnings)
-            fed = spec.graph
-            answer["graph"] = fed
-            if prepare is not None:
-                prepare()
+            answer["graph"] = fed = spec.graph
+            for name, value in (state or {}).items():
+                setattr(self.simulation, name, value)
             result = build_engine(
                 self.graphs[fed if asked.dla_core is None else f"{fed} dla {asked.max_batch}"],
                 engine,
@@ -102,7 +101,6 @@ class Job:
                 reporter=reporter,
             )
             answer["build"] = dict(result.build)
-            answer["version"] = result.build["version"]
             answer["layers"] = {layer.name: asdict(layer) for layer in result.layers}
         except AlexNetEdgeError as error:
             answer["error"] = [type(error).__name__, str(error)]
@@ -110,7 +108,7 @@ class Job:
             answer["error"] = ["KeyboardInterrupt", ""]
         answer["engine"] = "kept" if engine.read_bytes() == b"the previous engine" else "written"
         answer["files"] = sorted(path.name for path in folder.iterdir())
-        answer["progress"] = reporter.told
+        answer["progress"] = reporter.updates
         answer["stopped"] = self.simulation.stopped
         answer["calibration"] = self.simulation.calibration
         return answer | self._settings()
@@ -242,23 +240,13 @@ class Job:
         return load_artifact(folder / "alexnet_fp16.engine")
 
 
-class _Reporter:
-    """Keeps what it was told of progress."""
+class _Reporter(QuietReporter):
+    """Counts what it hears of progress."""
 
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def start(self, description: str, total: int | None) -> None:
-        self.told.append("start")
+    updates = 0
 
     def update(self, completed: int, detail: str = "") -> None:
-        self.told.append("update")
-
-    def finish(self, detail: str = "") -> None:
-        self.told.append("finish")
-
-    def note(self, text: str) -> None:
-        self.told.append(text)
+        self.updates += 1
 
 
 Case = Callable[[Job, Path], dict[str, Any]]
@@ -319,19 +307,6 @@ def _tabled(**options: Any) -> Case:
             return make_calibrator(job.trt, "entropy2", [], batch=1, cache=table, memory=None)
 
         return job.build("int8", folder, make_calibrator=make, calibrator="table", **options)
-
-    return case
-
-
-def _simulated(options: Mapping[str, Any] | None = None, **state: Any) -> Case:
-    """A build on a machine in this state."""
-
-    def case(job: Job, folder: Path) -> dict[str, Any]:
-        def prepare() -> None:
-            for name, value in state.items():
-                setattr(job.simulation, name, value)
-
-        return job.build("fp16", folder, prepare=prepare, **(options or {}))
 
     return case
 
@@ -525,12 +500,12 @@ CASES: dict[str, Case] = {
     "dla without fallback": _built("fp16", **DLA),
     "compute capability": _built("fp16", compute_capability=("sm89",)),
     "calibrator on fp16": _built("fp16", calibrator="entropy2"),
-    "builder fails": _simulated(plan=None),
-    "parser fails": _simulated(parse_error="unsupported operator"),
-    "interrupted": _simulated(interrupt=True),
-    "no DLA here": _simulated(DLA, dla_cores=0),
-    "inspector tells names only": _simulated(inspect=lambda network: NAMES_ONLY),
-    "names only, too small": _simulated(inspect=lambda network: NAMES_ONLY, plan=bytes(64 << 20)),
+    "builder fails": _built("fp16", state={"plan": None}),
+    "parser fails": _built("fp16", state={"parse_error": "unsupported operator"}),
+    "interrupted": _built("fp16", state={"interrupt": True}),
+    "no DLA here": _built("fp16", **DLA, state={"dla_cores": 0}),
+    "inspector tells names only": _built("fp16", state={"inspect": lambda network: NAMES_ONLY}),
+    "names only, too small": _built("fp16", state={"inspect": lambda network: NAMES_ONLY, "plan": bytes(64 << 20)}),
     "no GPU": _built("fp16", gpu=False),
     "built in FP32": _built("fp16", built={"fc6": "fp32"}),
     "fallback allowed": _built("fp16", built={"fc6": "fp32"}, allow_fallback=True),

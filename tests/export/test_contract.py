@@ -235,7 +235,7 @@ def test_precision(answers: Answers, release: Release, precision: Precision) -> 
     assert case["flags"] == flags
     assert {name: layer["built"] for name, layer in case["layers"].items()} == layer_types(precision)
     assert case["build"]["typing"] == ("weak" if weakly_typed(release) else "strong")
-    assert case["build"]["version"] == case["version"] == release.version
+    assert case["build"]["version"] == release.version
     assert case["engine"] == "written"
 
 
@@ -462,7 +462,7 @@ def test_interrupted_build_stops_and_keeps_the_previous_engine(answers: Answers,
 
 def test_progress_is_reported_where_the_builder_tells(answers: Answers, release: Release) -> None:
     case = answers["fp16"]
-    assert ("update" in case["progress"]) == (release.major >= 10)
+    assert (case["progress"] > 0) == (release.major >= 10)
     assert case.get("progress_monitor") == ("IProgressMonitor" if release.major >= 10 else None)
 
 
