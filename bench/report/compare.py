@@ -176,8 +176,7 @@ def compare(
         max_slowdown: the largest slowdown that passes, 0.05 meaning 5 %.
         force: compare INVALID measurements, and those made under different conditions, with a warning. Times of an
             emulator are never compared with times of a machine.
-        match: pairs of labels, of the base and of the new, to compare with each other (`onnx fp32` with `onnx fp16`);
-            nothing else is compared then. Empty: the same with the same.
+        match: pairs of labels, of the base and of the new, to compare with each other and nothing else; empty: all.
         base_log, new_log: what trtexec printed, for a file that has its times.
 
     Raises:
