@@ -14,6 +14,9 @@ from alexnet_edge.nvidia import cuda
 from alexnet_edge.nvidia import libraries as nvidia
 from alexnet_edge.sessions.openvino import import_quietly
 
+Check = Callable[[Any], str | None]
+"""Returns why an imported module cannot serve its purpose, or None when it can."""
+
 CAPABILITIES: dict[str, tuple[tuple[str, ...], ...]] = {
     "train": (("PyTorch",), ("safetensors",)),
     "export-onnx": (("ONNX",), ("ONNX Runtime, CPU",)),
@@ -49,7 +52,7 @@ def examine() -> list[Component]:
         _library("export", "TensorRT-RTX builder", "tensorrt_rtx", "rtx"),
         _library("run", "ONNX Runtime, CPU", "onnxruntime", "onnx", _cpu_provider),
         _library("run", "ONNX Runtime, CUDA", "onnxruntime", "onnx", _cuda_provider),
-        _library("run", "OpenVINO", "openvino", "openvino", load=import_quietly),
+        _library("run", "OpenVINO", "openvino", "openvino"),
         _library("run", "PyTorch, CUDA", "torch", "train", _torch_cuda),
         _component("run", "cuda-python", _cuda_python),
         _gpu(),
@@ -110,21 +113,13 @@ def _cuda_python() -> str:
     return str(module.__name__)
 
 
-def _library(
-    purpose: str,
-    name: str,
-    module: str,
-    extra: str,
-    check: Callable[[Any], str | None] | None = None,
-    load: Callable[[], Any] | None = None,
-) -> Component:
-    """`check` returns why the imported module cannot serve the purpose, or None when it can; `load` imports it in its own way."""
+def _library(purpose: str, name: str, module: str, extra: str, check: Check = lambda _module: None) -> Component:
     try:
-        loaded = importlib.import_module(module) if load is None else load()
+        loaded = import_quietly() if module == "openvino" else importlib.import_module(module)
     except Exception as error:  # noqa: BLE001  # a broken library may raise anything, and that is the finding
         why = "not installed" if isinstance(error, ModuleNotFoundError) else " ".join(str(error).split())
         return Component(purpose=purpose, name=name, present=False, detail=why, fix=install_command(extra))
-    reason = check(loaded) if check is not None else None
+    reason = check(loaded)
     version = getattr(loaded, "__version__", None) or metadata.version(module.replace("_", "-"))
     return Component(purpose=purpose, name=name, present=reason is None, detail=reason or str(version))
 

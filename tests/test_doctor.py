@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,20 @@ def found() -> dict[str, Component]:
     return {component.name: component for component in examine()}
 
 
+def finding(name: str) -> tuple[bool, str, str]:
+    component = found()[name]
+    return component.present, component.detail, component.fix
+
+
 def test_versions_are_the_imported_ones() -> None:
     import onnx
     import torch
 
     components = found()
-    assert components["PyTorch"].detail == torch.__version__
-    assert components["ONNX"].detail == onnx.__version__
-    assert components["PyTorch"].present
-    assert components["PyTorch"].fix == ""
+    assert finding("PyTorch") == (True, torch.__version__, "")
+    assert finding("ONNX") == (True, onnx.__version__, "")
     assert components["ONNX Runtime, CPU"].present
-
-
-def test_every_component_is_a_purpose_and_says_something() -> None:
-    for component in found().values():
+    for component in components.values():
         assert component.purpose in {"train", "export", "run", "measure"}
         assert component.detail
         assert not (component.present and component.fix)
@@ -45,17 +46,17 @@ def test_every_component_is_a_purpose_and_says_something() -> None:
     [
         ("PyTorch", "torch", "train"),
         ("ONNX", "onnx", "export"),
+        ("TensorRT", "tensorrt", "trt"),
         ("TensorRT-RTX builder", "tensorrt_rtx", "rtx"),
         ("ONNX Runtime, CPU", "onnxruntime", "onnx"),
+        ("OpenVINO", "openvino", "openvino"),
         ("plotly (report)", "plotly", "bench"),
     ],
 )
 def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    component = found()[name]
-    assert not component.present
-    assert component.detail == "not installed"
-    assert component.fix == install_command(extra) == f"pip install 'alexnet-edge[{extra}]'"
+    assert install_command(extra) == f"pip install 'alexnet-edge[{extra}]'"
+    assert finding(name) == (False, "not installed", install_command(extra))
 
 
 def break_import(monkeypatch: pytest.MonkeyPatch, module: str, error: Exception) -> None:
@@ -80,10 +81,7 @@ def break_import(monkeypatch: pytest.MonkeyPatch, module: str, error: Exception)
 )
 def test_a_broken_library_is_a_finding_not_a_crash(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     break_import(monkeypatch, "onnx", error)
-    component = found()["ONNX"]
-    assert not component.present
-    assert component.detail == " ".join(str(error).split())
-    assert component.fix == install_command("export")
+    assert finding("ONNX") == (False, " ".join(str(error).split()), install_command("export"))
 
 
 def test_a_gpu_counts_only_with_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,19 +102,9 @@ def test_a_jetson_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not found()["Jetson"].present
 
 
-@pytest.mark.parametrize(
-    ("module", "present", "detail", "fix"),
-    [
-        (types.SimpleNamespace(__version__="10.3.0"), True, "10.3.0", ""),
-        (None, False, "not installed", install_command("trt")),
-    ],
-)
-def test_tensorrt_is_found_by_importing_it(
-    monkeypatch: pytest.MonkeyPatch, module: Any, present: bool, detail: str, fix: str
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    component = found()["TensorRT"]
-    assert (component.present, component.detail, component.fix) == (present, detail, fix)
+def test_tensorrt_is_found_by_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", types.SimpleNamespace(__version__="10.3.0"))
+    assert finding("TensorRT") == (True, "10.3.0", "")
 
 
 def test_on_a_jetson_a_missing_tensorrt_comes_from_apt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,38 +119,29 @@ def test_on_a_jetson_a_missing_tensorrt_comes_from_apt(monkeypatch: pytest.Monke
 
 def test_a_tensorrt_whose_libraries_are_missing_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     break_import(monkeypatch, "tensorrt", ImportError("libnvdla_compiler.so: cannot open shared object file"))
-    component = found()["TensorRT"]
-    assert not component.present
-    assert component.detail.startswith("cannot be loaded (libnvdla_compiler.so")
-    assert "--runtime nvidia" in component.fix
+    present, detail, fix = finding("TensorRT")
+    assert not present
+    assert detail.startswith("cannot be loaded (libnvdla_compiler.so")
+    assert "--runtime nvidia" in fix
 
 
 def test_trtexec_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "trtexec"
     program.write_text("#!/bin/sh\n")
     monkeypatch.setenv("TRTEXEC", str(program))
-    component = found()["trtexec"]
-    assert not component.present
-    assert component.detail == f"the variable TRTEXEC names no program that can be run: {program}"
+    assert finding("trtexec")[:2] == (False, f"the variable TRTEXEC names no program that can be run: {program}")
     program.chmod(0o755)
-    component = found()["trtexec"]
-    assert (component.present, component.detail) == (True, str(program))
+    assert finding("trtexec") == (True, str(program), "")
 
 
 def test_cuda_python_says_which_module_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib import metadata
-
-    component = found()["cuda-python"]
-    assert component.present
-    assert component.detail == f"{metadata.version('cuda-bindings')} (cuda.bindings.runtime)"
+    assert finding("cuda-python") == (True, f"{metadata.version('cuda-bindings')} (cuda.bindings.runtime)", "")
 
     def missing() -> Any:
         raise MissingComponentError("cuda-python is not installed", fix=f"run: {install_command('cuda')}")
 
     monkeypatch.setattr("alexnet_edge.nvidia.cuda.runtime_library", missing)
-    component = found()["cuda-python"]
-    assert (component.present, component.detail) == (False, "not installed")
-    assert component.fix == install_command("cuda")
+    assert finding("cuda-python") == (False, "not installed", install_command("cuda"))
 
 
 def test_a_gpu_that_cuda_reaches_is_described(monkeypatch: pytest.MonkeyPatch) -> None:

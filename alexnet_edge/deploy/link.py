@@ -35,7 +35,6 @@ MOST_LINE = 1 << 20
 MOST_NOISE = 2000
 """Most lines of a login script that are passed over."""
 HEARTBEAT_S = 5.0
-OLDEST_PYTHON = (3, 10)
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -51,18 +50,22 @@ _SHAPES = {
 }
 """Of each argument of a command: how it is written, what it is, an example."""
 
-_BOOT = (
-    "import os,sys\n"
-    'if sys.version_info<({major},{minor}):print({mark!r}+\'{{"old":"%d.%d"}}\'%sys.version_info[:2]);sys.exit(3)\n'
-    "b=b''\n"
-    "while len(b)<{length}:\n"
-    " c=os.read(0,{length}-len(b))\n"
-    " if not c:sys.exit(4)\n"
-    " b+=c\n"
-    "exec(compile(b,'board.py','exec'))\n"
-)
+_BOOT = """\
+import os,sys
+if sys.version_info<(3,10):print({mark!r}+'{{"old":"%d.%d"}}'%sys.version_info[:2]);sys.exit(3)
+b=b''
+while len(b)<{length}:
+ c=os.read(0,{length}-len(b))
+ if not c:sys.exit(4)
+ b+=c
+exec(compile(b,'board.py','exec'))
+"""
 """Reads the program from standard input, byte for byte, and leaves the rest to it; it runs on any Python 3."""
 
+_SSH_OPTIONS = (
+    "BatchMode=yes", "ServerAliveInterval=10", "ClearAllForwardings=yes", "ForwardAgent=no", "ForwardX11=no",
+    "PermitLocalCommand=no", "ControlMaster=no",
+)  # fmt: skip
 _COMPARE = "connect once with ssh and compare the key"
 _CLIENT_SAYS = {
     "REMOTE HOST IDENTIFICATION HAS CHANGED": (
@@ -144,28 +147,19 @@ class Link:
         settings, client = self.settings, shutil.which("ssh")
         if client is None:
             raise MissingComponentError("no OpenSSH client here", fix="run: sudo apt-get install openssh-client")
-        boot = _BOOT.format(major=OLDEST_PYTHON[0], minor=OLDEST_PYTHON[1], mark=MARK, length=len(_program()))
+        boot = _BOOT.format(mark=MARK, length=len(_program()))
         silence_s = f"{settings.silence_s:g}"
         if settings.container is not None:
             remote = container.start_command(settings.container, settings.python, settings.root, silence_s, boot)
         else:
             remote = shlex.join([settings.python, "-c", boot, settings.root, silence_s])
-        options = {
-            "BatchMode": "yes",
-            "ConnectTimeout": str(max(1, round(settings.connect_s))),
-            "ServerAliveInterval": "10",
-            "ServerAliveCountMax": str(max(1, round(settings.silence_s / 10))),
-            "ClearAllForwardings": "yes",
-            "ForwardAgent": "no",
-            "ForwardX11": "no",
-            "PermitLocalCommand": "no",
-            "ControlMaster": "no",
-        }
+        connect_s, count = max(1, round(settings.connect_s)), max(1, round(settings.silence_s / 10))
+        options = (*_SSH_OPTIONS, f"ConnectTimeout={connect_s}", f"ServerAliveCountMax={count}")
         return [
             client,
             "-T",
             *(["-F", str(settings.ssh_config)] if settings.ssh_config is not None else []),
-            *[word for name, value in options.items() for word in ("-o", f"{name}={value}")],
+            *[word for option in options for word in ("-o", option)],
             "--",
             settings.destination,
             f"exec {remote}",  # the shell makes way, so that the client's exit code is that of what runs
@@ -227,11 +221,8 @@ class Link:
         return self._answer(on_progress)
 
     def send(self, path: Path, *, sha256: str, offset: int, on_bytes: Callable[[int], None]) -> None:
-        """The bytes of `path` from `offset` on; `on_bytes` is told how many bytes of it the client took so far.
-
-        Raises:
-            DeviceError: when the device refuses it: full disk, oversized, or damaged on the way (`kind` is `corrupt`).
-        """
+        """The bytes of `path` from `offset` on; `on_bytes` is told how many bytes of it the client took so far. DeviceError
+        when the device refuses it: full disk, oversized, or damaged on the way (`kind` is `corrupt`)."""
         request = {"do": "receive", "sha256": sha256, "offset": offset, "bytes": path.stat().st_size - offset}
         try:
             with self._writing, path.open("rb") as stream:  # no sign of life in between: it would be taken for content

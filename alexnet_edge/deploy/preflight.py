@@ -86,24 +86,22 @@ def judge(facts: Facts, bundle: Bundle, *, missing_bytes: int) -> Findings:
     built = bool(bundle.build["build"])
     disk = missing_bytes + (weights if built else 0) + ENVIRONMENT_BYTES[target]
     memory = LEAST_MEMORY_BYTES[target] + (BUILD_COPIES if built else 1) * weights
-    few_bytes = facts.memory_bytes is not None and facts.memory_bytes < memory
+    little_disk = facts.disk_free_bytes < disk
+    little_memory = facts.memory_bytes is not None and facts.memory_bytes < memory
+    modes_inside = bool(facts.container and (bundle.bench.get("power_mode") or bundle.bench.get("lock_clocks")))
     venv = "add python3-venv to the image" if facts.container else "run there: sudo apt-get install python3-venv"
     checks = {
         f"its architecture is {facts.machine}, not {' or '.join(MACHINES)}": facts.machine not in MACHINES,
         f"its Python cannot make environments: {venv}": not facts.venv,
-        "a container cannot set power mode and clocks: set them there before, with nvpmodel and jetson_clocks": bool(
-            facts.container and (bundle.bench.get("power_mode") or bundle.bench.get("lock_clocks"))
-        ),
+        "a container cannot set power mode and clocks: set them there before, with nvpmodel and jetson_clocks": modes_inside,
         f"{facts.user} may not write in {facts.root}": not facts.writable,
         "its C library is musl, for which ONNX Runtime has no wheel": (facts.libc or "").startswith("musl"),
-        f"it has {facts.disk_free_bytes / 1e6:.0f} MB of disk free, and {disk / 1e6:.0f} MB are needed": (
-            facts.disk_free_bytes < disk
-        ),
-        f"it has {(facts.memory_bytes or 0) / 1e6:.0f} MB of memory, and {memory / 1e6:.0f} MB are needed": few_bytes,
+        f"it has {facts.disk_free_bytes / 1e6:.0f} MB of disk free, and {disk / 1e6:.0f} MB are needed": little_disk,
+        f"it has {(facts.memory_bytes or 0) / 1e6:.0f} MB of memory, and {memory / 1e6:.0f} MB are needed": little_memory,
     }
     refusals = [problem for problem, holds in checks.items() if holds]
     warnings = []
-    if not few_bytes and facts.memory_available_bytes is not None and facts.memory_available_bytes < memory:
+    if not little_memory and facts.memory_available_bytes is not None and facts.memory_available_bytes < memory:
         warnings.append(
             f"{facts.memory_available_bytes / 1e6:.0f} MB of memory are free now, {memory / 1e6:.0f} MB are "
             "advised: close what is not needed, the desktop first"
