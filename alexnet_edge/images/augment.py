@@ -87,8 +87,8 @@ def epoch_draws(count: int, *, seed: int, epoch: int) -> Draws:
 def view(pixels_HWC: Pixels, spec: Preprocessing, draw: Draw) -> Pixels:
     """The crop `(spec.crop, spec.crop, 3)` that `draw` chooses from a resized image; its light is not changed.
 
-    The paper crops from the central 256x256 of the resized image. Here, as in torchvision's `RandomCrop` and in our ten
-    crops, from all of it: the same for square images, and more to learn from in others.
+    The paper crops from the central 256x256 of the resized image; this, as torchvision's `RandomCrop` and `ten_crops`, from
+    all of it, which is the same for square images.
     """
     height, width, _ = pixels_HWC.shape
     if draw.left < 0:
@@ -154,15 +154,8 @@ def measure_lighting(images: ImageSet, spec: Preprocessing, *, sigma: float, on_
     covariance_CC = (products_CC / pixels - np.outer(mean_C, mean_C)) / 255**2
     values_K, vectors_CK = np.linalg.eigh(covariance_CC)
     vectors_KC = np.stack([_upright(vector_C) for vector_C in vectors_CK.T[::-1]])
-    return records.convert(
-        Lighting,
-        {
-            "sigma": sigma,
-            "eigenvalues": np.maximum(values_K[::-1], 0.0).tolist(),
-            "eigenvectors": vectors_KC.tolist(),
-            "images": used,
-        },
-    )
+    measured = {"eigenvalues": np.maximum(values_K[::-1], 0.0).tolist(), "eigenvectors": vectors_KC.tolist()}
+    return records.convert(Lighting, {"sigma": sigma, **measured, "images": used})
 
 
 def _upright(vector_C: Doubles) -> Doubles:

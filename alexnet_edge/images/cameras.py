@@ -82,11 +82,9 @@ class CommandSource(FrameSource):
     ) -> None:
         """Raises UserError when the command is empty or its program is not installed."""
         if not command or shutil.which(command[0]) is None:
-            raise UserError(
-                "the program that takes the picture was not found",
-                value=command[0] if command else "nothing",
-                fix="install it, or give its whole path",
-            )
+            program = command[0] if command else "nothing"
+            fix = "install it, or give its whole path"
+            raise UserError("the program that takes the picture was not found", value=program, fix=fix)
         self.name = name or Path(command[0]).name
         self._command = list(command)
         self._timeout_s = timeout_s
@@ -95,12 +93,9 @@ class CommandSource(FrameSource):
         return load_rgb(Path(self.name), content=self._picture())
 
     def _picture(self) -> bytes:
+        pipe = subprocess.PIPE
         with subprocess.Popen(
-            self._command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
+            self._command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
         ) as process:
             try:
                 picture, errors = self._written(process)
@@ -141,9 +136,8 @@ class CommandSource(FrameSource):
         return bytes(picture), bytes(errors)
 
     def _refusal(self, problem: str) -> UserError:
-        return UserError(
-            problem, value=shlex.join(self._command), fix="run it by hand: it must write one image and end"
-        )
+        fix = "run it by hand: it must write one image and end"
+        return UserError(problem, value=shlex.join(self._command), fix=fix)
 
 
 def open_camera(camera: str) -> FrameSource:
@@ -159,16 +153,12 @@ def open_camera(camera: str) -> FrameSource:
     if match := re.fullmatch(r"csi(?::(\d{1,2}))?", text):
         return _open_pipeline(CSI_PIPELINE.format(number=match.group(1) or "0"), name=text)
     if "!" in text:
-        pipeline = re.sub(r"\s*!\s*appsink\b[^!]*$", "", text)
-        return _open_pipeline(pipeline, name="camera")
+        return _open_pipeline(re.sub(r"\s*!\s*appsink\b[^!]*$", "", text), name="camera")
     if re.fullmatch(r"\d{1,3}", text):
         text = f"/dev/video{text}"
     if not re.fullmatch(r"/dev/[\w./-]+", text):
-        raise UserError(
-            "no such camera",
-            value=camera,
-            fix="give 0, /dev/video0, csi, or a GStreamer pipeline such as 'v4l2src ! ...'",
-        )
+        fix = "give 0, /dev/video0, csi, or a GStreamer pipeline such as 'v4l2src ! ...'"
+        raise UserError("no such camera", value=camera, fix=fix)
     if not Path(text).exists():
         raise UserError("this device is not here", value=text, fix="see which are: ls /dev/video*")
     return _open_v4l2(text)
@@ -247,12 +237,10 @@ class StreamSource(FrameSource):
 
     def read(self) -> Image.Image | None:
         content = next(self._contents, None)
-        if content is None:
-            if self._count == 0:
-                raise DataError("standard input is empty", fix="pipe an image into it")
-            return None
+        if content is None and self._count == 0:
+            raise DataError("standard input is empty", fix="pipe an image into it")
         self._count += 1
-        return load_rgb(Path(self.name), content=content)
+        return None if content is None else load_rgb(Path(self.name), content=content)
 
     def close(self) -> None:
         self._stream.close()
@@ -332,9 +320,8 @@ class _Reader:
         chunk = os.read(self._descriptor, 1 << 16)
         self._buffer += chunk
         if len(self._buffer) > MAX_FRAME_BYTES:
-            raise UserError(
-                f"an image of more than {MAX_FRAME_BYTES >> 20} MiB", value="standard input", fix="pipe JPEG images"
-            )
+            problem = f"an image of more than {MAX_FRAME_BYTES >> 20} MiB"
+            raise UserError(problem, value="standard input", fix="pipe JPEG images")
         return bool(chunk)
 
 

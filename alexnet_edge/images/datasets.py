@@ -133,12 +133,9 @@ class ImageSet:
         """The images at `indices`, in that order."""
         origin = self.source.get("indices")
         recorded = [int(index) if origin is None else origin[index] for index in indices]
-        return ImageSet(
-            [self.items[index] for index in indices],
-            self.labels_N[np.asarray(indices, np.int64)],
-            self.classes,
-            {**self.source, "indices": recorded},
-        )
+        items = [self.items[index] for index in indices]
+        labels_N = self.labels_N[np.asarray(indices, np.int64)]
+        return ImageSet(items, labels_N, self.classes, {**self.source, "indices": recorded})
 
     def spread(self, limit: int) -> ImageSet:
         """At most `limit` images, the same number of each class as far as there are enough, evenly spaced within it.
@@ -282,11 +279,9 @@ def open_split(data: str | Path, split: Split, *, class_list: Path | None = None
         return _class_folders(root, root, split, class_list, share=True)
     folder = train if split == "train" else val
     if not folder.is_dir():
-        raise DataError(
-            f"the folder has no {split}/ beside {'val' if split == 'train' else 'train'}/",
-            value=root,
-            fix=f"add {split}/ with one folder per class, or name the other folder itself",
-        )
+        problem = f"the folder has no {split}/ beside {'val' if split == 'train' else 'train'}/"
+        fix = f"add {split}/ with one folder per class, or name the other folder itself"
+        raise DataError(problem, value=root, fix=fix)
     return _class_folders(root, folder, split, class_list, share=False)
 
 
@@ -340,11 +335,8 @@ def open_for_evaluation(data: str | Path, *, classes: Sequence[str], class_list:
     images = open_images(path / "val" if (path / "val").is_dir() else path, class_list=class_list, classes=classes)
     if not images.labelled:
         shown = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
-        raise DataError(
-            f"the images are not in folders named by the network's classes ({shown})",
-            value=path,
-            fix="name the folders so, or give the class list with --class-list",
-        )
+        problem = f"the images are not in folders named by the network's classes ({shown})"
+        raise DataError(problem, value=path, fix="name the folders so, or give the class list with --class-list")
     return images
 
 
@@ -369,11 +361,8 @@ def reopen(source: Mapping[str, Any]) -> ImageSet:
         indices = source.get("indices")
         return images if indices is None else images.subset([int(index) for index in indices])
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(
-            f"the recorded data cannot be opened again ({type(error).__name__}: {error})",
-            value=source.get("path"),
-            fix="name the images with --images",
-        ) from error
+        problem = f"the recorded data cannot be opened again ({type(error).__name__}: {error})"
+        raise DataError(problem, value=source.get("path"), fix="name the images with --images") from error
 
 
 def _existing(path: Path, class_list: Path | None) -> Path:
@@ -396,9 +385,8 @@ def _class_folders(root: Path, folder: Path, split: Split, class_list: Path | No
     if not names:
         loose = len(files_below(folder))
         holds = f"it has {loose} images but no class folders" if loose else "it has no class folders"
-        raise DataError(
-            f"not a folder of classes, {holds}", value=folder, fix="put the images of each class in a folder"
-        )
+        problem = f"not a folder of classes, {holds}"
+        raise DataError(problem, value=folder, fix="put the images of each class in a folder")
     known = names if share or not (root / "train").is_dir() else [entry.name for entry in folders_in(root / "train")]
     used = class_list or find_class_list(root, names)
     if used is not None:
@@ -486,14 +474,11 @@ class SyntheticItem:
         return f"{SYNTHETIC}/{self.split}/{self.index:06d}"
 
     def image(self) -> Image.Image:
-        return Image.fromarray(self._pixels())
+        random = np.random.default_rng((self.seed, 0 if self.split == "train" else 1, self.index))
+        return Image.fromarray(draw(SYNTHETIC_CLASSES[self.label], random))
 
     def content(self) -> bytes:
-        return self._pixels().tobytes()
-
-    def _pixels(self) -> npt.NDArray[np.uint8]:
-        random = np.random.default_rng((self.seed, 0 if self.split == "train" else 1, self.index))
-        return draw(SYNTHETIC_CLASSES[self.label], random)
+        return self.image().tobytes()
 
 
 def synthetic(split: Split, *, count: int | None = None, seed: int = SYNTHETIC_SEED) -> ImageSet:

@@ -124,10 +124,8 @@ class ImageFeed:
                 yield self._collect(waiting.popleft())
         except BrokenExecutor as error:
             self._executor = None
-            raise DataError(
-                "a process that reads images ended unasked: it was killed, perhaps for want of memory",
-                fix="use fewer workers, or threads",
-            ) from error
+            problem = "a process that reads images ended unasked: it was killed, perhaps for want of memory"
+            raise DataError(problem, fix="use fewer workers, or threads") from error
         finally:
             for pending in waiting:  # their memory is freed only when nobody writes into it any more
                 pending.abandon()
@@ -270,17 +268,16 @@ def _moved(batches: Iterator[_Batch], device: torch.device) -> Iterator[tuple[Te
             value.record_stream(using)  # made on the other stream: its memory is not reused before this one is done
         return tensors
 
-    waiting: tuple[tuple[Tensor, Tensor], torch.cuda.Event] | None = None
+    waiting = deque[tuple[tuple[Tensor, Tensor], torch.cuda.Event]]()
     for batch in batches:
         with torch.cuda.stream(copying):
             tensors = _finished(*map(sent, batch))
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(copying)
-        if waiting is not None:
-            yield ready(*waiting)
-        waiting = (tensors, copied)
-    if waiting is not None:
-        yield ready(*waiting)
+        waiting.append((tensors, copied))
+        if len(waiting) > 1:
+            yield ready(*waiting.popleft())
+    yield from (ready(*last) for last in waiting)
 
 
 class FeatureFeed:
@@ -335,10 +332,8 @@ def compute_features(
     count = len(feed)
     size = views * count * width * 4
     if size > (memory_bytes() or size) / 2:
-        raise UserError(
-            f"the features of {count} images in {views} views take {size / 2**30:.1f} GiB of memory",
-            fix="use fewer views or images, or train without freezing",
-        )
+        problem = f"the features of {count} images in {views} views take {size / 2**30:.1f} GiB of memory"
+        raise UserError(problem, fix="use fewer views or images, or train without freezing")
     tables, labels_N = list[Tensor](), torch.empty(0, dtype=torch.int64)
     reporter.start(f"Features, {split}", views * count)
     done = 0

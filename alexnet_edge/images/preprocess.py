@@ -86,9 +86,8 @@ def load_rgb(path: Path, *, content: bytes | None = None) -> Image.Image:
             with Image.open(path if content is None else BytesIO(content)) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
-                    raise ImageError(
-                        f"image has {width}x{height} pixels, more than {MAX_PIXELS}", value=path, fix="scale it down"
-                    )
+                    problem = f"image has {width}x{height} pixels, more than {MAX_PIXELS}"
+                    raise ImageError(problem, value=path, fix="scale it down")
                 assert not ImageFile.LOAD_TRUNCATED_IMAGES, "truncated images must be refused, not padded with gray"
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image), path, image.format)
@@ -112,9 +111,8 @@ def _to_rgb(image: Image.Image, path: Path, file_format: str | None) -> Image.Im
         values = np.asarray(image).astype(np.uint32)
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in {"I", "F"}:
-        raise ImageError(
-            f"image has 32-bit pixels (mode {image.mode}) with no defined range", value=path, fix="convert it to 8-bit"
-        )
+        problem = f"image has 32-bit pixels (mode {image.mode}) with no defined range"
+        raise ImageError(problem, value=path, fix="convert it to 8-bit")
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -137,9 +135,8 @@ def resize_shorter(image: Image.Image, spec: Preprocessing, *, path: Path | None
     """
     width, height = resized_shape(*image.size, spec.resize)
     if width * height > MAX_RESIZED_PIXELS:
-        raise ImageError(
-            f"image is {image.size[0]}x{image.size[1]}, too long and thin to resize", value=path, fix="crop it first"
-        )
+        problem = f"image is {image.size[0]}x{image.size[1]}, too long and thin to resize"
+        raise ImageError(problem, value=path, fix="crop it first")
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 
 

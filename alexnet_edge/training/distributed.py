@@ -205,14 +205,11 @@ def _world_from_environment(device: str) -> World:
         numbers[field_name] = int(value)
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
-        raise UserError(
-            f"RANK and WORLD_SIZE are set, {missing[0]} is not", fix="start the run with torchrun, or unset them"
-        )
+        problem = f"RANK and WORLD_SIZE are set, {missing[0]} is not"
+        raise UserError(problem, fix="start the run with torchrun, or unset them")
     local_rank = numbers["local_rank"]
     if cuda and local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"process {local_rank} on this machine has no GPU of its own",
-            value=f"{torch.cuda.device_count()} GPUs",
-            fix="start as many processes as there are GPUs, or use --device cpu",
-        )
+        problem, count = f"process {local_rank} on this machine has no GPU of its own", torch.cuda.device_count()
+        fix = "start as many processes as there are GPUs, or use --device cpu"
+        raise UserError(problem, value=f"{count} GPUs", fix=fix)
     return World(**numbers, launched=True, device=torch.device("cuda", local_rank) if cuda else torch.device("cpu"))

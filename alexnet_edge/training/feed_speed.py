@@ -125,16 +125,16 @@ def _measured(
         _timed((held for _ in itertools.count()), step, seconds=0.0)
         reporter.update(next(done), "warm-up")
         for _ in range(settings.rounds):
-            timing = _timed((held for _ in itertools.count()), step, seconds=settings.seconds)
-            alone.append(timing.images_per_s)
+            images_per_s, _ = _timed((held for _ in itertools.count()), step, seconds=settings.seconds)
+            alone.append(images_per_s)
             reporter.update(next(done), "training step alone")
             for feed, row in zip(feeds, rows, strict=True):
-                timing = _timed(_endless(feed, batch), _drop, seconds=settings.seconds)
-                row["feed_images_per_s"].append(timing.images_per_s)
+                images_per_s, _ = _timed(_endless(feed, batch), _drop, seconds=settings.seconds)
+                row["feed_images_per_s"].append(images_per_s)
                 reporter.update(next(done), row["label"])
-                timing = _timed(_endless(feed, batch), step, seconds=settings.seconds)
-                row["training_images_per_s"].append(timing.images_per_s)
-                row["wait_share"].append(timing.wait_share)
+                images_per_s, wait_share = _timed(_endless(feed, batch), step, seconds=settings.seconds)
+                row["training_images_per_s"].append(images_per_s)
+                row["wait_share"].append(wait_share)
                 reporter.update(next(done), f"{row['label']}, in training")
     finally:
         for feed in feeds:
@@ -186,16 +186,10 @@ def loader_verdict(result: dict[str, Any]) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Rate:
-    images_per_s: float
-    wait_share: float
-
-
 def _timed(
     batches: Generator[tuple[Tensor, Tensor], None, None], use: Callable[[Tensor, Tensor], None], *, seconds: float
-) -> _Rate:
-    """Use batches for this many seconds, one batch at least; waiting is the time until each batch is there."""
+) -> tuple[float, float]:
+    """Use batches for this many seconds, one batch at least: images per second, and the share of time waited for them."""
     begin = now = time.perf_counter()
     waited, count = 0.0, 0
     with closing(batches):
@@ -206,7 +200,7 @@ def _timed(
             use(x, labels_N)
             count += len(labels_N)
             now = time.perf_counter()
-    return _Rate(count / (now - begin), waited / (now - begin))
+    return count / (now - begin), waited / (now - begin)
 
 
 def _endless(feed: ImageFeed, batch: int) -> Generator[tuple[Tensor, Tensor], None, None]:

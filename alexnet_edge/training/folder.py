@@ -1,7 +1,7 @@
-"""The folder of a run: a new one, the one that goes on, and the lock that keeps two processes from writing into it.
+"""The folder of a run: make it, find it again, and lock it against other processes.
 
-`model.safetensors` is the best epoch by validation top-1, `history.json` the settings and every epoch, `snapshots/` what a
-stopped run goes on from: `alexnet_edge.training.snapshot`.
+`model.safetensors` is the best epoch by validation top-1, `history.json` the settings and every epoch; a stopped run goes on
+from `snapshots/` (`alexnet_edge.training.snapshot`).
 """
 
 from __future__ import annotations
@@ -66,9 +66,8 @@ def run_to_go_on(settings: TrainSettings) -> Path | None:
             return None
         other = _difference(history, settings)
         if other:
-            raise UserError(
-                f"this run was started with another {other}", value=folder, fix="choose another --name, or --resume it"
-            )
+            problem, fix = f"this run was started with another {other}", "choose another --name, or --resume it"
+            raise UserError(problem, value=folder, fix=fix)
         return folder
     same_runs = []
     for path in Path(settings.runs).glob(f"*/{HISTORY_FILE}"):
@@ -79,7 +78,7 @@ def run_to_go_on(settings: TrainSettings) -> Path | None:
 
 
 def read_history(folder: Path) -> dict[str, Any] | None:
-    """What a run of this version wrote of itself, or None when there is nothing to read."""
+    """The history that a run of this version wrote, or None when there is none to read."""
     try:
         value = records.parse((folder / HISTORY_FILE).read_bytes())
         TrainSettings.from_json(value["settings"])
@@ -98,11 +97,8 @@ def read_settings(folder: Path) -> TrainSettings:
     history = read_history(folder)
     if history is None or history["complete"]:
         done = history is not None or (folder / MODEL_FILE).is_file()
-        raise CheckpointError(
-            "the run is finished, nothing is left to resume" if done else "no interrupted run here",
-            value=folder,
-            fix="start a new one with `alexnet-edge train`",
-        )
+        problem = "the run is finished, nothing is left to resume" if done else "no interrupted run here"
+        raise CheckpointError(problem, value=folder, fix="start a new one with `alexnet-edge train`")
     return TrainSettings.from_json(history["settings"])
 
 
@@ -140,9 +136,8 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by processes that decode images
         except OSError as error:
-            raise OutputError(
-                "another process is training this run", value=folder, fix="wait for its end, or choose another --name"
-            ) from error
+            fix = "wait for its end, or choose another --name"
+            raise OutputError("another process is training this run", value=folder, fix=fix) from error
         yield
         with suppress(FileNotFoundError):
             path.unlink()
@@ -154,8 +149,7 @@ def discard_if_empty(folder: Path) -> None:
     """Remove the folder of a run that failed before it learned anything; one with weights in it stays."""
     if (folder / MODEL_FILE).exists() or newest_first(folder):
         return
-    for path in (folder / HISTORY_FILE, folder / LOCK_FILE):
-        with suppress(OSError):
-            path.unlink()
     with suppress(OSError):
+        for path in (folder / HISTORY_FILE, folder / LOCK_FILE):
+            path.unlink(missing_ok=True)
         folder.rmdir()

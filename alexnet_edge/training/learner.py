@@ -77,7 +77,7 @@ def resolved_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 class Learner:
-    """The network, its optimizer, and what belongs to them."""
+    """The network with its optimizer, loss scaler and averaged weights."""
 
     def __init__(self, model: AlexNet, recipe: Recipe, world: World, *, seed: int, steps: int) -> None:
         """Train the parameters of `model` that have gradients, from its present weights.
@@ -146,15 +146,10 @@ class Learner:
         place: tuple[int, int],
         flags: tuple[float, ...] = (),
     ) -> Step:
-        """Learn from one batch, of which this process has `x`; weights stay as they were when the step is not finite.
+        """Learn from one batch, of which this process has `x` (perhaps none); a step that is not finite changes no weight.
 
-        Args:
-            x: this process's part of the batch, which may be empty.
-            labels_N: their labels.
-            count: images in the batch, over all processes, 1 or more.
-            rate: the learning rate.
-            place: epoch and step within it: dropout depends on seed, place and rank alone.
-            flags: this process's own numbers; their sums over all processes come with the step.
+        `count`, 1 or more, is of the whole batch. `place` is the epoch and the step within it: dropout depends on seed, place
+        and rank alone. `flags` are this process's own numbers; the step returns their sums over all processes.
 
         Raises:
             MissingComponentError: when `torch.compile` cannot compile here.

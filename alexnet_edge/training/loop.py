@@ -59,18 +59,12 @@ class TrainingRun:
     """The state of one run, in one of its processes."""
 
     def __init__(self, settings: TrainSettings, world: World, reporter: Reporter, stop: Stop, started: float) -> None:
-        self.started = started
-        self.stop = stop
-        self.settings = settings
-        self.world = world
-        self.reporter = reporter
+        self.settings, self.world, self.reporter, self.stop, self.started = settings, world, reporter, stop, started
         self.recipe = settings.resolved()
         if self.recipe.batch % world.size:
-            raise UserError(
-                f"{world.size} processes cannot share a batch evenly",
-                value=self.recipe.batch,
-                fix=f"choose a --batch that is a multiple of {world.size}",
-            )
+            problem = f"{world.size} processes cannot share a batch evenly"
+            fix = f"choose a --batch that is a multiple of {world.size}"
+            raise UserError(problem, value=self.recipe.batch, fix=fix)
         self.threads = settings.threads or max(1, usable_cpus() // world.local_size)
         torch.set_num_threads(self.threads)
         class_list = Path(settings.class_list) if settings.class_list else None
@@ -147,10 +141,9 @@ class TrainingRun:
         if snapshot is not None:
             with _fitting(snapshot):
                 return records.convert(Lighting, snapshot.state["lighting"])
+        sigma, on_bad_image = self.recipe.lighting_sigma, self.settings.on_bad_image
         return self.world.from_first(
-            lambda: measure_lighting(
-                self.images, self.spec, sigma=self.recipe.lighting_sigma, on_bad_image=self.settings.on_bad_image
-            )
+            lambda: measure_lighting(self.images, self.spec, sigma=sigma, on_bad_image=on_bad_image)
         )
 
     def _features(self) -> list[FeatureFeed]:
@@ -207,7 +200,7 @@ class TrainingRun:
         )
 
     def _epoch(self) -> bool:
-        """Train to the end of the epoch and validate; False when the time limit came first."""
+        """Train to the end of the epoch and validate; False when the time limit ends the run first."""
         begin, seen_before = time.monotonic(), self.sums.seen
         self.reporter.start(f"Epoch {self.epoch + 1}/{self.recipe.epochs}", self.steps)
         in_time, waited_s = self._steps(begin)
@@ -246,7 +239,7 @@ class TrainingRun:
         return not (late and self.epoch < self.recipe.epochs)
 
     def _steps(self, begin: float) -> tuple[bool, float]:
-        """Take the steps left in the epoch; whether the time limit left time for it, and seconds waited for images."""
+        """Take the remaining steps of the epoch; whether there was time for them, and seconds waited for images."""
         count, batch = len(self.feed), self.recipe.batch
         order_N = np.random.default_rng((self.settings.seed, self.epoch)).permutation(count)
         draws = epoch_draws(count, seed=self.settings.seed, epoch=self.epoch)
@@ -264,13 +257,9 @@ class TrainingRun:
             batch_wait_s = time.monotonic() - begin_s
             waited_s += batch_wait_s
             late = self._take(x, labels_N, end - first, begin_s=begin_s, wait_s=batch_wait_s)
-            elapsed = time.monotonic() - begin
-            self.reporter.update(
-                self.step,
-                f"loss {self.sums.loss / max(self.sums.seen, 1):.3f}, "
-                f"accuracy {self.sums.correct / max(self.sums.seen, 1):.1%}, "
-                f"{(self.sums.seen - seen_before) / elapsed:.0f} images/s",
-            )
+            seen, rate = max(self.sums.seen, 1), (self.sums.seen - seen_before) / (time.monotonic() - begin)
+            detail = f"loss {self.sums.loss / seen:.3f}, accuracy {self.sums.correct / seen:.1%}, {rate:.0f} images/s"
+            self.reporter.update(self.step, detail)
             if late and self.step < self.steps:
                 return False, waited_s
             if self.world.first and time.monotonic() - self.last_saved >= self.settings.save_minutes * 60:
@@ -325,10 +314,8 @@ class TrainingRun:
             reason = f"the loss stayed above {HOPELESS_LOSS * even:.0f} for {HOPELESS_STEPS} steps"
         else:
             return
-        raise self._diverged(
-            f"{reason} in epoch {self.epoch + 1}, step {self.step + 1}, learning rate {rate:.2g}, "
-            f"gradient norm {gradient_norm:.3g}"
-        )
+        place = f"epoch {self.epoch + 1}, step {self.step + 1}"
+        raise self._diverged(f"{reason} in {place}, learning rate {rate:.2g}, gradient norm {gradient_norm:.3g}")
 
     def _rate(self, step: int) -> float:
         errors = [1 - row.top1 for row in self.history]
@@ -350,19 +337,17 @@ class TrainingRun:
             raise DataError("no validation image can be used", value=self.settings.data, fix="replace them")
         y_NK = np.concatenate(outputs)
         if not np.isfinite(y_NK).all():
+            place = f"epoch {self.epoch + 1}, step {self.step}"
+            rate, norm = self._rate(max(self.step - 1, 0)), self.sums.gradient_norm / max(self.sums.steps, 1)
             raise self._diverged(
-                f"the outputs after epoch {self.epoch + 1}, step {self.step}, are not finite, learning rate "
-                f"{self._rate(max(self.step - 1, 0)):.2g}, "
-                f"mean gradient norm {self.sums.gradient_norm / max(self.sums.steps, 1):.3g}"
+                f"the outputs after {place}, are not finite, learning rate {rate:.2g}, mean gradient norm {norm:.3g}"
             )
         return score(y_NK, np.concatenate(labels), classes=self.images.classes, head="logits")
 
     def _leave(self) -> None:
         self._write_snapshot()
-        error = InterruptedRunError(
-            f"stopped in epoch {self.epoch + 1} of {self.recipe.epochs}; "
-            f"go on with: alexnet-edge train --resume {self.folder}"
-        )
+        place = f"epoch {self.epoch + 1} of {self.recipe.epochs}"
+        error = InterruptedRunError(f"stopped in {place}; go on with: alexnet-edge train --resume {self.folder}")
         if self.stop.signal is not None:
             error.exit_code = 128 + self.stop.signal
         raise error
@@ -381,7 +366,7 @@ class TrainingRun:
         return limit is not None and time.monotonic() - self.started >= limit * 60
 
     def _skipped(self) -> tuple[str, ...]:
-        """What was wrong with each image left out, by any process."""
+        """The errors of the images that any process left out."""
         bad = [{index: str(error) for index, error in feed.bad.items()} for feed in self.image_feeds]
         faults: list[dict[int, str]] = [{}, {}]  # of the training and the validation images
         for process in self.world.gather(bad):
@@ -416,7 +401,7 @@ class TrainingRun:
         save_checkpoint(self.folder / MODEL_FILE, weights, info)
 
     def _write_snapshot(self) -> None:
-        """Write all that `prepare` needs to go on, unless the weights are not finite: the next step says so."""
+        """Write a snapshot that `prepare` can continue from; none when weights are not finite: the next step raises that."""
         if not self.world.first or not self.learner.finite():
             return
         state = {
@@ -464,8 +449,5 @@ def _fitting(snapshot: Snapshot) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, *MALFORMED) as error:
-        raise CheckpointError(
-            f"the snapshot does not fit the run ({type(error).__name__}: {error})",
-            value=snapshot.path,
-            fix="start a new run",
-        ) from error
+        problem = f"the snapshot does not fit the run ({type(error).__name__}: {error})"
+        raise CheckpointError(problem, value=snapshot.path, fix="start a new run") from error

@@ -127,34 +127,15 @@ _NOTEBOOK = Recipe(
     compile=False,
 )
 _COSINE = replace(_NOTEBOOK, schedule="cosine", warmup=0.05)
+_CURRENT = replace(_COSINE, label_smoothing=0.1, rescale=True, precision="auto", channels_last=True)
 
 RECIPES: dict[str, Recipe] = {
     "paper": replace(
         _NOTEBOOK, schedule="plateau", first_weights="paper", preprocessing="paper-227", lighting_sigma=0.1
     ),
     "notebook": _NOTEBOOK,
-    "modern": replace(
-        _COSINE,
-        lr=0.005,
-        label_smoothing=0.1,
-        clip=20.0,
-        ema=0.02,
-        rescale=True,
-        precision="auto",
-        channels_last=True,
-    ),
-    "finetune": replace(
-        _COSINE,
-        epochs=20,
-        batch=64,
-        lr=0.001,
-        label_smoothing=0.1,
-        ema=0.05,
-        rescale=True,
-        features_lr=0.1,
-        precision="auto",
-        channels_last=True,
-    ),
+    "modern": replace(_CURRENT, lr=0.005, clip=20.0, ema=0.02),
+    "finetune": replace(_CURRENT, epochs=20, batch=64, lr=0.001, ema=0.05, features_lr=0.1),
     "frozen": replace(_COSINE, epochs=15, lr=0.001, rescale=True, freeze="features"),
     "qat": replace(_COSINE, epochs=5, lr=0.0002, dropout=0.0, freeze="features", qat="int4"),
     "synthetic": replace(_COSINE, epochs=2, batch=16, lr=0.002, dropout=0.0, rescale=True),
@@ -166,17 +147,8 @@ weights rounded to INT4. `synthetic` learns the built-in set in about a minute o
 
 RECIPE_FIELDS = tuple(entry.name for entry in fields(Recipe))
 
-CHANGEABLE = (
-    "max_minutes",
-    "save_minutes",
-    "keep",
-    "device",
-    "threads",
-    "workers",
-    "pool",
-    "augment_on",
-    "tensorboard",
-)
+_MACHINE_SETTINGS = ("device", "threads", "workers", "pool", "augment_on")
+CHANGEABLE = ("max_minutes", "save_minutes", "keep", "tensorboard", *_MACHINE_SETTINGS)
 """Settings that may change when a run resumes."""
 
 
@@ -258,11 +230,8 @@ class TrainSettings(Recipe):
                 "only fc6 to fc8 are trained with rounded weights", value=recipe.qat, fix="add --freeze features"
             )
         if recipe.accumulate > recipe.batch:
-            raise UserError(
-                f"a batch of {recipe.batch} cannot be split into this many parts",
-                value=recipe.accumulate,
-                fix="lower it",
-            )
+            problem = f"a batch of {recipe.batch} cannot be split into this many parts"
+            raise UserError(problem, value=recipe.accumulate, fix="lower it")
         return recipe
 
     def identity(self) -> dict[str, Any]:

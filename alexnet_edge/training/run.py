@@ -147,10 +147,7 @@ def _furthest(folder: Path, run: TrainingRun, world: World, reporter: Reporter) 
         return None
     snapshot = snapshots.read(path)
     if snapshot.state.get("data_hash") != run.images.content_hash():
-        raise DataError(
-            "the training images are not those the run began with",
-            value=run.settings.data,
-            fix="put them back, or start a new run",
-        )
+        problem = "the training images are not those the run began with"
+        raise DataError(problem, value=run.settings.data, fix="put them back, or start a new run")
     reporter.note(f"going on from {path}")
     return snapshot

@@ -1,4 +1,4 @@
-"""What a run starts from: first weights, new or from a file, and the preprocessing that belongs to them."""
+"""The start of a run: first weights, new or from a file, and the preprocessing that belongs to them."""
 
 from __future__ import annotations
 
@@ -36,11 +36,9 @@ def first_preprocessing(settings: TrainSettings, recipe: Recipe, arch: Architect
             with suppress(CheckpointError):  # another package's file has no header; `first_model` reports one missing
                 spec = read_info(Path(init)).preprocessing
     if spec.crop != arch.input_size:
-        raise UserError(
-            f"{arch.name} takes {arch.input_size}x{arch.input_size} pixels, the preprocessing gives {spec.crop}x{spec.crop}",
-            value=recipe.preprocessing,
-            fix="choose another --preprocessing or --arch",
-        )
+        sizes = f"takes {arch.input_size}x{arch.input_size} pixels, the preprocessing gives {spec.crop}x{spec.crop}"
+        fix = "choose another --preprocessing or --arch"
+        raise UserError(f"{arch.name} {sizes}", value=recipe.preprocessing, fix=fix)
     return spec
 
 
@@ -58,9 +56,8 @@ def first_model(
     if settings.init is None:
         return model, set()
     if settings.init == TORCHVISION and arch.name != TORCHVISION:
-        raise UserError(
-            "torchvision's weights are of its own architecture", value=arch.name, fix="add --arch torchvision"
-        )
+        problem = "torchvision's weights are of its own architecture"
+        raise UserError(problem, value=arch.name, fix="add --arch torchvision")
     path = torchvision_weights(reporter) if settings.init == TORCHVISION else Path(settings.init)
     if path.suffix == ".npz":
         weights = read_caffe_filters(path, arch)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the step at hand, not within it; before the first step, at once."""
+"""Ctrl-C and SIGTERM end a run after the present step, not within it; before the first step, at once."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM inside the block; while preparing the first one interrupts, later the second SIGINT.
+        """Note SIGINT and SIGTERM inside the block. While preparing the first one interrupts, later the second SIGINT.
 
-        A program that handles a signal in its own way keeps its handler; outside the main thread nothing can be noted.
+        A program that handles a signal in its own way keeps its handler. Outside the main thread no signal can be noted.
 
         Raises:
             InterruptedRunError: on SIGTERM while preparing.
         """
-        before: dict[int, Any] = {}
 
         def note(number: int, frame: FrameType | None) -> None:
             again, self.signal = self.asked, number
@@ -45,10 +44,11 @@ class Stop:
                 raise error
 
         usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in usual.items():
-                if signal.getsignal(number) == handler:
-                    before[number] = signal.signal(number, note)
+        if threading.current_thread() is not threading.main_thread():
+            usual = {}
+        before = {number: handler for number, handler in usual.items() if signal.getsignal(number) == handler}
+        for number in before:
+            signal.signal(number, note)
         try:
             yield
         finally:

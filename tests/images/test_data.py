@@ -169,14 +169,11 @@ def test_subset_of_imagenet_gets_the_lists_indices(tmp_path: Path) -> None:
     assert open_images(root / "val").labels_N.tolist() == [3, 3], "found in the parent folder"
 
 
-def test_wordnet_folders_without_a_list_are_their_own_label_space(tmp_path: Path) -> None:
+def test_wordnet_folders_without_a_list_or_not_in_it(tmp_path: Path) -> None:
     root = fill(tmp_path, dict.fromkeys([f"train/{name}" for name in WNIDS], 1))
     assert open_split(root, "train").classes == ("n00000001", "n00000003")
     assert open_images(root / "train").classes == (), "without a list their index among 1000 is not known"
-
-
-def test_folder_that_is_not_in_the_list(tmp_path: Path) -> None:
-    root = fill(tmp_path, {"n00000001": 2, "n99999999": 2})
+    fill(root, {"train/n99999999": 2})
     write_classes(root / "classes.csv")
     with pytest.raises(DataError, match=r"not a known class: .*n99999999; add it to .*classes\.csv, or rename"):
         open_split(root, "train")

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,12 +79,9 @@ def piped(content: bytes, *, piece: int = 1 << 20) -> StreamSource:
     reading, writing = os.pipe()
 
     def fill() -> None:
-        with os.fdopen(writing, "wb", buffering=0) as stream:
+        with suppress(BrokenPipeError), os.fdopen(writing, "wb", buffering=0) as stream:
             for start in range(0, len(content), piece):
-                try:
-                    stream.write(content[start : start + piece])
-                except BrokenPipeError:
-                    return
+                stream.write(content[start : start + piece])
 
     threading.Thread(target=fill, daemon=True).start()
     return StreamSource(os.fdopen(reading, "rb"))

@@ -47,22 +47,15 @@ Torchrun = Callable[..., "subprocess.Popen[str]"]
 def torchrun(image_folder: Path, tmp_path: Path) -> Iterator[Torchrun]:
     """`torchrun(options, processes=2)` starts `alexnet-edge train` in a process group of its own."""
     started: list[subprocess.Popen[str]] = []
-    environment = {
-        **os.environ,
-        "PYTHONPATH": narrow_network.python_path(tmp_path / "site", first=LATE),
-        "OMP_NUM_THREADS": "1",
-    }
+    path = narrow_network.python_path(tmp_path / "site", first=LATE)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
     def start(*options: str, processes: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         launcher += ["--max-restarts", str(restarts), "--monitor-interval", "0.1", "-m", "alexnet_edge", "train"]
-        process = subprocess.Popen(
-            [sys.executable, *launcher, "--data", str(image_folder), "--runs", str(tmp_path / "runs"), *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        launcher += ["--data", str(image_folder), "--runs", str(tmp_path / "runs")]
+        command, pipe = [sys.executable, *launcher, *options], subprocess.PIPE
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
         started.append(process)
         return process
 
@@ -83,38 +76,32 @@ def ended(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def wait_for_snapshot(folder: Path) -> None:
-    """Wait for the run's first snapshot."""
-    until = time.monotonic() + 300
+def wait_for_snapshot(tmp_path: Path) -> Path:
+    """The run's folder, once its first snapshot is in it."""
+    folder, until = tmp_path / "runs/run", time.monotonic() + 300
     while not snapshot.newest_first(folder) and time.monotonic() < until:
         time.sleep(0.01)
+    return folder
 
 
 def test_two_processes_learn_as_one(torchrun: Torchrun, image_folder: Path, tmp_path: Path) -> None:
     two = json.loads(ended(torchrun(*OPTIONS, *SHARES, "--accumulate", "2", "--json")))  # one process prints, once
-    same: dict[str, Any] = {
-        "epochs": EPOCHS,
-        "batch": 10,
-        "lr": 0.002,
-        "ema": 0.2,
-        "dropout": 0.0,
-        "schedule": "plateau",
-    }
-    same |= {"arch": "tiny", "recipe": "notebook", "threads": 1, "workers": 0, "device": "cpu"}
-    one = train(TrainSettings(data=str(image_folder), runs=str(tmp_path / "one"), **same))
+    same: dict[str, Any] = {"epochs": EPOCHS, "batch": 10, "lr": 0.002, "ema": 0.2, "dropout": 0.0, "arch": "tiny"}
+    same |= {"recipe": "notebook", "schedule": "plateau", "threads": 1, "workers": 0, "device": "cpu"}
+    single = train(TrainSettings(data=str(image_folder), runs=str(tmp_path / "one"), **same))
     assert len(two["history"]) == EPOCHS
-    for row, expected in zip(two["history"], one.history, strict=True):
+    for row, expected in zip(two["history"], single.history, strict=True):
         for name in ("loss", "val_loss", "gradient_norm", "lr"):
             assert row[name] == pytest.approx(getattr(expected, name), rel=2e-4), (name, expected.epoch)
         assert row["accuracy"] == pytest.approx(expected.accuracy, abs=1.01 / 24)
         assert row["top1"] == pytest.approx(expected.top1, abs=1.01 / 12)
-    assert one.history[-1].loss < one.history[0].loss
-    shared, alone = load_checkpoint(Path(two["checkpoint"])), load_checkpoint(one.checkpoint)
+    assert single.history[-1].loss < single.history[0].loss
+    shared, alone = load_checkpoint(Path(two["checkpoint"])), load_checkpoint(single.checkpoint)
     if shared.info.metrics["epoch"] == alone.info.metrics["epoch"]:
         for name, value in alone.weights.items():
             np.testing.assert_allclose(shared.weights[name], value, rtol=5e-3, atol=1e-5, err_msg=name)
     assert shared.info.recipe["processes"] == 2
-    ends = [snapshot.read(snapshot.newest_first(run)[0]) for run in (Path(two["run"]), one.run)]
+    ends = [snapshot.read(snapshot.newest_first(run)[0]) for run in (Path(two["run"]), single.run)]
     for name, tensor in ends[1].tensors.items():
         torch.testing.assert_close(ends[0].tensors[name], tensor, rtol=5e-3, atol=1e-4)
 
@@ -125,8 +112,7 @@ def test_killed_process_is_started_again_and_the_run_ends_as_if_undisturbed(torc
     ended(torchrun(*options))
     (tmp_path / "runs/run").rename(tmp_path / "undisturbed")
     process = torchrun(*options, "--save-minutes", "0", restarts=1)
-    folder = tmp_path / "runs/run"
-    wait_for_snapshot(folder)
+    folder = wait_for_snapshot(tmp_path)
     workers = psutil.Process(process.pid).children()
     assert len(workers) == 2
     workers[1].send_signal(signal.SIGKILL)
@@ -141,8 +127,7 @@ def test_killed_process_is_started_again_and_the_run_ends_as_if_undisturbed(torc
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_with_a_snapshot(torchrun: Torchrun, tmp_path: Path) -> None:
     process = torchrun(*OPTIONS, "--batch", "8", "--save-minutes", "0", "--epochs", "400")
-    folder = tmp_path / "runs/run"
-    wait_for_snapshot(folder)
+    folder = wait_for_snapshot(tmp_path)
     psutil.Process(process.pid).children()[1].terminate()
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0

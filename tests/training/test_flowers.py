@@ -33,17 +33,9 @@ Outcomes = dict[tuple[Format, Precision], Outcome]
 
 @pytest.fixture(scope="module")
 def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    return train(
-        TrainSettings(
-            data=str(data_root / "flowers"),
-            arch="two-tower",
-            init=str(data_root / "bvlc_alexnet_conv_filters.npz"),
-            recipe="frozen",
-            views=1,
-            epochs=5,
-            runs=str(tmp_path_factory.mktemp("runs")),
-        )
-    )
+    start = {"data": str(data_root / "flowers"), "init": str(data_root / "bvlc_alexnet_conv_filters.npz")}
+    runs = str(tmp_path_factory.mktemp("runs"))
+    return train(TrainSettings(**start, arch="two-tower", recipe="frozen", views=1, epochs=5, runs=runs))
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +43,10 @@ def checkpoint(run: TrainResult) -> Checkpoint:
     return load_checkpoint(run.checkpoint)
 
 
-def test_accuracy(run: TrainResult) -> None:
+def test_accuracy_and_filters(run: TrainResult, checkpoint: Checkpoint, data_root: Path) -> None:
     assert run.best.top1 >= 0.82
     assert run.history[-1].loss < run.history[0].loss
     assert run.skipped == ()
-
-
-def test_checkpoint_is_the_whole_network_with_its_filters(checkpoint: Checkpoint, data_root: Path) -> None:
     assert checkpoint.info.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
     assert checkpoint.info.preprocessing == preset("caffe-227")
     with np.load(data_root / "bvlc_alexnet_conv_filters.npz") as filters:

@@ -40,34 +40,34 @@ def events(run: Path) -> Iterator[Any]:
 
 def curves(run: Path) -> dict[str, dict[int, float]]:
     """Value by step by name; what a resumed run does again replaces what was there from that step on."""
-    found: dict[str, dict[int, float]] = {}
+    values: dict[str, dict[int, float]] = {}
     for event in events(run):
         if event.HasField("session_log"):
-            for curve in found.values():
+            for curve in values.values():
                 for step in [step for step in curve if step >= event.step]:
                     del curve[step]
         for value in event.summary.value:
             if value.HasField("simple_value"):
-                found.setdefault(value.tag, {})[event.step] = value.simple_value
-    return found
+                values.setdefault(value.tag, {})[event.step] = value.simple_value
+    return values
 
 
 def test_a_run_writes_its_curves_and_the_first_filters(settings: TrainSettings) -> None:
     pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
     result = train(replace(settings, tensorboard=True))
-    found = curves(result.run)
+    recorded = curves(result.run)
     for name in ("loss", "accuracy", "lr", "gradient_norm", "images_per_s", "wait_share"):
-        assert list(found[f"step/{name}"]) == [1, 2, 3, 4, 5, 6]
-    assert all(math.isfinite(value) and value > 0 for value in found["step/gradient_norm"].values())
-    assert all(0 <= value < 1 for value in found["step/wait_share"].values())
+        assert list(recorded[f"step/{name}"]) == [1, 2, 3, 4, 5, 6]
+    assert all(math.isfinite(value) and value > 0 for value in recorded["step/gradient_norm"].values())
+    assert all(0 <= value < 1 for value in recorded["step/wait_share"].values())
     for epoch, row in enumerate(result.history):
         steps = range(3 * epoch + 1, 3 * epoch + 4)
-        assert np.mean([found["step/loss"][step] for step in steps]) == pytest.approx(row.loss, rel=1e-4)
-        assert np.mean([found["step/accuracy"][step] for step in steps]) == pytest.approx(row.accuracy, abs=1e-6)
-        assert np.mean([found["step/gradient_norm"][step] for step in steps]) == pytest.approx(row.gradient_norm)
-        assert found["step/lr"][steps[-1]] == pytest.approx(row.lr)
+        assert np.mean([recorded["step/loss"][step] for step in steps]) == pytest.approx(row.loss, rel=1e-4)
+        assert np.mean([recorded["step/accuracy"][step] for step in steps]) == pytest.approx(row.accuracy, abs=1e-6)
+        assert np.mean([recorded["step/gradient_norm"][step] for step in steps]) == pytest.approx(row.gradient_norm)
+        assert recorded["step/lr"][steps[-1]] == pytest.approx(row.lr)
         for tag, value in (("epoch/val_top1", row.top1), ("epoch/val_loss", row.val_loss), ("epoch/loss", row.loss)):
-            assert found[tag][steps[-1]] == pytest.approx(value)
+            assert recorded[tag][steps[-1]] == pytest.approx(value)
 
     pictures = [value.image for event in events(result.run) for value in event.summary.value if value.tag == "conv1"]
     assert len(pictures) == 2

@@ -39,27 +39,27 @@ def test_network_from_torchvisions_weights_answers_as_torchvisions_does(
     assert first_preprocessing(settings, recipe, arch) == preset("imagenet-224")
     listener = Listener()
     model, loaded = first_model(settings, recipe, arch, listener)
-    theirs = models.alexnet(num_classes=5)
-    theirs.load_state_dict(torch.load(published, weights_only=True))
+    reference = models.alexnet(num_classes=5)
+    reference.load_state_dict(torch.load(published, weights_only=True))
     x_NCHW = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
-        torch.testing.assert_close(model.eval().logits(x_NCHW), theirs.eval()(x_NCHW))
+        torch.testing.assert_close(model.eval().logits(x_NCHW), reference.eval()(x_NCHW))
     assert loaded == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"}
     assert listener.notes == []
 
     model, loaded = first_model(settings, recipe, architecture("torchvision", 7), listener)
     assert "fc8" not in loaded
     assert model.fc8.weight.shape == (7, 4096)
-    assert torch.equal(model.fc7.weight, theirs.classifier[4].weight)
+    assert torch.equal(model.fc7.weight, reference.classifier[4].weight)
     assert "has 5 outputs, not 7: it is trained anew" in listener.notes[0]
 
 
 def test_weights_of_another_architecture_are_refused(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(start, "torchvision_weights", lambda reporter: asked.append(1))
+    downloads = []
+    monkeypatch.setattr(start, "torchvision_weights", lambda reporter: downloads.append(1))
     recipe, arch = RECIPES["finetune"], architecture("one-tower", 5)
     with pytest.raises(UserError, match="its own architecture: one-tower; add --arch torchvision"):
         first_model(TrainSettings(init="torchvision"), recipe, arch, QuietReporter())
-    assert asked == [], "nothing was downloaded for that"
+    assert downloads == [], "nothing was downloaded for that"
     with pytest.raises(CheckpointError, match=r"conv1\.weight is \[64, 3, 11, 11\], not \[96, .*conv5\.weight is"):
         first_model(TrainSettings(init=str(published)), recipe, arch, QuietReporter())
