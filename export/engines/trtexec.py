@@ -154,7 +154,7 @@ def build_with_trtexec(
         OSError: when the engine cannot be written.
         KeyboardInterrupt: on Ctrl-C, after trtexec was stopped; nothing is left behind.
     """
-    options, precision = spec.options, spec.precision
+    options = spec.options
     assert (calibration_table is None) == (options.calibrator is None), "a table goes with the option that names it"
     parent = engine_path.parent.resolve()  # the finished engine is moved by a rename
     with tempfile.TemporaryDirectory(prefix=".trtexec-", dir=parent, ignore_cleanup_errors=True) as folder:
@@ -170,11 +170,8 @@ def build_with_trtexec(
                 fix="use the Q/DQ graph: leave the calibrator out",
             )
         layers = job.inspected(log)
-        fallback = accept(layers, options, f"trtexec {precision} engine")
-        proof = "engine inspector, through trtexec --exportLayerInfo"
-        if any(BY_GRAPH in layer.evidence for layer in layers):
-            size = prove_size(job.engine.stat().st_size, precision, weight_bytes, options)
-            proof += f"; where it does not tell, {BY_GRAPH}; {size}"
+        fallback = accept(layers, options, f"trtexec {spec.precision} engine")
+        proof = job.proof(layers, weight_bytes)
         if job.cache.is_file():
             options.save_timings(job.cache.read_bytes())
         sync_and_replace(job.engine, engine_path)
@@ -384,6 +381,14 @@ class _Job:
             return layers
         graph = {layer.name: layer for layer in onnx_precisions(self.onnx_path, self.spec.precision)}
         return tuple(self._completed(layer, graph[layer.name]) for layer in layers)
+
+    def proof(self, layers: Sequence[LayerPrecision], weight_bytes: int) -> str:
+        """What the types were read from; the size is a second witness where the inspector does not tell them."""
+        proof = "engine inspector, through trtexec --exportLayerInfo"
+        if all(BY_GRAPH not in layer.evidence for layer in layers):
+            return proof
+        size = prove_size(self.engine.stat().st_size, self.spec.precision, weight_bytes, self.options)
+        return f"{proof}; where it does not tell, {BY_GRAPH}; {size}"
 
     def _read_information(self, log: Sequence[str]) -> tuple[LayerPrecision, ...]:
         exists = self.information.is_file()
