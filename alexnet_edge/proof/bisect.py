@@ -34,14 +34,7 @@ from alexnet_edge.sessions import open_session
 IMAGES = 8
 """Images looked at by default: every tensor of each is kept in memory, and thousands of values per tensor are plenty."""
 
-OWN_ERROR: dict[str, float] = {
-    "fp32": 1e-4,
-    "fp16": 5e-3,
-    "bf16": 4e-2,
-    "fp8": 0.15,
-    "int8": 0.15,
-    "int4": 0.3,
-}
+OWN_ERROR: dict[str, float] = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 4e-2, "fp8": 0.15, "int8": 0.15, "int4": 0.3}
 """Largest relative error, |error| / |value| in the Euclidean norm, that a step may add by itself, by the type it is in.
 
 Some times what layers of the trained flowers network add: docs/quantization.md has the figures.

@@ -1,7 +1,7 @@
 """How well a network does on labelled images, in any runtime: accuracy, confusions, calibration.
 
 One rule for equal outputs: a network's answer is the class with the highest output and, of equal ones, the first. It is the
-rule of `numpy.argmax`, of `predict` and of `bench.parity`. A network whose outputs are all alike thus answers its first
+rule of `numpy.argmax`, of `predict` and of `proof.parity`. A network whose outputs are all alike thus answers its first
 class always; `Evaluation.ties` says for how many images the rule had to decide.
 
 Letters: N images, C channels, H height, W width, K classes.
@@ -229,7 +229,6 @@ def evaluate(
     session: Session,
     images: ImageSet,
     *,
-    batch: int = 32,
     ten_crop: bool = False,
     on_bad_image: OnBadImage = "fail",
     workers: int = 0,
@@ -250,7 +249,7 @@ def evaluate(
     spec = _preprocessing(session)
     bad: list[ImageError] = []
     y_NK, indices_N = outputs_NK(
-        session, images, batch=batch, ten_crop=ten_crop, on_bad_image=on_bad_image, bad=bad, workers=workers
+        session, images, ten_crop=ten_crop, on_bad_image=on_bad_image, bad=bad, workers=workers
     )
     return score(
         y_NK,

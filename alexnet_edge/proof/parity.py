@@ -143,11 +143,7 @@ class ParityFigures:
 
 
 def compare_outputs(
-    reference_NK: FloatArray,
-    candidate_NK: FloatArray,
-    *,
-    labels_N: IntArray | None = None,
-    head: Head = "logits",
+    reference_NK: FloatArray, candidate_NK: FloatArray, *, labels_N: IntArray | None = None, head: Head = "logits"
 ) -> ParityFigures:
     """Compare two networks' float32 outputs `(N, K)` on the same images; the reference's must be finite.
 

@@ -59,8 +59,8 @@ def send(upto: int | None = None, *, ranges: bool = True, content: bytes = CONTE
     """Send the content, or the part that is asked for, but of it only `upto` bytes."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-", request.headers["Range"] or "")
-        first = int(asked[1]) if asked and ranges else 0
+        part = re.fullmatch(r"bytes=(\d+)-", request.headers["Range"] or "")
+        first = int(part[1]) if part and ranges else 0
         request.send_response(206 if first else 200)
         if length:
             request.send_header("Content-Length", str(len(content) - first))

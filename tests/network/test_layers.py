@@ -49,11 +49,11 @@ def test_multiply_adds() -> None:
 
 
 def test_groups_halve_the_multiply_adds() -> None:
-    one = {cost.name: cost for cost in layer_costs(architecture("one-tower"))}
+    ungrouped = {cost.name: cost for cost in layer_costs(architecture("one-tower"))}
     two = {cost.name: cost for cost in layer_costs(architecture("two-tower"))}
-    halved = {name for name in LAYER_NAMES if two[name].multiply_adds * 2 == one[name].multiply_adds}
+    halved = {name for name in LAYER_NAMES if two[name].multiply_adds * 2 == ungrouped[name].multiply_adds}
     assert halved == {"conv2", "conv4", "conv5"}
-    assert all(two[name] == one[name] for name in LAYER_NAMES if name not in halved)
+    assert all(two[name] == ungrouped[name] for name in LAYER_NAMES if name not in halved)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -67,11 +67,11 @@ def test_class_count_changes_the_last_layer_only(name: str) -> None:
 
 def test_batch_scales_work_and_activations_but_not_weights() -> None:
     arch = architecture("two-tower")
-    for one, eight in zip(layer_costs(arch), layer_costs(arch, batch=8), strict=True):
-        assert eight.multiply_adds == 8 * one.multiply_adds
-        assert eight.activation_bytes == 8 * one.activation_bytes
-        assert eight.weight_bytes == one.weight_bytes
-        assert eight.total_bytes == one.weight_bytes + 8 * one.activation_bytes
+    for single, eight in zip(layer_costs(arch), layer_costs(arch, batch=8), strict=True):
+        assert eight.multiply_adds == 8 * single.multiply_adds
+        assert eight.activation_bytes == 8 * single.activation_bytes
+        assert eight.weight_bytes == single.weight_bytes
+        assert eight.total_bytes == single.weight_bytes + 8 * single.activation_bytes
 
 
 def test_bytes_follow_the_element_size() -> None:

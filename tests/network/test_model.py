@@ -31,14 +31,14 @@ def random_model(name: str, num_classes: int) -> AlexNet:
 
 def test_torchvision_is_torchvisions(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    theirs = torchvision.models.alexnet(weights=None, num_classes=1000).eval()
-    torch.save(theirs.state_dict(), tmp_path / "alexnet.pth")
+    published = torchvision.models.alexnet(weights=None, num_classes=1000).eval()
+    torch.save(published.state_dict(), tmp_path / "alexnet.pth")
     loaded = load_checkpoint(tmp_path / "alexnet.pth")
     assert loaded.info.architecture == "torchvision"
     assert loaded.info.preprocessing.crop == 224
     x_NCHW = random_images(3, 224)
     with torch.inference_mode():
-        expected_NK = theirs(x_NCHW)
+        expected_NK = published(x_NCHW)
         assert torch.equal(loaded.model()(x_NCHW), expected_NK)
     assert expected_NK.std() > 1e-3, "logits that barely vary would compare equal whatever the weights"
 
@@ -46,22 +46,22 @@ def test_torchvision_is_torchvisions(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Implicit dimension choice for softmax")
 def test_notebook_is_the_notebooks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(2)
-    theirs = notebook_alexnet.AlexNet(227, 3, 1000).eval()
+    published = notebook_alexnet.AlexNet(227, 3, 1000).eval()
     sizes = [int(line.rpartition("= ")[2]) for line in capsys.readouterr().out.splitlines()]
     assert sizes == [55, 27, 27, 13, 13, 13, 13, 6]
     # Its own initialisation gives the same answer for every image: comparing on it would show nothing.
-    for parameter in theirs.parameters():
+    for parameter in published.parameters():
         if parameter.ndim > 1:
             nn.init.kaiming_normal_(parameter)
         else:
             nn.init.normal_(parameter, 0.0, 0.01)
-    torch.save(theirs.state_dict(), tmp_path / "notebook.pth")
+    torch.save(published.state_dict(), tmp_path / "notebook.pth")
     loaded = load_checkpoint(tmp_path / "notebook.pth")
     assert loaded.info.architecture == "notebook"
     assert loaded.info.arch.head == "probabilities"
     x_NCHW = random_images(2, 227) * 60
     with torch.inference_mode():
-        expected_NK = theirs(x_NCHW)
+        expected_NK = published(x_NCHW)
         model = loaded.model()
         assert torch.equal(model(x_NCHW), expected_NK)
         assert torch.equal(torch.softmax(model.logits(x_NCHW), 1), expected_NK)
@@ -71,15 +71,15 @@ def test_notebook_is_the_notebooks(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_torchvisions_training_mode_is_the_same(tmp_path: Path) -> None:
     """With the same random state the dropouts fall alike, so they stand in the same places."""
-    theirs = torchvision.models.alexnet(weights=None, num_classes=4)
-    torch.save(theirs.state_dict(), tmp_path / "alexnet.pth")
-    ours = load_checkpoint(tmp_path / "alexnet.pth").model().train()
+    published = torchvision.models.alexnet(weights=None, num_classes=4)
+    torch.save(published.state_dict(), tmp_path / "alexnet.pth")
+    model = load_checkpoint(tmp_path / "alexnet.pth").model().train()
     x_NCHW = random_images(2, 224)
     with torch.no_grad():
         torch.manual_seed(3)
-        expected_NK = theirs.train()(x_NCHW)
+        expected_NK = published.train()(x_NCHW)
         torch.manual_seed(3)
-        assert torch.equal(ours(x_NCHW), expected_NK)
+        assert torch.equal(model(x_NCHW), expected_NK)
 
 
 def lrn(x_CHW: np.ndarray) -> np.ndarray:

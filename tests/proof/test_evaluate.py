@@ -311,7 +311,7 @@ def by_hand(session: Session, image: Image.Image) -> FloatArray:
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     right, bottom = width - size, height - size
     corners = [(0, 0), (right, 0), (0, bottom), (right, bottom), (round(right / 2), round(bottom / 2))]
-    crops = [image.crop((left, top, left + size, top + size)) for left, top in corners]
+    crops = [image.crop((x0, y0, x0 + size, y0 + size)) for x0, y0 in corners]
     views = []
     for crop in (*crops, *(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for crop in crops)):
         scaled = (np.asarray(crop) / 255 - np.asarray(spec.mean)) / np.asarray(spec.std)
@@ -364,9 +364,9 @@ def test_ten_crops_that_coincide_equal_the_centre(tmp_path: Path) -> None:
     Image.fromarray(np.concatenate([half, half[:, ::-1]], axis=1)).save(tmp_path / "dark" / "0.png")
     with Patches(spec=spec) as session:
         ten = evaluate(session, opened(tmp_path), ten_crop=True)
-        one = evaluate(session, opened(tmp_path))
-    assert (ten.coinciding, one.coinciding) == (True, False)
-    assert ten.loss == pytest.approx(one.loss, rel=5e-5)  # a probability near 1 has steps of 5e-6 of this loss
+        central = evaluate(session, opened(tmp_path))
+    assert (ten.coinciding, central.coinciding) == (True, False)
+    assert ten.loss == pytest.approx(central.loss, rel=5e-5)  # a probability near 1 has steps of 5e-6 of this loss
 
 
 def test_bad_images_are_left_out_of_ten_crops(noise: Path) -> None:

@@ -16,14 +16,7 @@ from alexnet_edge.errors import ParityError, UserError
 from alexnet_edge.images.datasets import ImageSet, open_images, synthetic
 from alexnet_edge.images.preprocess import FloatArray, preset
 from alexnet_edge.proof.evaluate import outputs_NK
-from alexnet_edge.proof.parity import (
-    TOLERANCES,
-    check_parity,
-    compare_outputs,
-    judge,
-    parity_not_run,
-    weaknesses,
-)
+from alexnet_edge.proof.parity import TOLERANCES, check_parity, compare_outputs, judge, parity_not_run, weaknesses
 
 FP32 = TOLERANCES["onnx", "fp32"]
 FP16 = TOLERANCES["onnx", "fp16"]

@@ -45,8 +45,8 @@ def test_resizing_without_averaging_is_what_differs(checkpoint: Checkpoint, larg
     pytest.importorskip("torchvision")
     report = compare_preprocessing(checkpoint, large)
     ways = {way.name: way for way in report.ways}
-    ours = ways["PIL (this package)"]
-    assert (ours.decode_mean, ours.resize_mean, ours.input_mean, ours.flips, ours.top1_agreement) == (0, 0, 0, 0, 1)
+    own = ways["PIL (this package)"]
+    assert (own.decode_mean, own.resize_mean, own.input_mean, own.flips, own.top1_agreement) == (0, 0, 0, 0, 1)
     assert report.num_resized == report.num_images == 4
     for coarse, fine in (
         ("OpenCV, INTER_LINEAR", "OpenCV, INTER_AREA"),
