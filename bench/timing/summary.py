@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,104 +29,78 @@ _ENQUEUE_BOUND = 0.8
 """Largest ratio of enqueue time to GPU time, of the medians, at which the GPU and not the host decides; `trtexec`'s."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LatencySummary:
-    """All rounds of one batch in a few figures; times in nanoseconds, None where the samples are too few."""
-
-    batch: int
-    count: int
-    mean_ns: float
-    min_ns: int
-    max_ns: int
-    percentiles_ns: Mapping[str, float | None]
-    """`p50` ... `p99.9`, nearest rank, of the samples of all rounds together."""
-    median_interval_ns: tuple[float, float]
-    """95 % bootstrap interval of the median, over rounds and blocks of neighbouring samples."""
-    round_medians_ns: tuple[float, ...]
-    cv: float | None
-    drift: float | None
-    """Of the round that drifts most."""
-    round_drift: float | None
-    """From the first round's median to the last's, where every round goes the same way; see `trend`."""
-    modes_ns: tuple[float, float] | None
-    """Two separate modes, if there are."""
-    other_cpus: float | None
-    """Of the round with most."""
-    images_per_s: float
-    """Images over wall time of the timed loop."""
-    queries_per_s: float
-    valid: bool
-    reasons: tuple[str, ...]
-    """Why it is not valid; the bounds are in the settings."""
-
-    def to_json(self, *, before: Sequence[str] = (), after: Sequence[str] = ()) -> dict[str, Any]:
-        """As it stands in results, with reasons that others found before and after its own."""
-        reasons = [*before, *self.reasons, *after]
-        verdict = "INVALID" if reasons else "VALID"
-        return {**asdict(self), "valid": not reasons, "reasons": reasons, "verdict": verdict}
-
-
 def summarise(
-    rounds: Sequence[LatencySamples], settings: MeasureSettings, *, percentile: float | None = None
-) -> LatencySummary:
-    """The figures of one batch's rounds, and the verdict on them.
+    rounds: Sequence[LatencySamples],
+    settings: MeasureSettings,
+    *,
+    percentile: float | None = None,
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
+) -> dict[str, Any]:
+    """All rounds of one batch in a few figures, and the verdict on them; None where the samples are too few.
 
-    `percentile` is what the samples must be enough for, by default as the settings have it for this batch.
+    `percentile` is what the samples must be enough for, by default as the settings have it for this batch. Reasons that
+    others found why it is not valid come `before` and `after` its own.
     """
     (batch,) = {round_.batch for round_ in rounds}
     percentile = settings.percentile_at(batch) if percentile is None else percentile
     arrays = [np.asarray(round_.samples_ns, np.float64) for round_ in rounds]
     pooled = np.concatenate(arrays)
-    in_order = np.sort(pooled)
+    in_order, count = np.sort(pooled), len(pooled)
     duration_s = sum(round_.duration_ns for round_ in rounds) / 1e9
+    medians = [float(np.median(samples)) for samples in arrays]
     drifts = [value for value in map(drift, arrays) if value is not None]
     busy = [round_.other_cpus for round_ in rounds if round_.other_cpus is not None]
-    low, high = interval_of(bootstrap_medians(arrays))
-    median = float(np.median(in_order))
-    medians = [float(np.median(samples)) for samples in arrays]
-    cv = coefficient_of_variation(pooled)
-    worst_drift = max(drifts, key=abs, default=None)
-    across = trend(medians)
-    modes = two_modes(in_order)
-    other_cpus = max(busy, default=None)
-    needed = required_samples(percentile)
+    figures = {
+        "batch": batch,
+        "count": count,
+        "mean_ns": float(pooled.mean()),
+        "min_ns": int(in_order[0]),
+        "max_ns": int(in_order[-1]),
+        # nearest rank, of the samples of all rounds together
+        "percentiles_ns": {f"p{value:g}": percentile_of(in_order, value) for value in PERCENTILES},
+        # 95 % bootstrap interval, over rounds and blocks of neighbouring samples
+        "median_interval_ns": interval_of(bootstrap_medians(arrays)),
+        "round_medians_ns": tuple(medians),
+        "cv": coefficient_of_variation(pooled),
+        "drift": max(drifts, key=abs, default=None),  # of the round that drifts most
+        "round_drift": trend(
+            medians
+        ),  # from the first round's median to the last's, where every round goes the same way
+        "modes_ns": two_modes(in_order),  # two separate modes, if there are
+        "other_cpus": max(busy, default=None),  # of the round with most
+        "images_per_s": batch * count / duration_s,  # wall time of the timed loop
+        "queries_per_s": count / duration_s,
+    }
+    reasons = [*before, *_faults(figures, rounds, settings, percentile), *after]
+    return {**figures, "valid": not reasons, "reasons": reasons, "verdict": "INVALID" if reasons else "VALID"}
+
+
+def _faults(
+    figures: Mapping[str, Any], rounds: Sequence[LatencySamples], settings: MeasureSettings, percentile: float
+) -> list[str]:
+    """Why these figures are not valid; the bounds are in the settings."""
+    count, needed = figures["count"], required_samples(percentile)
+    cv, other_cpus, modes = figures["cv"], figures["other_cpus"], figures["modes_ns"]
+    low, high = figures["median_interval_ns"]
+    median_ns = float(np.median(np.concatenate([round_.samples_ns for round_ in rounds])))
     reasons = []
     if other_cpus is not None and other_cpus > settings.max_other_cpus:
         reasons.append(f"other processes kept {other_cpus:.1f} processors busy")
-    if len(pooled) < needed:
-        reasons.append(f"too few samples: {len(pooled)}, p{percentile:g} needs {needed}")
-    unsettled = sum(not round_.warmup_stable for round_ in rounds)
-    if unsettled:
+    if count < needed:
+        reasons.append(f"too few samples: {count}, p{percentile:g} needs {needed}")
+    if unsettled := sum(not round_.warmup_stable for round_ in rounds):
         reasons.append(f"not stable after warm-up in {unsettled} of {len(rounds)} rounds")
     if cv is not None and cv > settings.max_cv:
         reasons.append(f"coefficient of variation {cv:.0%}")
-    if (half := (high - low) / 2 / median) > settings.max_median_error:
+    if (half := (high - low) / 2 / median_ns) > settings.max_median_error:
         reasons.append(f"median known to ±{half:.0%} only")
-    if worst_drift is not None and abs(worst_drift) > settings.max_drift:
-        reasons.append(f"drift of {worst_drift:+.1%} within a round")
-    if across is not None and abs(across) > settings.max_drift:
-        reasons.append(f"drift of {across:+.1%} from the first round to the last")
+    for name, words in (("drift", "within a round"), ("round_drift", "from the first round to the last")):
+        if figures[name] is not None and abs(figures[name]) > settings.max_drift:
+            reasons.append(f"drift of {figures[name]:+.1%} {words}")
     if modes is not None:
         reasons.append(f"two modes, {modes[0] / 1e6:.3g} and {modes[1] / 1e6:.3g} ms")
-    return LatencySummary(
-        batch=batch,
-        count=len(pooled),
-        mean_ns=float(pooled.mean()),
-        min_ns=int(in_order[0]),
-        max_ns=int(in_order[-1]),
-        percentiles_ns={f"p{value:g}": percentile_of(in_order, value) for value in PERCENTILES},
-        median_interval_ns=(low, high),
-        round_medians_ns=tuple(medians),
-        cv=cv,
-        drift=worst_drift,
-        round_drift=across,
-        modes_ns=modes,
-        other_cpus=other_cpus,
-        images_per_s=batch * len(pooled) / duration_s,
-        queries_per_s=len(pooled) / duration_s,
-        valid=not reasons,
-        reasons=tuple(reasons),
-    )
+    return reasons
 
 
 def summarise_batch(
@@ -146,18 +120,18 @@ def summarise_batch(
         more_reasons: why it is not valid, found by others: power, temperature, clocks.
         machine_reasons: why no time measured on this machine is valid, those of `cold` included.
     """
-    warm = summarise([round_.warm for round_ in rounds], settings)
     device, device_reasons = _summarise_device(rounds, settings)
     unavailable: dict[str, str] = {}
     for round_ in rounds:
         unavailable.update(round_.unavailable)
+    warm, after = _parts(rounds, "warm"), [*device_reasons, *more_reasons]
     return {
-        **warm.to_json(before=machine_reasons, after=[*device_reasons, *more_reasons]),
+        **summarise(warm, settings, before=machine_reasons, after=after),
         "cold": _summarise_cold(rounds, settings, machine_reasons),
         "device": device,
-        "pipelined": _summarise_pipelined(_parts(rounds, "pipelined"), warm.batch),
+        "pipelined": _summarise_pipelined(_parts(rounds, "pipelined"), warm[0].batch),
         "unavailable": unavailable,
-        "samples": records.to_builtins(_parts(rounds, "warm")),
+        "samples": records.to_builtins(warm),
         **{f"{name}_samples": records.to_builtins(_parts(rounds, name)) for name in ("cold", "device", "graph")},
     }
 
@@ -176,7 +150,7 @@ def _summarise_cold(
     # Throughput over the inferences alone: the flushes between them are the harness's.
     alone = [replace(round_, duration_ns=sum(round_.samples_ns)) for round_ in cold]
     (flushed_bytes,) = set(_parts(rounds, "flushed_bytes"))
-    summary = summarise(alone, settings, percentile=COLD_PERCENTILE).to_json(before=machine_reasons)
+    summary = summarise(alone, settings, percentile=COLD_PERCENTILE, before=machine_reasons)
     return {**summary, "flushed_bytes": flushed_bytes}
 
 
