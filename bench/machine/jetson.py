@@ -145,10 +145,8 @@ def saved_mode(root: Path = ROOT) -> PowerMode | None:
 def describe_power(root: Path = ROOT, *, path: str | None = None) -> dict[str, Any]:
     """The power mode, as recorded in results; what cannot be read is None, with its reason.
 
-    Args:
-        root: folder in which `/sys`, `/etc` and `/var` are looked for. For the file system's own root, or with `path`,
-            `nvpmodel -q` and `jetson_clocks --show` are asked too.
-        path: where these commands are looked up; by default `PATH`.
+    `/sys`, `/etc` and `/var` are looked for in `root`. For the file system's own root, or with `path`, where they are looked up
+    then, `nvpmodel -q` and `jetson_clocks --show` are asked too.
 
     Returns:
         `nvpmodel`: `{"id", "name"}`; `jetson_clocks`: `{"locked", "governor", "gpu_mhz", "emc_mhz"}`, the clocks as

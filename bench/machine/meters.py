@@ -78,13 +78,9 @@ def find_meters(
 ) -> Meters:
     """What this machine lets us read; nothing is raised: what is missing has its reason in the result.
 
-    Args:
-        root: folder in which `/sys`, `/proc` and `/etc` are looked for. NVML is this machine's own and is asked only for
-            the root of the file system, or with `load_nvml`.
-        device: `cpu` or `cuda`, what is measured.
-        path: where `tegrastats` is looked up; by default `PATH`.
-        load_nvml: returns the module `pynvml`, or raises `UnavailableError`.
-        interval_s: how often `tegrastats` is to print.
+    `/sys`, `/proc` and `/etc` are looked for in `root`. NVML is this machine's own and is asked only for the root of the file
+    system, or with `load_nvml`, which returns the module `pynvml` or raises `UnavailableError`. `device` is what is measured.
+    `tegrastats` is looked up in `path`, by default `PATH`, and prints every `interval_s`.
     """
     sources: list[Source] = [sensors for slow in (False, True) if (sensors := SysfsSensors(root, slow=slow)).has_files]
     other: Callable[[], _Meter]

@@ -101,21 +101,6 @@ class LayerWork:
         return self.bytes / peaks.read_bytes_per_s * 1e9, compute_ns
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerRoofline(LayerWork):
-    """One layer: how long its work takes at least, and how long it took."""
-
-    memory_floor_ns: float
-    compute_floor_ns: float | None
-    """None where no peak of that type was measured; of an unknown type, by the highest peak there is."""
-    floor_ns: float
-    bound: str
-    """`memory` or `compute`: the longer of the two."""
-    measured_ns: float | None
-    share: float | None
-    above_ns: float | None
-
-
 def roofline(
     *,
     architecture: Architecture,
@@ -148,8 +133,8 @@ def roofline(
     computed_in = {name: owned.computed_in.get(name) or _by_build(layers, name, runtime) for name in stored}
     work = list(_work(architecture, stored, computed_in, batch))
     rooflines = [_layer(layer, peaks, owned.measured_ns.get(layer.name), notes) for layer in work]
-    floor_ns = sum(layer.floor_ns for layer in rooflines)
-    timed = [layer for layer in rooflines if layer.above_ns is not None]
+    floor_ns = sum(layer["floor_ns"] for layer in rooflines)
+    timed = [layer for layer in rooflines if layer["above_ns"] is not None]
     nodes_ns = None if nodes is None else sum(node.ns for node in nodes)
     fits = None if nodes_ns is None else abs(nodes_ns / p50_ns - 1) <= _MAX_DIFFERENCE
     if nodes_ns is not None and not fits:
@@ -163,11 +148,11 @@ def roofline(
         "p50_ns": p50_ns,
         "share": floor_ns / p50_ns,
         "by_round": _round_by_round(work, rounds) if rounds else None,
-        "layers": [asdict(layer) for layer in rooflines],
+        "layers": rooflines,
         "nodes_ns": nodes_ns,
         "profile_fits": fits,
         "other_ns": None if nodes is None else owned.other_ns,
-        "worst": max(timed, key=lambda layer: layer.above_ns or 0.0).name if timed else None,
+        "worst": max(timed, key=lambda layer: layer["above_ns"])["name"] if timed else None,
         "unavailable": "" if timed else _NO_PROFILE if nodes is None else _NOTHING_ALONE,
         "notes": [f"{', '.join(names)}: {text}" if names else text for text, names in notes.items()],
         "nodes": [{**asdict(node), "layer": layer} for node, layer in zip(nodes or (), owned.layers, strict=True)],
@@ -186,28 +171,29 @@ def _floor_ns(memory_ns: float, compute_ns: float | None) -> float:
     return max(memory_ns, compute_ns or 0.0)
 
 
-def _layer(work: LayerWork, peaks: Peaks, measured_ns: float | None, notes: _Notes) -> LayerRoofline:
+def _layer(work: LayerWork, peaks: Peaks, measured_ns: float | None, notes: _Notes) -> dict[str, Any]:
+    """One layer: its work, how long that takes at least, and how long it took."""
     memory_ns, compute_ns = work.floors_ns(peaks)
-    if compute_ns is None:
-        notes[f"no peak of {work.computed_in} was measured: the floor is the memory's alone"].append(work.name)
     floor_ns = _floor_ns(memory_ns, compute_ns)
     share = None if not measured_ns else floor_ns / measured_ns
+    if compute_ns is None:
+        notes[f"no peak of {work.computed_in} was measured: the floor is the memory's alone"].append(work.name)
     if share is not None and share > 1:
         underestimated = "faster than the floor: the peak was underestimated, or data came from a cache"
         notes[underestimated].append(f"{work.name} ({_percent(share)})")
     stored, computed_in = work.precision, work.computed_in
     if computed_in not in ("unknown", "tf32", stored) and (stored, computed_in) != ("int4", "fp16"):
         notes[f"stored in {stored}, computed in {computed_in}"].append(work.name)
-    return LayerRoofline(
+    return {
         **asdict(work),
-        memory_floor_ns=memory_ns,
-        compute_floor_ns=compute_ns,
-        floor_ns=floor_ns,
-        bound="compute" if compute_ns is not None and compute_ns > memory_ns else "memory",
-        measured_ns=measured_ns,
-        share=share,
-        above_ns=None if share is None or measured_ns is None else measured_ns - floor_ns,
-    )
+        "memory_floor_ns": memory_ns,
+        "compute_floor_ns": compute_ns,
+        "floor_ns": floor_ns,
+        "bound": "compute" if compute_ns is not None and compute_ns > memory_ns else "memory",  # the longer of the two
+        "measured_ns": measured_ns,
+        "share": share,
+        "above_ns": None if share is None or measured_ns is None else measured_ns - floor_ns,
+    }
 
 
 def _stored(

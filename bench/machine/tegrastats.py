@@ -81,15 +81,12 @@ def read_log(path: Path) -> list[TegrastatsLine]:
     Raises:
         UserError: when it cannot be read or has no line of tegrastats.
     """
+    fix = "record one: tegrastats --logfile FILE"
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UserError(
-            f"cannot read the tegrastats log ({error.strerror})",
-            value=path,
-            fix="record one: tegrastats --logfile FILE",
-        ) from error
+        raise UserError(f"cannot read the tegrastats log ({error.strerror})", value=path, fix=fix) from error
     lines = [parsed for line in text.splitlines() if (parsed := parse_line(line)) is not None]
     if not lines:
-        raise UserError("no line of tegrastats in it", value=path, fix="record one: tegrastats --logfile FILE")
+        raise UserError("no line of tegrastats in it", value=path, fix=fix)
     return lines

@@ -121,15 +121,10 @@ def run_bench(
     A subject that cannot be run on this machine is listed with the reason. One whose process fails is listed with its
     error and left out of later rounds. Ctrl-C ends the bench and keeps what was finished.
 
-    Args:
-        subjects: artifacts and checkpoints (`.safetensors`, `.pt`, `.pth`).
-        settings: how to measure; the defaults of `MeasureSettings`.
-        plan: what else to do; the defaults of `Plan`.
-        images: what to answer; by default the data that the first checkpoint was trained on, or else the synthetic set.
-        out: results file (JSON), rewritten whole after every step; LoadGen's logs go into a folder beside it.
-        command: recorded as the way to repeat this; by default this process's own.
-        trust: take engines without manifest, see `load_artifact`.
-        reporter: receives the progress.
+    `subjects` are artifacts and checkpoints (`.safetensors`, `.pt`, `.pth`). They answer `images`, by default the data that the
+    first checkpoint was trained on, or else the synthetic set. The results file `out` (JSON) is rewritten whole after every
+    step; LoadGen's logs go into a folder beside it. `command` is recorded as the way to repeat this, by default this
+    process's own. `trust` takes engines without manifest, see `load_artifact`.
 
     Raises:
         UserError: when there is no subject, one is named twice, none can be run here, the power mode cannot be set, or

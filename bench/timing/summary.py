@@ -114,11 +114,8 @@ def summarise_batch(
 
     What any part finds wrong with the device itself counts against the whole; `cold` has its own verdict.
 
-    Args:
-        rounds: at least one; a part that is missing from one is summarised over the others.
-        settings: with which they were taken.
-        more_reasons: why it is not valid, found by others: power, temperature, clocks.
-        machine_reasons: why no time measured on this machine is valid, those of `cold` included.
+    A part that is missing from a round is summarised over the others. `more_reasons` are why it is not valid, found by others:
+    power, temperature, clocks. `machine_reasons` are why no time measured on this machine is valid, those of `cold` included.
     """
     device, device_reasons = _summarise_device(rounds, settings)
     unavailable: dict[str, str] = {}
