@@ -293,8 +293,8 @@ class _SystemUnderTest:
 
     def _run(self, start_test: Callable[[int, int], None], issue: Callable[[list[int], list[int]], None]) -> None:
         count = len(self._images_NCHW)
-        handle = self._lg.ConstructFastSUT(issue, _nothing)
-        qsl = self._lg.ConstructQSL(count, count, self._load, _nothing)
+        handle = self._lg.ConstructFastSUT(issue, lambda: None)
+        qsl = self._lg.ConstructQSL(count, count, self._load, lambda _indices: None)
         try:
             start_test(handle, qsl)
         finally:
@@ -303,16 +303,13 @@ class _SystemUnderTest:
         if self._error is not None:
             if isinstance(self._error, AlexNetEdgeError):
                 raise self._error
-            first = (str(self._error).splitlines() or [""])[0]
-            raise AlexNetEdgeError(
-                f"{self._scenario}: the session failed during a query ({type(self._error).__name__}: {first})"
-            ) from self._error
+            words = f"{type(self._error).__name__}: {(str(self._error).splitlines() or [''])[0]}"
+            raise AlexNetEdgeError(f"{self._scenario}: the session failed during a query ({words})") from self._error
 
     def _load(self, indices: Sequence[int]) -> None:
         order = list(dict.fromkeys(indices))
-        wrapped = [order[at % len(order)] for at in range(len(order) + max(self._batch, self._smallest) - 1)]
-        self._order = wrapped
-        self._x_NCHW = np.ascontiguousarray(self._images_NCHW[wrapped])
+        self._order = [order[at % len(order)] for at in range(len(order) + max(self._batch, self._smallest) - 1)]
+        self._x_NCHW = np.ascontiguousarray(self._images_NCHW[self._order])
         self._position = {index: at for at, index in enumerate(order)}
         self._single = {index: self._x_NCHW[at : at + 1] for index, at in self._position.items()}
         self._gathered = np.empty((self._batch, *self._x_NCHW.shape[1:]), np.float32)
@@ -370,7 +367,3 @@ class _SystemUnderTest:
             return self._x_NCHW[at : at + max(count, self._smallest)]
         rows = [self._position[index] for index in indices]
         return np.take(self._x_NCHW, rows, axis=0, out=self._gathered[:count], mode="clip")  # "raise" would copy twice
-
-
-def _nothing(*_args: object) -> None:
-    """A callback that LoadGen needs and that does nothing."""

@@ -403,6 +403,11 @@ def opened(session: TensorRTSession, *, transfers: bool = True) -> Any:
     return device_queries(session, [images(2)], in_flight=2, graph=False, transfers=transfers)
 
 
+def warm_round(session: TensorRTSession, *, like: Any = None) -> BatchRound:
+    settings = replace(QUICK, device="cuda", like=like, cold=False)
+    return measure_batch(session, images(2), batch=2, settings=settings)
+
+
 @pytest.mark.parametrize("off", [0.5, np.nan])
 @pytest.mark.parametrize("transfers", [False, True])
 def test_another_answer_is_not_timed(
@@ -425,8 +430,7 @@ def test_the_last_answers_count_too(session: TensorRTSession, monkeypatch: pytes
         return answer(work, slot) + np.float32(100 * (count > 2))
 
     monkeypatch.setattr(tensorrt._Work, "answer", later_wrong)
-    settings = replace(QUICK, device="cuda", like="trtexec-10", cold=False)
-    taken = measure_batch(session, images(2), batch=2, settings=settings)
+    taken = warm_round(session, like="trtexec-10")
     assert taken.unavailable == {"cold": "not asked for", **dict.fromkeys(PARTS, WRONG_ANSWER)}
     assert (taken.device, taken.pipelined) == (None, None)
     assert count == 3
@@ -470,8 +474,7 @@ def test_a_round_on_a_gpu(session: TensorRTSession, machine: Machine, trt: Libra
 
 @pytest.mark.parametrize("like", ["trtexec-10", "trtexec-11"])
 def test_a_round_like_trtexec(session: TensorRTSession, trt: Library, machine: Machine, like: Any) -> None:
-    settings = replace(QUICK, device="cuda", like=like, cold=False)
-    taken = measure_batch(session, images(2), batch=2, settings=settings)
+    taken = warm_round(session, like=like)
     part = taken.device
     assert part is not None
     assert taken.pipelined is not None
@@ -485,12 +488,12 @@ def test_a_round_like_trtexec(session: TensorRTSession, trt: Library, machine: M
     assert taken.graph is None
     assert taken.unavailable == {"cold": "not asked for", "graph": f"{like} measures one way only"}
     assert records.decode(BatchRound, json.dumps(records.to_builtins(taken), allow_nan=False)) == taken
-    assert summarise_batch([taken], settings)["device"]["like"] == like
+    assert summarise_batch([taken], replace(QUICK, like=like))["device"]["like"] == like
 
 
 def test_an_engine_that_cannot_be_recorded(session: TensorRTSession, machine: Machine) -> None:
     machine.capturable = False
-    taken = measure_batch(session, images(2), batch=2, settings=replace(QUICK, device="cuda", cold=False))
+    taken = warm_round(session)
     assert taken.graph is None
     assert "cannot be recorded as a CUDA graph" in taken.unavailable["graph"]
     assert taken.device is not None
