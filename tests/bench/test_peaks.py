@@ -22,6 +22,7 @@ from alexnet_edge.bench.machine.processor_peaks import buffer_bytes
 from alexnet_edge.bench.rounds.peaks import measure_here, measure_peaks
 from alexnet_edge.errors import MissingComponentError, UserError
 from alexnet_edge.nvidia import cuda
+from alexnet_edge.sessions.base import NodeTime
 from alexnet_edge.sessions.openvino import int8_overflows
 
 MIB = 1 << 20
@@ -42,10 +43,7 @@ def measurement(
         read_bytes_per_s=read,
         copy_bytes_per_s=copy,
         multiply_adds_per_s=speeds,
-        how={
-            "read": {"kernel": f"read at {read}"},
-            **{name: {"kernel": f"at {rate}"} for name, rate in speeds.items()},
-        },
+        how={name: {"kernel": f"at {rate}"} for name, rate in {"read": read, **speeds}.items()},
         unavailable={"int8": unavailable} if unavailable else {},
         other_cpus=busy,
     )
@@ -60,7 +58,7 @@ def test_the_best_of_several_measurements_is_taken_rate_by_rate() -> None:
     best = best_of(measured)
     assert (best.read_bytes_per_s, best.copy_bytes_per_s) == (30.0, 9.0)
     assert best.multiply_adds_per_s == {"fp32": 6.0, "int8": 7.0}
-    assert [best.how[name]["kernel"] for name in ("read", "fp32", "int8")] == ["read at 30.0", "at 6.0", "at 7.0"]
+    assert [best.how[name]["kernel"] for name in ("read", "fp32", "int8")] == ["at 30.0", "at 6.0", "at 7.0"]
     assert best.unavailable == {}, "one of them measured it"
     assert best.other_cpus == 0.1
     assert [peaks["best"]["read"] for peaks in best.rounds] == [10.0, 30.0, 20.0]
@@ -181,10 +179,8 @@ def test_processor() -> None:
             assert peak == max(best.values()) == best[peaks.how[element]["kernel"]]
     libraries = {name.split()[0] for name in peaks.how["fp32"]["kernels"]}
     assert libraries == {"numpy", "onnxruntime"}
-    assert {name.rsplit(" ", 1)[0] for name in peaks.how["int8"]["kernels"]} == {
-        "onnxruntime MatMulInteger uint8 x int8",
-        "onnxruntime MatMulInteger int8",
-    }
+    products = {name.rsplit(" ", 1)[0] for name in peaks.how["int8"]["kernels"]}
+    assert products == {f"onnxruntime MatMulInteger {types}" for types in ("uint8 x int8", "int8")}
     assert records.decode(Peaks, json.dumps(records.to_builtins(peaks), allow_nan=False)) == peaks
 
 
@@ -201,11 +197,8 @@ def test_a_board_with_numpy_only(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 def test_a_product_in_another_type_is_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: a library that casts to FP32 first."""
-    from alexnet_edge.sessions.base import NodeTime
-
-    monkeypatch.setattr(
-        processor_peaks, "node_times_of", lambda *_, **__: [NodeTime(name="y", kind="MatMul(float)", ns=1)]
-    )
+    node = NodeTime(name="y", kind="MatMul(float)", ns=1)
+    monkeypatch.setattr(processor_peaks, "node_times_of", lambda *_, **__: [node])
     assert processor_peaks._onnxruntime_products("fp32", 1)[0] != []
     reason = "ONNX Runtime computes FLOAT16 as MatMul(float) here"
     assert processor_peaks._onnxruntime_products("fp16", 1) == ([], reason)

@@ -490,27 +490,23 @@ def test_a_meter_is_not_asked_about_what_it_does_not_see(device: str, blind: str
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "device", "reasons"),
+    ("name", "device", "first", "second", "fall"),
     [
-        ({"GPU": clock(1300)}, {"GPU": clock(1300)}, "cuda", []),
-        ({"GPU": clock(1300)}, {"GPU": clock(1250)}, "cuda", []),  # within the limit
-        ({"GPU": clock(1300)}, {"GPU": clock(918)}, "cuda", ["GPU clock fell from 1300 to 918 MHz"]),
-        ({"GPU": clock(918)}, {"GPU": clock(1300)}, "cuda", []),  # it rose: slower rounds are the first ones
-        (
-            {"GPU": clock(918, 1300, fell=(1300, 918))},
-            {"GPU": clock(1300)},
-            "cuda",
-            ["GPU clock fell from 1300 to 918 MHz"],
-        ),
-        ({"EMC": clock(3199)}, {"EMC": clock(2133)}, "cuda", ["EMC clock fell from 3199 to 2133 MHz"]),
-        ({"CPU": clock(2200)}, {"CPU": clock(1100)}, "cuda", []),  # the processors' may follow the load
-        ({"CPU": clock(2200)}, {"CPU": clock(1100)}, "cpu", ["CPU clock fell from 2200 to 1100 MHz"]),
-        ({"GPU": clock(1300)}, {"GPU": clock(306)}, "cpu", []),
-        ({"GPU": clock(1300)}, {}, "cuda", []),
+        ("GPU", "cuda", clock(1300), clock(1300), None),
+        ("GPU", "cuda", clock(1300), clock(1250), None),  # within the limit
+        ("GPU", "cuda", clock(1300), clock(918), "from 1300 to 918"),
+        ("GPU", "cuda", clock(918), clock(1300), None),  # it rose: slower rounds are the first ones
+        ("GPU", "cuda", clock(918, 1300, fell=(1300, 918)), clock(1300), "from 1300 to 918"),
+        ("EMC", "cuda", clock(3199), clock(2133), "from 3199 to 2133"),
+        ("CPU", "cuda", clock(2200), clock(1100), None),  # the processors' may follow the load
+        ("CPU", "cpu", clock(2200), clock(1100), "from 2200 to 1100"),
+        ("GPU", "cpu", clock(1300), clock(306), None),
+        ("GPU", "cuda", clock(1300), None, None),
     ],
 )
-def test_clocks_that_fell(first: Any, second: Any, device: str, reasons: list[str]) -> None:
-    assert thermal_reasons([a_window(clocks=first), a_window(clocks=second)], device=device) == reasons
+def test_clocks_that_fell(name: str, device: str, first: Clock, second: Clock | None, fall: str | None) -> None:
+    windows = [a_window(clocks={} if seen is None else {name: seen}) for seen in (first, second)]
+    assert thermal_reasons(windows, device=device) == ([] if fall is None else [f"{name} clock fell {fall} MHz"])
 
 
 @pytest.mark.parametrize(

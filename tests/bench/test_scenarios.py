@@ -281,11 +281,9 @@ def test_offline_and_server_use_batches_where_they_pay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "batches"),
     [
-        (short("single-stream"), (4, 4)),
-        (short("server"), (4, 4)),
+        *((settings, (4, 4)) for settings in (short("single-stream"), short("server"), short("offline", max_batch=3))),
         (short("multi-stream", samples_per_query=3), (4, 4)),
         (short("offline", max_batch=5), (1, 4)),
-        (short("offline", max_batch=3), (4, 4)),
         (ScenarioSettings(scenario="server"), (1, None)),
     ],
 )
