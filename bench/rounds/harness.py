@@ -117,12 +117,7 @@ def plain_loop_ratio(
     if not isinstance(session, OnnxRuntimeSession):
         raise UserError("the plain loop is one around ONNX Runtime", value=artifact, fix="give an ONNX artifact")
     settings = MeasureSettings(
-        batches=(1,),
-        device=device,
-        rounds=1,
-        percentile=50,
-        min_seconds=seconds / blocks / 2,
-        min_warmup_seconds=0,
+        batches=(1,), device=device, rounds=1, percentile=50, min_seconds=seconds / blocks / 2, min_warmup_seconds=0
     )
     harness_samples, plain_samples = _in_turn(session, x_NCHW, settings, blocks=blocks)
     pairs = zip(harness_samples, plain_samples, strict=True)
