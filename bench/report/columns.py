@@ -50,14 +50,14 @@ class Column:
     kind: Literal["figure", "text", "name"] = "figure"
 
 
-def time_column(head: str, *keys: str) -> Column:
-    """Nanoseconds under `keys` of a pair's entry, in milliseconds."""
-    return Column(head, lambda pair: show_ns(dig(pair[1], *keys)), "ms")
+def time_column(head: str, key: str, *inner: str) -> Column:
+    """Nanoseconds under `key` of a pair's entry, which must be there, and `inner`, in milliseconds."""
+    return Column(head, lambda pair: show_ns(dig(pair[1][key], *inner)), "ms")
 
 
-def figure_column(head: str, unit: str, *keys: str, scale: float = 1.0) -> Column:
-    """What stands under `keys` of a pair's entry, times `scale`."""
-    return Column(head, lambda pair: show_ms(dig(pair[1], *keys), scale), unit)
+def figure_column(head: str, unit: str, key: str, *inner: str, scale: float = 1.0) -> Column:
+    """What stands under `key` of a pair's entry, which must be there, and `inner`, times `scale`."""
+    return Column(head, lambda pair: show_ms(dig(pair[1][key], *inner), scale), unit)
 
 
 SUBJECT = Column("subject", lambda pair: str(pair[0].label), kind="name")

@@ -212,8 +212,8 @@ def _scenario_table(rows: Sequence[Row], subjects: Subjects) -> Table:
         *_PERCENTILES[3:],
         Column("queries", lambda pair: show(pair[1]["queries"], ".0f")),
         Column("time", lambda pair: show(pair[1]["duration_ns"], ".1f", 1e-9), "s"),
-        time_column("bound", "latency_bound_ns"),
-        figure_column("harness", "%", "harness_share", scale=100),
+        Column("bound", lambda pair: show_ns(pair[1].get("latency_bound_ns")), "ms"),
+        Column("harness", lambda pair: show_ms(pair[1].get("harness_share"), 100), "%"),
         _WHY_INVALID,
     ]
     reasons = [] if pairs else [(row.label, NOT_MEASURED) for row, subject in both if subject["batches"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +45,14 @@ def _listener() -> Any:
     return Listener()
 
 
-@functools.cache
-def _builder() -> tuple[Any, Any]:
-    """One builder for all, and its logger: the library takes only the first logger of a process."""
-    listener = _listener()
-    return library().Builder(listener), listener
-
-
 class Parsed:
     """What the parser makes of a file: a strongly typed network. Keep it as long as the network."""
 
     def __init__(self, model: Path | bytes) -> None:
         trt = library()
         self._listener = _listener()
-        self.network = _builder()[0].create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        self._builder = trt.Builder(self._listener)  # of its own: the library takes no second logger while one is alive
+        self.network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self.parser = trt.OnnxParser(self.network, self._listener)
         self.accepted = (
             self.parser.parse(model) if isinstance(model, bytes) else self.parser.parse_from_file(str(model))
