@@ -12,7 +12,7 @@ help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' Makefile | expand -t 14
 
-demo: .venv/.installed  ## train, export, prove and measure on the built-in images; writes a report (4 to 6 minutes)
+demo: .venv/.installed  ## train, export, prove and measure on the built-in images; writes a report (4 to 9 minutes)
 	$(BIN)/alexnet-edge demo
 
 # What is read last is the tests' own summary, so the benchmarks come before them, and short: they show that they run.

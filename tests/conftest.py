@@ -33,7 +33,7 @@ QUICK = {
     *(f"proof/test_{name}.py" for name in ("parity", "stats")),
     *(f"training/test_{name}.py" for name in ("log", "recipe", "rounding", "start")),
     *(f"export/test_{name}.py" for name in ("inspector", "onnx", "options", "request")),
-    *(f"bench/test_{name}.py" for name in ("compare", "foreign", "power", "report", "report_page", "roofline")),
+    *(f"bench/test_{name}.py" for name in ("compare", "foreign", "power", "report", "roofline")),
     "deploy/test_deploy_parts.py",
     "cli/test_cli.py",
     "packaging/test_docs.py",

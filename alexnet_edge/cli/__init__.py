@@ -39,7 +39,7 @@ COMMANDS = {
     "predict": "Name what is in an image, a folder, a camera's frame or a stream: the most probable classes.",
     "inspect": "Shapes, parameters, multiply-adds and bytes per layer; of a file also where it comes from.",
     "doctor": "What this machine can train, export and run, and the command that adds what is missing.",
-    "demo": "The whole path on built-in images: train, export to everything, prove, measure, report. Four to six minutes.",
+    "demo": "The whole path on built-in images: train, export to everything, prove, measure, report. Four to nine minutes.",
 }
 """Each command and its line in `--help`, in that order; its module in this folder has its name."""
 

@@ -18,7 +18,7 @@ def demo(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """The whole path on built-in images: train, export to everything, prove, measure, report. Four to six minutes."""
+    """The whole path on built-in images: train, export to everything, prove, measure, report. Four to nine minutes."""
     from alexnet_edge.cli.show import base as console
     from alexnet_edge.cli.show.bench import show_demo
     from alexnet_edge.demo import run_demo

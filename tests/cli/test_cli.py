@@ -352,6 +352,7 @@ def test_damaged_results(cli: InProcess, content: str) -> None:
     assert [path.name for path in Path().iterdir()] == ["bench.json"]
 
 
+@pytest.mark.slow
 def test_full_disk(cli: InProcess, tiny_checkpoint: MakeCheckpoint, image_folder: Path, tmp_path: Path) -> None:
     model = tiny_checkpoint("two-tower")  # larger than the disk
     disk = tmp_path / "disk"
@@ -382,6 +383,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("blocked", "extra", "arguments"),
     [
@@ -531,6 +533,7 @@ def test_version_and_help(cli: InProcess) -> None:
     assert "--format" in cli.text("export", "--help")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["inspect"], ["inspect", "--json"], ["--help"], ["--version"]])
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path, arguments: list[str], unbuffered: str) -> None:
@@ -583,6 +586,7 @@ COMPLETIONS = {
 """Of each shell: its flags to read no configuration, what it runs, and the first word that it prints."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", COMPLETIONS)
 def test_completion_scripts_work(shell: Any, tmp_path: Path) -> None:
     flags, words, expected = COMPLETIONS[shell]

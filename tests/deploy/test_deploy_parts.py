@@ -137,6 +137,7 @@ def test_fleets_that_are_refused(tmp_path: Path, text: str, words: str) -> None:
         read_fleet(path, lambda host, **own: LinkSettings(destination=host, **own))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -158,6 +159,7 @@ def test_one_line_for_each_mistake(run_cli: Any, arguments: list[str], words: st
     assert words in run_cli.refuses("deploy", *arguments)
 
 
+@pytest.mark.slow
 def test_the_wheel_is_this_package_and_always_the_same(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -198,6 +200,7 @@ def answered(folder: Path, image_folder: Path) -> tuple[ImageSet, np.ndarray[Any
         return images, outputs_NK(session, images)[0]
 
 
+@pytest.mark.slow
 def test_ranges_and_answers_from_elsewhere_give_the_same_file(
     narrow_exports: tuple[Path, Calibration], image_folder: Path, tmp_path: Path
 ) -> None:
@@ -239,6 +242,7 @@ def test_ranges_that_were_changed_are_refused(change: dict[str, Any]) -> None:
         decode_calibration(json.dumps({**good.to_json(), **change}))
 
 
+@pytest.mark.slow
 def test_the_bundle_of_an_order(narrow_exports: tuple[Path, Calibration], image_folder: Path, tmp_path: Path) -> None:
     folder, ranges = narrow_exports
 
@@ -278,6 +282,7 @@ def test_the_bundle_of_an_order(narrow_exports: tuple[Path, Calibration], image_
         make("alexnet_int8.onnx", format="onnx")
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_be_proved_there_is_not_taken(
     narrow_exports: tuple[Path, Calibration], image_folder: Path, tmp_path: Path
 ) -> None:
