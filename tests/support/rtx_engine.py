@@ -51,7 +51,8 @@ class Parsed:
     def __init__(self, model: Path | bytes) -> None:
         trt = library()
         self._listener = _listener()
-        self._builder = trt.Builder(self._listener)  # of its own: the library takes no second logger while one is alive
+        self._of_builder = _listener()  # another: the library tells a builder's logger that it keeps an earlier one
+        self._builder = trt.Builder(self._of_builder)
         self.network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self.parser = trt.OnnxParser(self.network, self._listener)
         self.accepted = (
