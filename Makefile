@@ -21,7 +21,7 @@ test: lint types bench unit  ## everything continuous integration runs, but for 
 
 check: lint types unit  ## what to run before a commit
 
-quick: lint types  ## what a change must pass while you work on it: under a minute on two cores
+quick: lint types  ## what a change must pass while you work on it: one to two minutes on two cores
 	$(BIN)/python -m pytest --quick -n 2 --dist loadfile
 
 lint: .venv/.installed  ## ruff: lint and formatting; import-linter: the order of imports
