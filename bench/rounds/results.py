@@ -1,6 +1,6 @@
 """The results of a bench as one JSON object: schema, summary and reading.
 
-Keys end in their unit; null is "not available", with the reason beside it. docs/bench.md lists every key.
+Keys end in their unit; null is "not available", with the reason beside it. docs/bench.md explains the main ones.
 """
 
 from __future__ import annotations
